@@ -1,0 +1,79 @@
+"""What executing a program leaves behind: steps, traces and the report over a split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from bt_compiler.engine.request import Completion, PromptText
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One visit of one node."""
+
+    node: str
+    """Path of names from the top: `hops/hop`."""
+    visit: tuple[int, ...] = ()
+    """Zero-based visit of every enclosing loop; empty outside loops."""
+    module: str | None = None
+    """Module called; None for retrieve steps."""
+    inputs: Mapping[str, Any]
+    prompt: PromptText | None = None
+    completion: Completion | None = None
+    outputs: Mapping[str, Any] | None = None
+    """None where the step failed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why an example failed."""
+
+    code: str
+    message: str
+    node: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """One run of the program on one example."""
+
+    example: str
+    """Id of the example."""
+    repeat: int = 0
+    """Which of several samples of the same example."""
+    steps: tuple[Step, ...]
+    outputs: Mapping[str, Any] | None
+    error: Failure | None = None
+    score: float | None = None
+    """None until a metric has judged it; 0 for a failed run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """A confidence interval."""
+
+    low: float
+    high: float
+    level: float = 0.95
+    method: str = "wilson"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """One candidate on one split. Calls, tokens and seconds are accounting, outside any digest."""
+
+    candidate: str
+    split: str
+    scores: tuple[tuple[str, float], ...]
+    """(example id, score) in the order of the split."""
+    mean: float
+    interval: Interval
+    failures: tuple[tuple[str, Failure], ...] = ()
+    calls: int = 0
+    cached_calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0
+    traces: tuple[Trace, ...] = field(default=(), compare=False, repr=False)

@@ -1,0 +1,176 @@
+"""The program graph: structure that never changes once lowered. All that is trainable lives in `candidate`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from bt_compiler.diagnostics import Span
+from bt_compiler.spec.sections import Generation
+from bt_compiler.spec.types import Field, Type
+
+ModuleKind = Literal["predict", "chain_of_thought"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signature:
+    """What a module is asked: instructions, ordered inputs, ordered outputs. Field order is prompt order."""
+
+    instructions: str
+    inputs: tuple[Field, ...]
+    outputs: tuple[Field, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Module:
+    """One prompt and one adapter slot. Calling it twice ties the two calls."""
+
+    name: str
+    kind: ModuleKind
+    signature: Signature
+    """As the spec declares it, without the reasoning field of `chain_of_thought`."""
+    model: str
+    """Name in the spec's models."""
+    generation: Generation
+    format: str = "fields"
+    """Prompt format: a name in `templates/prompts/`, or the absolute path of the user's own `.jinja` file."""
+    train: tuple[Literal["prompt", "weights"], ...] = ("prompt", "weights")
+
+    @property
+    def outputs(self) -> tuple[Field, ...]:
+        """What the model writes, in order: for `chain_of_thought` the text field `reasoning` comes first."""
+        if self.kind == "chain_of_thought":
+            reasoning = Field(name="reasoning", type=Type(kind="str"), description="think step by step")
+            return (reasoning, *self.signature.outputs)
+        return self.signature.outputs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ref:
+    """A reference to a whole value, resolved when lowered.
+
+    `step` None: a program input or a carried name of an enclosing loop called `field`. Else output `field` of
+    the step of that name, visible from where the reference stands (own body first, then enclosing ones).
+    """
+
+    step: str | None
+    field: str
+
+    def __str__(self) -> str:
+        return f"${self.field}" if self.step is None else f"${self.step}.{self.field}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Constant:
+    """A constant written in the spec where a reference could stand (`$$` gives a literal dollar)."""
+
+    value: Any
+
+
+Value = Ref | Constant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Binding:
+    """`name` takes `value`."""
+
+    name: str
+    value: Value
+    type: Type
+    """Type of what `name` expects (inputs) or gives (outputs)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """Runs a module."""
+
+    name: str
+    module: str
+    inputs: tuple[Binding, ...]
+    outputs: tuple[Field, ...]
+    """`module.outputs`: the reasoning of a `chain_of_thought` can be referred to."""
+    hash: str = ""
+    """Content hash of the node and all it depends on, filled in by `graph.hashing`."""
+    span: Span | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retrieve:
+    """Asks a retriever; the one output is `passages: [Passage]`."""
+
+    name: str
+    retriever: str
+    query: Value
+    k: int
+    outputs: tuple[Field, ...]
+    hash: str = ""
+    span: Span | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Carry:
+    """A value that lives from visit to visit of a loop.
+
+    `add`: starts empty and appends `value` after each visit (passages without duplicates by id).
+    `replace`: starts as `start`, becomes `value` after each visit.
+    """
+
+    name: str
+    type: Type
+    mode: Literal["add", "replace"]
+    value: Value
+    """Resolved inside the body."""
+    start: Value | None = None
+    """Resolved outside the loop."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repeat:
+    """Runs its body up to `times` times. Outside, one sees what it carries and what `out` binds (last visit)."""
+
+    name: str
+    times: int
+    carry: tuple[Carry, ...]
+    body: tuple[Node, ...]
+    """In an order that respects references."""
+    out: tuple[Binding, ...]
+    """Resolved inside the body, after the last visit."""
+    outputs: tuple[Field, ...]
+    """Carried names, then those of `out`."""
+    until: Ref | None = None
+    """A bool of the body: the loop ends after the visit in which it is true."""
+    hash: str = ""
+    span: Span | None = field(default=None, compare=False)
+
+
+Node = Call | Retrieve | Repeat
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetrieverRef:
+    """What the graph knows of a retriever."""
+
+    name: str
+    kind: str
+    k: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """A typed LM program."""
+
+    name: str
+    inputs: tuple[Field, ...]
+    nodes: tuple[Node, ...]
+    """In an order that respects references."""
+    out: tuple[Binding, ...]
+    """The program's outputs; `Binding.type` is their type."""
+    modules: tuple[Module, ...]
+    retrievers: tuple[RetrieverRef, ...]
+
+    def module(self, name: str) -> Module:
+        """The module of that name. Raises KeyError."""
+        for module in self.modules:
+            if module.name == name:
+                return module
+        raise KeyError(name)

@@ -1,0 +1,194 @@
+"""The sections of a spec that are settings and not structure, as plain typed values with their defaults.
+
+Structure (signatures, modules, steps) is lowered by `graph`; everything here is read by whoever opens models,
+data, retrievers, metrics and optimisers, and only through these types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from bt_compiler.diagnostics import Span
+from bt_compiler.spec.types import Field
+
+StepKind = Literal["prompts", "weights"]
+RowSource = Literal["self", "sampled", "teacher", "gold", "hinted"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """How completions are sampled."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_tokens: int = 128
+    """Token budget of each text field that has none of its own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSection:
+    """One entry of `models`, or `model` under the name `default`."""
+
+    name: str
+    id: str
+    """A local folder (absolute once resolved), a hub id, or the name a server knows the model by."""
+    engine: str = "transformers"
+    revision: str | None = None
+    endpoints: tuple[str, ...] = ()
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the key; the key itself is never in a spec."""
+    dtype: str = "auto"
+    """`auto` (measured once, journalled), `float32`, `bfloat16` or `float16`."""
+    batch: int | None = None
+    """Rows decoded together in process, or requests in flight to a server; None: the engine's choice."""
+    generation: Generation = field(default_factory=Generation)
+    span: Span | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceSection:
+    """Where the rows of one split come from: `data/train.jsonl`, `sklearn:iris`, … with an optional limit."""
+
+    path: str
+    limit: int | None = None
+    """First n rows only."""
+    span: Span | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSection:
+    """`data`: either `path` (split by content hash) or `train` with optional `dev` and `test`."""
+
+    path: SourceSection | None = None
+    split: Mapping[str, float] = field(default_factory=dict)
+    """With `path`: rows per split (all > 1) or proportions (all <= 1), for `train`, `dev`, `test`."""
+    train: SourceSection | None = None
+    dev: SourceSection | None = None
+    test: SourceSection | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Program field -> column of the data, where the names differ."""
+    labels: tuple[Field, ...] = ()
+    """Label fields beyond the program's outputs, with their types."""
+    span: Span | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CorpusSection:
+    """The passages of a retriever: a JSONL or CSV file and how a passage is made of a row."""
+
+    path: str
+    id: str | None = None
+    """Column that identifies a passage; None: the row number."""
+    title: str | None = None
+    """Column of the title; None: `title` where there is one."""
+    text: str = "{text}"
+    """What is indexed and shown, columns in braces."""
+    span: Span | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetrieverSection:
+    """One entry of `retrievers`; what a kind understands beyond corpus and k is in `options`."""
+
+    name: str
+    kind: str
+    corpus: CorpusSection | None = None
+    k: int = 3
+    options: Mapping[str, Any] = field(default_factory=dict)
+    span: Span | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricSection:
+    """`metric`: a registered kind, the program output it judges and the label it compares with."""
+
+    kind: str
+    output: str
+    label: str
+    """Defaults to the name of the output."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    span: Span | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptsSection:
+    """`optimize.prompts`: random search over bootstrapped few-shot demos (the paper's BootstrapFewshotRS)."""
+
+    candidates: int = 6
+    """Seeded shuffles searched beside the three fixed candidates (zero-shot, labelled demos, unshuffled bootstrap)."""
+    max_bootstrapped_demos: int = 3
+    max_labeled_demos: int = 3
+    """Demos a module has in all may reach the larger of the two; labelled ones fill up what bootstrapping leaves."""
+    train: int | None = None
+    """Examples of train that give demos; None: 30 %."""
+    val: int | None = None
+    """Examples of train that choose among candidates, disjoint from the former; None: the rest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightsSection:
+    """`optimize.weights`: LoRA fine-tuning on accepted traces (the paper's BootstrapFinetune)."""
+
+    r: int = 32
+    alpha: int = 64
+    dropout: float = 0.0
+    target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    epochs: int = 5
+    learning_rate: float = 1e-4
+    batch: int = 4
+    """Rows an optimiser step."""
+    warmup: int = 5
+    """Optimiser steps of linear warm-up before the cosine decay."""
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+    validation: float = 0.2
+    """Share of the train examples kept for validation loss and early stop."""
+    patience: int | None = None
+    """Epochs without a better validation loss before training stops; None: all epochs; the best checkpoint is kept either way."""
+    demos: Literal["drop", "keep"] = "drop"
+    """Whether training rows carry the candidate's demos."""
+    adapters: Literal["shared", "per_module"] = "shared"
+    sources: tuple[RowSource, ...] = ("self", "sampled", "gold", "hinted")
+    """Where rows may come from, beside accepted traces of the program itself (`self`)."""
+    samples: int = 4
+    """Samples an unsolved example gets where `sampled` is a source."""
+    temperature: float = 0.9
+    """Temperature of those samples."""
+    teacher: str | None = None
+    """Name in `models` of the teacher, where `teacher` is a source."""
+    start: Literal["base", "current"] = "base"
+    """Weights that training starts from."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AcceptSection:
+    """`optimize.accept`: which traces are good enough to learn from."""
+
+    metric: MetricSection | None = None
+    """None: the spec's metric."""
+    at_least: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizeSection:
+    """`optimize`."""
+
+    strategy: tuple[StepKind, ...] = ("prompts", "weights", "prompts")
+    prompts: PromptsSection = field(default_factory=PromptsSection)
+    weights: WeightsSection = field(default_factory=WeightsSection)
+    accept: AcceptSection = field(default_factory=AcceptSection)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sections:
+    """All settings of one spec."""
+
+    name: str
+    models: tuple[ModelSection, ...]
+    """The first is the default."""
+    data: DataSection
+    retrievers: tuple[RetrieverSection, ...]
+    metric: MetricSection
+    optimize: OptimizeSection
