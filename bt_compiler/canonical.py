@@ -9,7 +9,7 @@ from typing import Any
 
 
 def canonical_json(value: Any) -> str:
-    """JSON with sorted keys, no blanks, no NaN, non-ASCII as it is. Raises TypeError, ValueError for what JSON lacks."""
+    """JSON with sorted keys, no blanks, no NaN, non-ASCII as it is. Raises TypeError or ValueError elsewhere."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 

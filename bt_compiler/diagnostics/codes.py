@@ -1,4 +1,4 @@
-"""The registry of codes: one TOML file an area under `codes/`, each entry a title and the long text of `btc explain`."""
+"""The registry of codes: one TOML file an area under `codes/`, an entry has a title and the text of `btc explain`."""
 
 from __future__ import annotations
 

@@ -50,7 +50,8 @@ class Diagnostic:
     """One finding: what is wrong in `message`, what to do only in `help`."""
 
     code: str
-    """Stable code, `BTC` and three digits: 0xx YAML, 1xx schema, 2xx names, types and graph, 3xx data, 4xx optimising, 5xx backend and runtime."""
+    """Stable code, `BTC` and three digits: 0xx YAML, 1xx schema, 2xx names, types and graph, 3xx data, 4xx optimising,
+    5xx backend and runtime."""
     message: str
     """Lower case, identifiers in backticks, no full stop."""
     span: Span | None = None

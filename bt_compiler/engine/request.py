@@ -1,4 +1,4 @@
-"""The seam between executing a program and whatever generates text: requests, completions and the `Backend` protocol."""
+"""The seam between executing a program and what generates text: requests, completions, the `Backend` protocol."""
 
 from __future__ import annotations
 
@@ -142,12 +142,14 @@ class WeightHost(Protocol):
 
     def borrow(self) -> Any:
         """Context manager: the bare `torch.nn.Module` of the base model, no adapter attached, dtype and device as
-        loaded; nothing generates meanwhile. On leaving, the module is exactly what it was."""
+        loaded; nothing generates meanwhile. On leaving, the module is exactly what it was.
+        """
         ...
 
     def encode_row(self, prompt: PromptText, completion: str) -> tuple[list[int], int]:
         """Token ids of prompt, completion and end of turn, and the index of the first completion token: the ids
-        before it are exactly those that generation sees, and the loss is on the rest."""
+        before it are exactly those that generation sees, and the loss is on the rest.
+        """
         ...
 
     def base_model(self) -> tuple[str, str]:

@@ -146,7 +146,7 @@ class WeightsSection:
     validation: float = 0.2
     """Share of the train examples kept for validation loss and early stop."""
     patience: int | None = None
-    """Epochs without a better validation loss before training stops; None: all epochs; the best checkpoint is kept either way."""
+    """Epochs without a better validation loss before training stops; None: all epochs. The best checkpoint is kept."""
     demos: Literal["drop", "keep"] = "drop"
     """Whether training rows carry the candidate's demos."""
     adapters: Literal["shared", "per_module"] = "shared"
