@@ -1,0 +1,57 @@
+"""How results and errors look on a terminal and as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from bt_compiler.diagnostics import Diagnostic, render, to_json
+from bt_compiler.errors import BtcError
+
+JSON_VERSION = 1
+"""Version of every `--json` document."""
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document, errors included.")
+set_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a value of the spec, e.g. model.id=./lm or optimize.strategy='[prompts]'.",
+)
+
+
+def use_color() -> bool:
+    """Whether stderr takes colour: a terminal, and no `NO_COLOR` (https://no-color.org)."""
+    return sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+
+
+def print_diagnostics(diagnostics: Sequence[Diagnostic]) -> None:
+    """Diagnostics on stderr, then a count where there are several."""
+    if not diagnostics:
+        return
+    click.echo(render(diagnostics, color=use_color()), err=True)
+    errors = sum(item.severity == "error" for item in diagnostics)
+    if errors > 1:
+        click.echo(f"\n{errors} errors; `btc explain CODE` tells more about each", err=True)
+
+
+def print_json(command: str, body: dict[str, Any], *, ok: bool = True) -> None:
+    """One versioned document on stdout."""
+    document = {"version": JSON_VERSION, "command": command, "ok": ok, **body}
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def print_error(error: BtcError, *, as_json: bool) -> None:
+    """An error the way the caller asked for it."""
+    if as_json:
+        context = click.get_current_context(silent=True)
+        command = context.info_name if context is not None else sys.argv[1] if len(sys.argv) > 1 else "btc"
+        print_json(str(command), {"diagnostics": [to_json(item) for item in error.diagnostics]}, ok=False)
+    else:
+        print_diagnostics(error.diagnostics)

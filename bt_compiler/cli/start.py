@@ -1,0 +1,112 @@
+"""Commands that need no spec yet: `init`, `explain`, `schema`, `cache`, `completion`."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import click
+
+from bt_compiler.cli.output import json_option, print_json
+from bt_compiler.diagnostics import did_you_mean, explain, known_codes
+from bt_compiler.errors import UsageError
+
+
+@click.command("init")
+@click.argument("name", type=click.Path(path_type=Path))
+def init_command(name: Path) -> None:
+    """Write a working classification spec, its data and a CI workflow into the new folder NAME."""
+    from bt_compiler.engine.templates import template_folder
+    from bt_compiler.spec import schema_text
+
+    program = re.sub(r"\W+", "_", name.name, flags=re.ASCII).strip("_").lower() or "program"
+    if program[0].isdigit():
+        program = f"_{program}"
+    starter = template_folder() / "starters" / "classify"
+    workflow = template_folder() / "ci" / "github.yml"
+    try:
+        name.mkdir(parents=True)
+        for source in sorted(starter.iterdir()):
+            text = source.read_text(encoding="utf-8").replace("__NAME__", program)
+            (name / source.name).write_text(text, encoding="utf-8")
+        (name / "spec.schema.json").write_text(schema_text(), encoding="utf-8")
+        target = name / ".github" / "workflows" / "btc.yml"
+        target.parent.mkdir(parents=True)
+        shutil.copyfile(workflow, target)
+    except FileExistsError as error:
+        raise UsageError.of(
+            "BTC580", f"`{name}` exists already", help="name a folder that does not exist; nothing was changed"
+        ) from error
+    except OSError as error:
+        raise UsageError.of(
+            "BTC581", f"cannot write into `{name}`: {error.strerror}", help="choose a folder that you may write to"
+        ) from error
+    click.echo(f"wrote {name}/spec.yaml, {name}/tickets.csv and {name}/.github/workflows/btc.yml")
+    click.echo(f"next: btc check {name}/spec.yaml && btc compile {name}/spec.yaml")
+
+
+@click.command("explain")
+@click.argument("code")
+@json_option
+def explain_command(code: str, as_json: bool) -> None:
+    """Explain an error CODE such as BTC203 at length."""
+    info = explain(code)
+    if info is None:
+        raise UsageError.of(
+            "BTC582", f"there is no code `{code}`", help=did_you_mean(code.upper(), known_codes(), what="codes")
+        )
+    if as_json:
+        print_json("explain", {"code": info.code, "title": info.title, "text": info.text})
+        return
+    click.echo(f"{info.code}: {info.title}\n\n{info.text}")
+
+
+@click.command("schema")
+def schema_command() -> None:
+    """Print the JSON Schema of specs, for editors and validators."""
+    from bt_compiler.spec import schema_text
+
+    click.echo(schema_text(), nl=False)
+
+
+@click.command("cache")
+@click.option("--clear", is_flag=True, help="Delete all cached completions; converted models and indexes stay.")
+@click.option("--clear-all", is_flag=True, help="Delete converted models and indexes as well.")
+@json_option
+def cache_command(clear: bool, clear_all: bool, as_json: bool) -> None:
+    """Show where the cache is and what it holds, or clear it. Its place: `BTC_CACHE`, else the user's cache folder."""
+    from bt_compiler.engine.cache import CompletionCache, cache_root
+
+    root = cache_root(os.environ)
+    if clear_all and root.exists():
+        shutil.rmtree(root)
+    with CompletionCache.at(root) as completions:
+        if clear:
+            completions.clear()
+        held = completions.statistics()
+    folders = {
+        part: sum(file.stat().st_size for file in (root / part).rglob("*") if file.is_file())
+        for part in ("models", "indexes")
+    }
+    if as_json:
+        print_json("cache", {"root": str(root), "completions": held, "bytes": folders})
+        return
+    click.echo(f"{root}")
+    click.echo(f"  completions: {held['entries']} ({held['bytes'] / 1e6:.1f} MB of {held['max_bytes'] / 1e6:.0f} MB)")
+    for part, size in folders.items():
+        click.echo(f"  {part}: {size / 1e6:.1f} MB")
+
+
+@click.command("completion")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion_command(shell: str) -> None:
+    """Print the completion script of SHELL: `btc completion bash >> ~/.bashrc`."""
+    from click.shell_completion import get_completion_class
+
+    from bt_compiler.cli.main import cli
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(cli, {}, "btc", "_BTC_COMPLETE").source())
