@@ -58,3 +58,5 @@ class Diagnostic:
     severity: Severity = "error"
     notes: tuple[str, ...] = ()
     help: str | None = None
+    label: str | None = None
+    """A few words that stand beside the carets of the excerpt."""

@@ -22,7 +22,7 @@ def _printable(text: str) -> str:
     return "".join(char if char.isprintable() else "·" for char in text.replace("\t", "    "))
 
 
-def _excerpt(span: Span) -> list[str]:
+def _excerpt(span: Span, label: str | None) -> list[str]:
     line = span.source.line(span.line)
     if line is None:
         return []
@@ -38,7 +38,7 @@ def _excerpt(span: Span) -> list[str]:
     return [
         f"{pad} |",
         f"{number} | {_printable(shown)}",
-        f"{pad} | {' ' * _width(_printable(before))}{carets}",
+        f"{pad} | {' ' * _width(_printable(before))}{carets}{f' {label}' if label else ''}",
     ]
 
 
@@ -52,7 +52,7 @@ def _one(item: Diagnostic, *, color: bool) -> str:
         span = item.span
         pad = " " * len(str(span.line))
         lines.append(f"{pad}--> {span.source.name}:{span.line}:{span.column}")
-        lines.extend(_excerpt(span))
+        lines.extend(_excerpt(span, item.label))
         parent = span.source.parent
         while parent is not None:
             lines.append(f"{pad} = note: `{span.source.name}` is extended by `{parent.name}`")
@@ -69,7 +69,7 @@ def render(diagnostics: Iterable[Diagnostic], *, color: bool = False) -> str:
 
 
 def to_json(item: Diagnostic) -> dict[str, Any]:
-    """One diagnostic as a JSON object: `code, severity, message, notes, help` and `span` or null."""
+    """One diagnostic as a JSON object: `code, severity, message, notes, help, label` and `span` or null."""
     span = item.span
     return {
         "code": item.code,
@@ -77,6 +77,7 @@ def to_json(item: Diagnostic) -> dict[str, Any]:
         "message": item.message,
         "notes": list(item.notes),
         "help": item.help,
+        "label": item.label,
         "span": None
         if span is None
         else {
