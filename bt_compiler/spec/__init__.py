@@ -1,0 +1,34 @@
+"""From YAML text to a validated document with positions, and from that to typed settings.
+
+In the order data flows: `yaml` -> `overlay` -> `schema` -> `document` (Spec) -> `build` (Sections); beside them the
+type language: `types`, `type_syntax`, `convert`.
+"""
+
+from bt_compiler.spec.build import build_sections, declared_types
+from bt_compiler.spec.convert import convert
+from bt_compiler.spec.document import Spec
+from bt_compiler.spec.load import load_spec
+from bt_compiler.spec.schema import schema_text
+from bt_compiler.spec.sections import Sections
+from bt_compiler.spec.type_syntax import TypeSyntaxError, parse_fields, parse_signature_text, parse_type
+from bt_compiler.spec.types import Field, Type, assignable, json_schema, json_schema_of_fields, show_type
+
+__all__ = [
+    "Field",
+    "Sections",
+    "Spec",
+    "Type",
+    "TypeSyntaxError",
+    "assignable",
+    "build_sections",
+    "convert",
+    "declared_types",
+    "json_schema",
+    "json_schema_of_fields",
+    "load_spec",
+    "parse_fields",
+    "parse_signature_text",
+    "parse_type",
+    "schema_text",
+    "show_type",
+]

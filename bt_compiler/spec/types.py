@@ -1,11 +1,13 @@
-"""The type language of specs, and its one image in JSON Schema.
+"""The types of specs: what they hold, how messages show them, which goes where, and their one image in JSON Schema.
 
-Knows nothing of YAML positions: callers turn a `TypeSyntaxError` into a diagnostic with a span.
+Knows nothing of how a type is written (`type_syntax`) nor of values (`convert`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -47,15 +49,6 @@ class Field:
     description: str | None = None
 
 
-class TypeSyntaxError(Exception):
-    """A type that cannot be read; `message` and `help` are ready for a diagnostic."""
-
-    def __init__(self, message: str, help: str | None = None) -> None:
-        self.message = message
-        self.help = help
-        super().__init__(message)
-
-
 STR = Type(kind="str")
 INT = Type(kind="int")
 FLOAT = Type(kind="float")
@@ -72,3 +65,93 @@ PASSAGE = Type(
     ),
 )
 PASSAGES = Type(kind="list", item=PASSAGE)
+
+_PLAIN_VALUE = re.compile(r"[^\W\d][\w.-]*")
+
+
+def _show_value(value: str) -> str:
+    return value if _PLAIN_VALUE.fullmatch(value) else json.dumps(value, ensure_ascii=False)
+
+
+def show_type(t: Type) -> str:
+    """The type as messages name it: `[Passage]`, `str | null`, `enum(setosa, versicolor)`. Bounds are left out."""
+    if t.name is not None:
+        return t.name
+    if t.kind == "list":
+        return f"[{show_type(t.item)}]" if t.item is not None else "[]"
+    if t.kind == "enum":
+        return f"enum({', '.join(_show_value(value) for value in t.values)})"
+    if t.kind == "union":
+        return " | ".join(show_type(option) for option in t.options)
+    if t.kind == "object":
+        return "{" + ", ".join(f"{field.name}: {show_type(field.type)}" for field in t.fields) + "}"
+    return t.kind
+
+
+_SCHEMA_TYPES = {"str": "string", "int": "integer", "float": "number", "bool": "boolean", "null": "null"}
+
+
+def json_schema(t: Type) -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of the values of `t`. `among` and `max_tokens` have no image in it."""
+    if t.kind == "list":
+        schema: dict[str, Any] = {"type": "array", "items": json_schema(t.item) if t.item is not None else {}}
+        bounds = ("minItems", "maxItems")
+    elif t.kind == "object":
+        schema = json_schema_of_fields(t.fields)
+        bounds = None
+    elif t.kind == "enum":
+        schema = {"type": "string", "enum": list(t.values)}
+        bounds = None
+    elif t.kind == "union":
+        schema = {"anyOf": [json_schema(option) for option in t.options]}
+        bounds = None
+    else:
+        schema = {"type": _SCHEMA_TYPES[t.kind]}
+        bounds = ("minimum", "maximum") if t.kind in ("int", "float") else None
+    if bounds is not None:
+        for key, bound in zip(bounds, (t.minimum, t.maximum), strict=True):
+            if bound is not None:
+                schema[key] = int(bound) if t.kind != "float" and float(bound).is_integer() else bound
+    if t.name is not None:
+        schema["title"] = t.name
+    if t.description is not None:
+        schema["description"] = t.description
+    return schema
+
+
+def json_schema_of_fields(fields: Sequence[Field]) -> dict[str, Any]:
+    """Schema of an object with exactly these fields, in order, all required."""
+    properties = {}
+    for field in fields:
+        properties[field.name] = json_schema(field.type)
+        if field.description is not None:
+            properties[field.name]["description"] = field.description
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": [field.name for field in fields],
+        "additionalProperties": False,
+    }
+
+
+def assignable(source: Type, target: Type) -> bool:
+    """Whether every value of `source` may stand where `target` is expected.
+
+    int goes to float, X to X | null, an enum to str and to an enum that has all its values; lists and objects go by
+    their elements and fields, whatever their names. Bounds, descriptions and `among` restrict what is generated, not
+    what may be passed on, and are not looked at.
+    """
+    if source.kind == "union":
+        return all(assignable(option, target) for option in source.options)
+    if target.kind == "union":
+        return any(assignable(source, option) for option in target.options)
+    if source.kind == "enum":
+        return target.kind == "str" or (target.kind == "enum" and set(source.values) <= set(target.values))
+    if source.kind == "list" and target.kind == "list":
+        return source.item is not None and target.item is not None and assignable(source.item, target.item)
+    if source.kind == "object" and target.kind == "object":
+        given = {field.name: field.type for field in source.fields}
+        return given.keys() == {field.name for field in target.fields} and all(
+            assignable(given[field.name], field.type) for field in target.fields
+        )
+    return source.kind == target.kind or (source.kind, target.kind) == ("int", "float")

@@ -1,0 +1,72 @@
+"""The spec as a document: merged, validated, every key and value with its place. Knows nothing of what settings mean."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bt_compiler.diagnostics import Source, Span
+from bt_compiler.spec.tree import Node, Place, find
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+]+:")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spec:
+    """A validated spec."""
+
+    path: Path
+    """Absolute path of the spec file."""
+    tree: Node = field(repr=False)
+    """The merged document with positions."""
+    document: Mapping[str, Any] = field(repr=False)
+    """The same as plain values; defaults are not filled in."""
+    sources: tuple[Source, ...] = field(repr=False)
+    """The spec file first, then the files it extends, then the `--set` arguments."""
+    folders: Mapping[str, Path] = field(repr=False)
+    """Name of a source -> folder that paths written in it are relative to."""
+
+    def span(self, path: Place, *, key: bool = False) -> Span:
+        """Where the value (or with `key` its key) at `path` was written; the nearest enclosing value if nowhere."""
+        return find(self.tree, path, key=key)
+
+    def get(self, path: Place, default: Any = None) -> Any:
+        """The plain value at `path`, or `default` where the document has none."""
+        value: Any = self.document
+        for step in path:
+            if isinstance(value, Mapping) and step in value:
+                value = value[step]
+            elif isinstance(value, list) and isinstance(step, int) and 0 <= step < len(value):
+                value = value[step]
+            else:
+                return default
+        return value
+
+    def folder(self, path: Place) -> Path:
+        """The folder that a file named at `path` is relative to: that of the file that wrote the value."""
+        return self.folders[self.span(path).source.name]
+
+    def file(self, path: Place) -> str:
+        """The file named at `path` as an absolute path; names with a scheme (`sklearn:iris`) stay as they are."""
+        written = str(self.get(path))
+        if _SCHEME.match(written):
+            return written
+        return str((self.folder(path) / Path(written).expanduser()).resolve())
+
+    def resolved(self) -> dict[str, Any]:
+        """The document with every default written out and paths absolute; loading it gives the same again.
+
+        Raises SpecError where settings are wrong (`build_sections`).
+        """
+        from bt_compiler.spec.resolve import resolve  # it is made from the sections, which are made from this
+
+        return resolve(self)
+
+    def identity(self) -> dict[str, Any]:
+        """`resolved()` without what differs between machines: paths of files, endpoints and names of keys."""
+        from bt_compiler.spec.resolve import identity  # as above
+
+        return identity(self)

@@ -1,0 +1,349 @@
+"""How types and signatures are written: `[str]`, `Passage | null`, `{enum: [a, b]}`, `"question -> answer: str"`.
+
+Knows nothing of YAML positions: a `TypeSyntaxError` says where in the written value it stands, and callers turn
+that into a diagnostic with a span.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from bt_compiler.diagnostics import did_you_mean
+from bt_compiler.spec.types import BOOL, FLOAT, INT, NULL, PASSAGE, STR, Field, Type, show_type
+
+BUILT_IN: Mapping[str, Type] = {
+    "str": STR,
+    "int": INT,
+    "float": FLOAT,
+    "bool": BOOL,
+    "null": NULL,
+    "Passage": PASSAGE,
+}
+"""Types that every spec knows."""
+
+_FOREIGN = {
+    "string": "str",
+    "text": "str",
+    "String": "str",
+    "Text": "str",
+    "integer": "int",
+    "Integer": "int",
+    "number": "float",
+    "Number": "float",
+    "double": "float",
+    "boolean": "bool",
+    "Boolean": "bool",
+    "None": "null",
+    "none": "null",
+    "list": "[str]",
+    "List": "[str]",
+    "array": "[str]",
+    "tuple": "[str]",
+    "set": "[str]",
+}
+_TOKEN = re.compile(r'\s*(?:(?P<name>[^\W\d]\w*)|(?P<quoted>"(?:[^"\\]|\\.)*")|(?P<word>[\w.+-]+)|(?P<sign>\S))')
+_OBJECT_KEYS = ("type", "enum", "fields", "description", "min", "max", "among", "max_tokens")
+_MAX_DEPTH = 16
+
+
+class TypeSyntaxError(Exception):
+    """A type that cannot be read; `message` and `help` are ready for a diagnostic."""
+
+    def __init__(
+        self, message: str, help: str | None = None, path: tuple[str | int, ...] = (), unknown: str | None = None
+    ) -> None:
+        self.message = message
+        self.help = help
+        self.path = path
+        """Where in the written type it stands: `("fields", "amount")`."""
+        self.unknown = unknown
+        """The name in question where the type is well-formed and only names what nobody declares."""
+        super().__init__(message)
+
+
+class SignatureFields(NamedTuple):
+    """Both sides of a signature written as text."""
+
+    inputs: tuple[Field, ...]
+    outputs: tuple[Field, ...]
+
+
+def parse_type(node: Any, named: Mapping[str, Type] | None = None) -> Type:
+    """The type that a plain YAML value writes; `named` are the spec's own types. Raises TypeSyntaxError."""
+    return _parse(node, named or {}, 0)
+
+
+def parse_signature_text(text: str, named: Mapping[str, Type] | None = None) -> SignatureFields:
+    """Reads `"question -> answer"`, types optional: `"question: str, context: [str] -> answer: float"`.
+
+    A field without a type is `str`. Raises TypeSyntaxError.
+    """
+    sides = text.split("->")
+    if len(sides) != 2:
+        count = "no" if len(sides) == 1 else "more than one"
+        raise TypeSyntaxError(f"signature `{text}` has {count} `->`", 'write `"inputs -> outputs"`')
+    inputs, outputs = (_signature_side(side, named or {}, text) for side in sides)
+    return SignatureFields(inputs, outputs)
+
+
+def parse_fields(node: Mapping[str, Any], named: Mapping[str, Type] | None = None) -> tuple[Field, ...]:
+    """`inputs`, `outputs`, `labels` or `fields`: a map of names to types; a description goes to the field.
+
+    Raises TypeSyntaxError with the name of the field first in its path.
+    """
+    return _fields(node, named or {}, 0)
+
+
+def _signature_side(side: str, named: Mapping[str, Type], text: str) -> tuple[Field, ...]:
+    fields: list[Field] = []
+    for part in _split_outside_brackets(side):
+        name, colon, type_text = part.partition(":")
+        name = name.strip()
+        if not name.isidentifier():
+            what = f"`{name}` in it is no name of a field" if name else "a field in it has no name"
+            raise TypeSyntaxError(f"signature `{text}` cannot be read: {what}", 'write `"question, hint -> answer: int"`')
+        if name in {field.name for field in fields}:
+            raise TypeSyntaxError(f"signature `{text}` has the field `{name}` twice")
+        fields.append(Field(name=name, type=parse_type(type_text.strip(), named) if colon else STR))
+    return tuple(fields)
+
+
+def _split_outside_brackets(text: str) -> list[str]:
+    parts, depth, start = [], 0, 0
+    for place, char in enumerate(text):
+        depth += (char in "[(") - (char in "])")
+        if char == "," and depth == 0:
+            parts.append(text[start:place])
+            start = place + 1
+    return [*parts, text[start:]]
+
+
+def _parse(node: Any, named: Mapping[str, Type], depth: int) -> Type:
+    if depth > _MAX_DEPTH:
+        raise TypeSyntaxError(f"a type is nested more than {_MAX_DEPTH} deep")
+    if isinstance(node, str):
+        return _TextParser(node, named).parse()
+    if node is None:
+        return NULL
+    if isinstance(node, Mapping):
+        return _parse_map(node, named, depth)
+    if isinstance(node, Sequence):
+        if len(node) != 1:
+            raise TypeSyntaxError(
+                f"a list type has one element, this one has {len(node)}", "write `[str]` for a list of texts"
+            )
+        return Type(kind="list", item=_within(0, node[0], named, depth))
+    raise TypeSyntaxError(f"`{json.dumps(node)}` is not a type", "write `str`, `int`, `float`, `bool` or `[str]`")
+
+
+def _within(key: str | int, node: Any, named: Mapping[str, Type], depth: int) -> Type:
+    try:
+        return _parse(node, named, depth + 1)
+    except TypeSyntaxError as error:
+        raise TypeSyntaxError(error.message, error.help, (key, *error.path), error.unknown) from error
+
+
+def _parse_map(node: Mapping[str, Any], named: Mapping[str, Type], depth: int) -> Type:
+    for key in node:
+        if key not in _OBJECT_KEYS:
+            raise TypeSyntaxError(
+                f"unknown key `{key}` in a type", did_you_mean(str(key), _OBJECT_KEYS, what="its keys"), (key,)
+            )
+    shapes = [key for key in ("type", "enum", "fields") if key in node]
+    if len(shapes) != 1:
+        found = "none of them" if not shapes else " and ".join(f"`{key}`" for key in shapes)
+        raise TypeSyntaxError(f"a type has one of `type`, `enum`, `fields`; this one has {found}")
+    if "type" in node:
+        base = _within("type", node["type"], named, depth)
+    elif "enum" in node:
+        base = Type(kind="enum", values=_enum_values(node["enum"]))
+    else:
+        base = Type(kind="object", fields=_object_fields(node["fields"], named, depth))
+    return _constrained(base, node)
+
+
+def _object_fields(node: Any, named: Mapping[str, Type], depth: int) -> tuple[Field, ...]:
+    if not isinstance(node, Mapping) or not node:
+        raise TypeSyntaxError("`fields` of a type is a map of names to types", "write `fields: {amount: float}`")
+    try:
+        return _fields(node, named, depth)
+    except TypeSyntaxError as error:
+        raise TypeSyntaxError(error.message, error.help, ("fields", *error.path), error.unknown) from error
+
+
+def _fields(node: Mapping[str, Any], named: Mapping[str, Type], depth: int) -> tuple[Field, ...]:
+    fields = []
+    for name, written in node.items():
+        parsed = _within(name, written, named, depth)
+        described = parsed.description if parsed.name is None else None
+        if described is not None:
+            parsed = replace(parsed, description=None)
+        fields.append(Field(name=str(name), type=parsed, description=described))
+    return tuple(fields)
+
+
+def _enum_values(node: Any) -> tuple[str, ...]:
+    if not isinstance(node, Sequence) or isinstance(node, str) or not node:
+        raise TypeSyntaxError("`enum` is a list of values", "write `{enum: [low, high]}`", ("enum",))
+    values: list[str] = []
+    for place, value in enumerate(node):
+        if isinstance(value, bool) or value is None or not isinstance(value, str | int):
+            raise TypeSyntaxError(
+                f"`{json.dumps(value)}` cannot be a value of an enum",
+                "values are texts: put it in quotes, or use the type `bool` for true and false",
+                ("enum", place),
+            )
+        text = str(value)
+        if not text.strip() or text != text.strip() or "\n" in text:
+            raise TypeSyntaxError(
+                f"{json.dumps(text, ensure_ascii=False)} cannot be a value of an enum",
+                "values are one line of text without blanks at either end",
+                ("enum", place),
+            )
+        if text in values:
+            raise TypeSyntaxError(f"the enum has `{text}` twice", None, ("enum", place))
+        values.append(text)
+    return tuple(values)
+
+
+def _constrained(base: Type, node: Mapping[str, Any]) -> Type:
+    shown = show_type(base)
+    if ("min" in node or "max" in node) and base.kind not in ("int", "float", "list"):
+        key = "min" if "min" in node else "max"
+        raise TypeSyntaxError(f"`{key}` bounds numbers and lengths of lists, not `{shown}`", None, (key,))
+    for key in ("min", "max"):
+        if key in node and (isinstance(node[key], bool) or not isinstance(node[key], int | float)):
+            raise TypeSyntaxError(f"`{key}` is a number", None, (key,))
+    if "min" in node and "max" in node and node["min"] > node["max"]:
+        raise TypeSyntaxError(f"`min` {node['min']} is more than `max` {node['max']}", None, ("min",))
+    inner = base.item if base.kind == "list" and base.item is not None else base
+    if "max_tokens" in node:
+        if inner.kind != "str" and not any(option.kind == "str" for option in inner.options):
+            raise TypeSyntaxError(f"`max_tokens` bounds texts, not `{shown}`", None, ("max_tokens",))
+        if isinstance(node["max_tokens"], bool) or not isinstance(node["max_tokens"], int) or node["max_tokens"] < 1:
+            raise TypeSyntaxError("`max_tokens` is a whole number from 1", None, ("max_tokens",))
+    if "among" in node:
+        if inner.kind != "str":
+            raise TypeSyntaxError(f"`among` restricts texts, not `{shown}`", None, ("among",))
+        if not isinstance(node["among"], str) or not node["among"].replace(".", "_", 1).isidentifier():
+            raise TypeSyntaxError("`among` names an input and its field", "write `among: passages.id`", ("among",))
+    if not isinstance(node.get("description", ""), str):
+        raise TypeSyntaxError("`description` is a text", None, ("description",))
+    return replace(
+        base,
+        name=base.name if node.keys() <= {"type", "enum", "fields", "description"} else None,
+        description=node.get("description", base.description),
+        minimum=node.get("min", base.minimum),
+        maximum=node.get("max", base.maximum),
+        max_tokens=node.get("max_tokens", base.max_tokens),
+        among=node.get("among", base.among),
+    )
+
+
+class _TextParser:
+    """Recursive descent over `option ('|' option)*`, option = NAME | `[` type `]` | `enum(` values `)`."""
+
+    def __init__(self, text: str, named: Mapping[str, Type]) -> None:
+        self._text = text
+        self._named = named
+        self._tokens = [match.group().strip() for match in _TOKEN.finditer(text)]
+        self._place = 0
+
+    def parse(self) -> Type:
+        if not self._tokens:
+            raise TypeSyntaxError("a type is missing", "write `str`, `int`, `float`, `bool` or `[str]`")
+        found = self._union(0)
+        if self._peek():
+            raise self._wrong()
+        return found
+
+    def _peek(self) -> str:
+        return self._tokens[self._place] if self._place < len(self._tokens) else ""
+
+    def _take(self, expected: str | None = None) -> str:
+        token = self._peek()
+        if expected is not None and token != expected:
+            raise self._wrong()
+        self._place += 1
+        return token
+
+    def _wrong(self) -> TypeSyntaxError:
+        return TypeSyntaxError(f"`{self._text}` is not a type", foreign_help(self._text))
+
+    def _union(self, depth: int) -> Type:
+        options = [self._option(depth)]
+        while self._peek() == "|":
+            self._take()
+            options.append(self._option(depth))
+        flat: list[Type] = []
+        for option in options:
+            flat += [one for one in (option.options or (option,)) if one not in flat]
+        return flat[0] if len(flat) == 1 else Type(kind="union", options=tuple(flat))
+
+    def _option(self, depth: int) -> Type:
+        if depth > _MAX_DEPTH:
+            raise TypeSyntaxError(f"a type is nested more than {_MAX_DEPTH} deep")
+        token = self._take()
+        if token == "[":
+            item = self._union(depth + 1)
+            self._take("]")
+            return Type(kind="list", item=item)
+        if token == "enum" and self._peek() == "(":
+            return self._enum()
+        if not token.isidentifier() or self._peek() in ("[", "("):
+            raise self._wrong()
+        known = self._named.get(token) or BUILT_IN.get(token)
+        if known is None:
+            raise self._unknown(token)
+        return known
+
+    def _unknown(self, name: str) -> TypeSyntaxError:
+        if name in _FOREIGN or len(self._tokens) > 1 and foreign_help(self._text, exact=True):
+            return self._wrong()
+        names = [*BUILT_IN, *self._named]
+        help = did_you_mean(name, names, what="types")
+        return TypeSyntaxError(f"unknown type `{name}`", help, unknown=name)
+
+    def _enum(self) -> Type:
+        self._take("(")
+        values = []
+        while True:
+            token = self._take()
+            values.append(json.loads(token) if token.startswith('"') else token)
+            if self._peek() != ",":
+                break
+            self._take()
+        self._take(")")
+        return Type(kind="enum", values=_enum_values(values))
+
+
+def foreign_help(text: str, *, exact: bool = False) -> str | None:
+    """What to write in place of a type that is another language's: `list[str]`, `Optional[str]`, `string`.
+
+    With `exact` None where nothing fits, else the list of what can be written.
+    """
+    written = text.strip()
+    if written in _FOREIGN:
+        return f"write `{_FOREIGN[written]}`"
+    if match := re.fullmatch(r"(?:typing\.)?(?:list|List|Sequence|array|Array|tuple|set)\s*[\[<(](.+)[\])>]", written):
+        return f"write `[{_native(match[1])}]`"
+    if match := re.fullmatch(r"(\S+)\[\]", written):
+        return f"write `[{_native(match[1])}]`"
+    if match := re.fullmatch(r"(?:typing\.)?(?:Optional)\s*\[(.+)\]|(\w+)\?", written):
+        return f"write `{_native(match[1] or match[2])} | null`"
+    if match := re.fullmatch(r"(.+?)\s*\|\s*None", written):
+        return f"write `{_native(match[1])} | null`"
+    if match := re.fullmatch(r"(?:typing\.)?Literal\s*\[(.+)\]", written):
+        return f"write `{{enum: [{match[1]}]}}`"
+    if re.match(r"(?:typing\.)?(?:dict|Dict|object|map)\b", written):
+        return "declare its fields under `types` and write the name of that type"
+    return None if exact else "write `str`, `int`, `float`, `bool`, `[str]`, `str | null`, `{enum: [a, b]}` or a type's name"
+
+
+def _native(text: str) -> str:
+    inner = foreign_help(text, exact=True)
+    return inner.removeprefix("write `").removesuffix("`") if inner and inner.startswith("write `") else text.strip()
