@@ -4,11 +4,8 @@ In the order data flows: `yaml` -> `overlay` -> `schema` -> `document` (Spec) ->
 type language: `types`, `type_syntax`, `convert`.
 """
 
-from bt_compiler.spec.build import build_sections, declared_types
 from bt_compiler.spec.convert import convert
 from bt_compiler.spec.document import Spec
-from bt_compiler.spec.load import load_spec
-from bt_compiler.spec.schema import schema_text
 from bt_compiler.spec.sections import Sections
 from bt_compiler.spec.type_syntax import TypeSyntaxError, parse_fields, parse_signature_text, parse_type
 from bt_compiler.spec.types import Field, Type, assignable, json_schema, json_schema_of_fields, show_type
@@ -20,15 +17,11 @@ __all__ = [
     "Type",
     "TypeSyntaxError",
     "assignable",
-    "build_sections",
     "convert",
-    "declared_types",
     "json_schema",
     "json_schema_of_fields",
-    "load_spec",
     "parse_fields",
     "parse_signature_text",
     "parse_type",
-    "schema_text",
     "show_type",
 ]
