@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from bt_compiler.data.example import Example
 from bt_compiler.engine.executor import Engine
 from bt_compiler.engine.metrics import Metric
-from bt_compiler.optimize.journal import Journal
-
-from bt_compiler.data.example import Example
 from bt_compiler.engine.progress import Progress
 from bt_compiler.graph.candidate import Candidate
 from bt_compiler.graph.program import Program
+from bt_compiler.optimize.journal import Journal
 from bt_compiler.spec.sections import OptimizeSection
 
 

@@ -1,0 +1,93 @@
+"""What a compile asks of its models, counted where every request passes: at the completion stores.
+
+Numbers for reports alone; nothing depends on them, and they are outside every digest.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from bt_compiler.engine.cache import CompletionStore
+from bt_compiler.engine.request import Completion
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """Work of one stretch of a compile."""
+
+    seconds: float = 0.0
+    calls: int = 0
+    """Requests answered; identical ones within one run count once."""
+    cached_calls: int = 0
+    """Of these, answered from the journal or the cache."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def minus(self, earlier: Account) -> Account:
+        """What was added since `earlier`."""
+        return Account(**{name: value - getattr(earlier, name) for name, value in asdict(self).items()})
+
+    def to_json(self) -> dict[str, Any]:
+        """For the journal."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """Inverse of `to_json`."""
+        return cls(**data)
+
+
+class AccountedStore:
+    """Several completion stores as one, which counts what passes through. Asked in order; a hit is written to those
+    before it, a new completion to all.
+    """
+
+    def __init__(self, stores: Iterable[CompletionStore], *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stores = tuple(stores)
+        self._clock = clock
+        self._start = clock()
+        self._calls = 0
+        self._cached = 0
+        self._prompt_tokens = 0
+        self._completion_tokens = 0
+
+    def get(self, key: str) -> Completion | None:
+        """The completion of the first store that has it."""
+        for index, store in enumerate(self._stores):
+            found = store.get(key)
+            if found is not None:
+                for earlier in self._stores[:index]:
+                    earlier.put(key, found)
+                self._cached += 1
+                self._count(found)
+                return found
+        return None
+
+    def put(self, key: str, completion: Completion) -> None:
+        """Into every store."""
+        self._count(completion)
+        for store in self._stores:
+            store.put(key, completion)
+
+    def put_many(self, items: Sequence[tuple[str, Completion]]) -> None:
+        """Into every store."""
+        for key, completion in items:
+            self.put(key, completion)
+
+    def account(self) -> Account:
+        """All since the start."""
+        return Account(
+            seconds=self._clock() - self._start,
+            calls=self._calls,
+            cached_calls=self._cached,
+            prompt_tokens=self._prompt_tokens,
+            completion_tokens=self._completion_tokens,
+        )
+
+    def _count(self, completion: Completion) -> None:
+        self._calls += 1
+        self._prompt_tokens += completion.prompt_tokens
+        self._completion_tokens += completion.completion_tokens

@@ -1,0 +1,236 @@
+"""Runs a strategy, scores the candidate of every prefix on dev and ships the best.
+
+Dev chooses among prefixes alone, the empty one included; ties go to the earliest. Where there is no dev split nothing
+is left to choose by, and the whole strategy ships: the author asked for it. Test is scored once, for the zero-shot and
+the shipped candidate. Source: BetterTogether (arXiv 2407.10930); but here every call of a step runs on the adapters of
+the candidate it was given. Knows nothing of specs, backends or bundles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from bt_compiler.artifact.contents import Ancestor, Difference, StepFacts, Who
+from bt_compiler.canonical import seed_of
+from bt_compiler.data.example import Example, Splits
+from bt_compiler.engine.executor import Engine
+from bt_compiler.engine.metrics import Metric
+from bt_compiler.engine.progress import Progress
+from bt_compiler.engine.scoring import evaluate
+from bt_compiler.engine.statistics import paired_interval
+from bt_compiler.engine.trace import Report
+from bt_compiler.errors import CompileError
+from bt_compiler.graph import candidate_id
+from bt_compiler.graph.candidate import Candidate
+from bt_compiler.graph.program import Program
+from bt_compiler.optimize.accounts import Account, AccountedStore
+from bt_compiler.optimize.journal import Journal
+from bt_compiler.optimize.prompts import prompts_step
+from bt_compiler.optimize.step import OptimizerStep, StepContext, StepResult
+from bt_compiler.spec.sections import OptimizeSection
+
+Choice = Literal["dev", "last"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StrategyTask:
+    """All that a strategy is a function of."""
+
+    program: Program
+    zero_shot: Candidate
+    engine: Engine
+    store: AccountedStore
+    """The engine's store: counts calls by step."""
+    splits: Splits
+    metric: Metric
+    accept: Metric
+    settings: OptimizeSection
+    journal: Journal
+    seed: int
+    progress: Progress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prefix:
+    """The candidate after the first steps of the strategy."""
+
+    steps: tuple[str, ...]
+    """Empty: zero-shot."""
+    candidate: Candidate
+    dev: Report | None
+    """None where there is no dev split."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StrategyResult:
+    """Everything a strategy found."""
+
+    prefixes: tuple[Prefix, ...]
+    """From the empty one to the whole strategy."""
+    shipped: int
+    """Index into `prefixes`."""
+    chosen_by: Choice
+    """`dev`, or `last`: no dev split, the whole strategy ships."""
+    steps: tuple[StepFacts, ...]
+    reports: Mapping[Who, Mapping[str, Report]]
+    differences: Mapping[str, Difference]
+
+    @property
+    def candidate(self) -> Candidate:
+        """The shipped one."""
+        return self.prefixes[self.shipped].candidate
+
+    @property
+    def lineage(self) -> tuple[Ancestor, ...]:
+        """From the spec's candidate to the shipped one, each with the one it was made from."""
+        line = [prefix.candidate for prefix in self.prefixes[: self.shipped + 1]]
+        return tuple(Ancestor(id=one.id, parent=one.parent, origin=one.origin) for one in line)
+
+
+def weights_step(context: StepContext, candidate: Candidate) -> StepResult:
+    """The weights step, imported late: a strategy without it loads no trainer."""
+    from bt_compiler.optimize.weights import weights_step as step
+
+    return step(context, candidate)
+
+
+STEPS: Mapping[str, OptimizerStep] = {"prompts": prompts_step, "weights": weights_step}
+"""Steps by the name that a spec's `strategy` knows them by."""
+
+
+def run_strategy(task: StrategyTask, *, steps: Mapping[str, OptimizerStep] = STEPS) -> StrategyResult:
+    """Runs `task.settings.strategy` in order. Raises CompileError where a step has nothing to learn from."""
+    scores = _Scores(task)
+    prefixes = [Prefix(steps=(), candidate=task.zero_shot, dev=scores.dev(task.zero_shot, "zero-shot"))]
+    facts: list[StepFacts] = []
+    for index, kind in enumerate(task.settings.strategy, start=1):
+        result, account = _run_step(task, steps[kind], index, prefixes[-1].candidate)
+        facts.append(_facts(index, result, account))
+        done = (*prefixes[-1].steps, kind)
+        report = scores.dev(result.candidate, " → ".join(done))
+        prefixes.append(Prefix(steps=done, candidate=result.candidate, dev=report))
+    shipped, chosen_by = _choose(prefixes)
+    name = " → ".join(prefixes[shipped].steps) or "zero-shot"
+    task.progress.say(f"ships {name}" + ("" if chosen_by == "dev" else " (no dev split to choose a prefix by)"))
+    reports = _reports(scores, prefixes[0], prefixes[shipped])
+    return StrategyResult(
+        prefixes=tuple(prefixes),
+        shipped=shipped,
+        chosen_by=chosen_by,
+        steps=tuple(facts),
+        reports=reports,
+        differences=_differences(reports, binary=task.metric.binary),
+    )
+
+
+def _run_step(task: StrategyTask, step: OptimizerStep, index: int, candidate: Candidate) -> tuple[StepResult, Account]:
+    context = StepContext(
+        index=index,
+        seed=seed_of(task.seed, index),
+        program=task.program,
+        zero_shot=task.zero_shot,
+        engine=task.engine,
+        train=task.splits.train,
+        metric=task.metric,
+        accept=task.accept,
+        settings=task.settings,
+        journal=task.journal,
+        progress=task.progress,
+    )
+    if not task.splits.train:
+        raise CompileError.of(
+            "BTC451",
+            f"step {index} of the strategy, `{task.settings.strategy[index - 1]}`, has no train examples",
+            help="give `data` a train split, or set `optimize.strategy: []` to bundle the program as it is",
+        )
+    before = task.store.account()
+    result = step(context, candidate)
+    spent = task.store.account().minus(before)
+    # What the step cost when it was first finished: a replay from the journal costs nothing and would say so.
+    return result, Account.from_json(task.journal.memo(f"account of step {index}", spent.to_json))
+
+
+def _facts(index: int, result: StepResult, account: Account) -> StepFacts:
+    return StepFacts(
+        index=index,
+        kind=result.kind,
+        candidate=result.candidate.id,
+        evidence=result.evidence,
+        seconds=account.seconds,
+        calls=account.calls,
+        cached_calls=account.cached_calls,
+        prompt_tokens=account.prompt_tokens,
+        completion_tokens=account.completion_tokens,
+    )
+
+
+def _choose(prefixes: Sequence[Prefix]) -> tuple[int, Choice]:
+    best, best_score = 0, -1.0
+    for index, prefix in enumerate(prefixes):
+        if prefix.dev is None:
+            return len(prefixes) - 1, "last"
+        if prefix.dev.mean > best_score:
+            best, best_score = index, prefix.dev.mean
+    return best, "dev"
+
+
+class _Scores:
+    """Scores candidates on dev and test, each content of a candidate once."""
+
+    def __init__(self, task: StrategyTask) -> None:
+        self._task = task
+        self._seen: dict[tuple[str, str], Report] = {}
+
+    def dev(self, candidate: Candidate, name: str) -> Report | None:
+        return self._score("dev", self._task.splits.dev, candidate, name)
+
+    def test(self, candidate: Candidate, name: str) -> Report | None:
+        return self._score("test", self._task.splits.test, candidate, name)
+
+    def _score(self, split: str, examples: Sequence[Example], candidate: Candidate, name: str) -> Report | None:
+        if not examples:
+            return None
+        task = self._task
+        key = (split, candidate_id(candidate.prompts, candidate.adapters))
+        if key not in self._seen:
+            task.progress.begin(f"scoring {name} on {split}", len(examples))
+            self._seen[key] = evaluate(
+                task.engine,
+                task.program,
+                candidate,
+                examples,
+                task.metric,
+                split=split,
+                seed=task.seed,
+                progress=task.progress,
+            )
+        report = self._seen[key]
+        interval = report.interval
+        task.progress.say(
+            f"{name}: {split} {report.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}], n={len(report.scores)}"
+            + (f", {len(report.failures)} failed" if report.failures else "")
+        )
+        return report
+
+
+def _reports(scores: _Scores, first: Prefix, shipped: Prefix) -> dict[Who, dict[str, Report]]:
+    reports: dict[Who, dict[str, Report]] = {"zero_shot": {}, "shipped": {}}
+    named: tuple[tuple[Who, str, Prefix], ...] = (("zero_shot", "zero-shot", first), ("shipped", "shipped", shipped))
+    for who, name, prefix in named:
+        if prefix.dev is not None:
+            reports[who]["dev"] = prefix.dev
+        test = scores.test(prefix.candidate, name)
+        if test is not None:
+            reports[who]["test"] = test
+    return reports
+
+
+def _differences(reports: Mapping[Who, Mapping[str, Report]], *, binary: bool) -> dict[str, Difference]:
+    found: dict[str, Difference] = {}
+    for split, shipped in reports["shipped"].items():
+        zero = reports["zero_shot"][split]
+        interval = paired_interval([score for _, score in shipped.scores], [score for _, score in zero.scores], binary)
+        found[split] = Difference(mean=shipped.mean - zero.mean, interval=interval)
+    return found
