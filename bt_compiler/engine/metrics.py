@@ -87,8 +87,8 @@ def normalize_answer(text: str) -> str:
 
 
 _NUMBER = re.compile(
-    r"""(?:(?<![\w.)])[-−+])?                       # a sign, unless it is the minus between two terms
-        [$€£]?\s?                                  # currency between sign and digits
+    r"""(?:(?<![\w.)])[-−+](?=[$€£.\d]))?           # a sign, unless it is the minus between two terms
+        (?:[$€£]\s?)?
         (?:\d{1,3}(?:,\d{3})+(?!\d) | \d+ | (?=\.\d))
         (?:\.\d+)?
         (?:[eE][-+]?\d+(?!\w))?""",
