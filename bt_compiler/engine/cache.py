@@ -135,7 +135,8 @@ class CompletionCache:
         self._misses = 0
         with _explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with _creation_lock(path):
+            # SQLite's own wait does not cover the change to WAL: one process at a time opens the file.
+            with file_lock(path.with_name(path.name + ".lock")):
                 self._db = _open(path)
 
     def get(self, key: str) -> Completion | None:
@@ -248,7 +249,8 @@ def _open(path: Path) -> sqlite3.Connection:
         if version > SCHEMA:
             raise BackendError.of(
                 "BTC361",
-                f"the completion cache `{path}` was written by a newer version (layout {version}, this one reads {SCHEMA})",
+                f"the completion cache `{path}` was written by a newer version",
+                notes=[f"its layout is {version}, this version reads {SCHEMA}"],
                 help="update the package, name another folder in `BTC_CACHE`, or delete it with `btc cache clear`",
             )
         db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # takes effect in an empty file alone
@@ -258,7 +260,8 @@ def _open(path: Path) -> sqlite3.Connection:
         if version == 0:
             with _transaction(db):
                 db.execute(
-                    "CREATE TABLE IF NOT EXISTS completions (key TEXT UNIQUE NOT NULL, value TEXT NOT NULL, used INTEGER NOT NULL)"
+                    "CREATE TABLE IF NOT EXISTS completions "
+                    "(key TEXT UNIQUE NOT NULL, value TEXT NOT NULL, used INTEGER NOT NULL)"
                 )
                 db.execute("CREATE INDEX IF NOT EXISTS by_use ON completions (used)")
                 db.execute(f"PRAGMA user_version = {SCHEMA}")
@@ -270,11 +273,11 @@ def _open(path: Path) -> sqlite3.Connection:
 
 
 @contextmanager
-def _creation_lock(path: Path) -> Iterator[None]:
-    """Only one process at a time opens the file: SQLite's own wait does not cover the change to WAL."""
+def file_lock(path: Path) -> Iterator[None]:
+    """Waits until no other process holds the lock file `path`; freed however the process ends. Raises OSError."""
     import fcntl
 
-    with path.with_name(path.name + ".lock").open("a") as file:
+    with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

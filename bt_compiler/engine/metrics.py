@@ -27,7 +27,7 @@ class Metric(Protocol):
 
     @property
     def kind(self) -> str:
-        """Registered name: `accuracy`, `exact_match`, …"""
+        """Registered name, as in `accuracy`."""
         ...
 
     @property
@@ -137,7 +137,9 @@ def _quoted(value: Any) -> str:
 def _accuracy(options: Mapping[str, Any]) -> Callable[[Any, Any], float]:
     def compare(output: Any, label: Any) -> float:
         if isinstance(output, str) and isinstance(label, list | tuple):
-            raise ValueError("the label is a list and the output a text; `exact_match` takes a list of accepted answers")
+            raise ValueError(
+                "the label is a list and the output a text; `exact_match` takes a list of accepted answers"
+            )
         return float(same_value(output, label))
 
     return compare

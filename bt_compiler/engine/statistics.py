@@ -100,7 +100,7 @@ def bootstrap_t(
 
 
 def _ratios(scores: Sequence[float], mean: float, seed: int, resamples: int) -> list[float]:
-    """t statistics of the resamples; infinite where a resample does not vary but lies off the mean."""
+    """Student's t of the resamples; infinite where a resample does not vary but lies off the mean."""
     random = Random(seed)
     pairs = [(score, score * score) for score in scores]
     found = []
