@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from bt_compiler.engine.request import PromptText
+from bt_compiler.engine.scoring import Confusion
 from bt_compiler.engine.trace import Interval, Report, Trace
 from bt_compiler.graph.candidate import Candidate
 from bt_compiler.graph.program import Program
@@ -57,7 +58,8 @@ class Prefix:
     steps: tuple[str, ...]
     """Empty: zero-shot."""
     candidate: str
-    report: Report
+    report: Report | None
+    """None where there is no dev split."""
     chosen: bool = False
 
 
@@ -119,8 +121,8 @@ class BundleContents:
     strategy: tuple[str, ...] = ()
     prefixes: tuple[Prefix, ...] = ()
     steps: tuple[StepFacts, ...] = ()
-    confusion: Mapping[str, Any] | None = None
-    """`engine.scoring.confusion` of the shipped program on dev as JSON; None where the output is no enum."""
+    confusion: Confusion | None = None
+    """Of the shipped program on dev; None where the output is no enum."""
     environment: Mapping[str, Any] = field(default_factory=dict)
     """Python, platform, processors: for the report, outside the digest."""
     seconds: float = 0.0

@@ -1,0 +1,168 @@
+"""The report's plots as SVG text, by matplotlib, which is imported when the first is drawn.
+
+Colours are drawn as markers and then become the page's CSS variables, so that one SVG reads in light and dark. Equal
+data gives equal bytes: no date, no random ids, the same font rules everywhere.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from bt_compiler.artifact.report import bounds
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_INK, _MUTED, _FIRST, _SECOND, _PAPER = "#010203", "#040506", "#070809", "#0a0b0c", "#0d0e0f"
+_CSS = {
+    _INK: "var(--ink)",
+    _MUTED: "var(--line)",
+    _FIRST: "var(--first)",
+    _SECOND: "var(--second)",
+    _PAPER: "var(--paper)",
+}
+_WIDTH = 7.2
+"""Inches; the page scales it down."""
+
+
+def can_plot() -> bool:
+    """Whether matplotlib is installed (extra `train`)."""
+    return find_spec("matplotlib") is not None
+
+
+def interval_plot(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Means with intervals, a line each from the top: `{"label", "mean", "interval": (low, high) | None, "chosen"}`."""
+    figure, axes = _figure(0.5 + 0.32 * len(rows))
+    for place, row in enumerate(rows):
+        color = _SECOND if row["chosen"] else _FIRST
+        if row["interval"] is not None:
+            axes.plot(row["interval"], [place, place], color=color, linewidth=2, solid_capstyle="butt")
+        axes.plot([row["mean"]], [place], "o", color=color, markersize=6)
+    axes.set_yticks(range(len(rows)), [str(row["label"]) for row in rows], parse_math=False)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_xlabel("score")
+    return _svg(name, figure, axes)
+
+
+def loss_plot(name: str, points: Sequence[Mapping[str, Any]]) -> str:
+    """Training and validation loss by optimiser step: `{"step", "train", "validation"}`, either may be None."""
+    figure, axes = _figure(2.8)
+    for key, color, style in (("train", _FIRST, "-"), ("validation", _SECOND, "o-")):
+        known = [(point["step"], point[key]) for point in points if point.get(key) is not None]
+        if known:
+            axes.plot(*zip(*known, strict=True), style, color=color, label=key, linewidth=1.6, markersize=4)
+    axes.set_xlabel("optimiser step")
+    axes.set_ylabel("loss a token")
+    axes.set_ylim(bottom=0)
+    legend = axes.legend(frameon=False)
+    for text in legend.get_texts():
+        text.set_color(_INK)
+    return _svg(name, figure, axes)
+
+
+def confusion_plot(name: str, confusion: Mapping[str, Any]) -> str:
+    """Counts by true class (rows) and answer (columns), failed runs in a column of their own where there are any."""
+    classes, failed = list(confusion["classes"]), list(confusion["failed"])
+    columns = [*classes, "failed"] if any(failed) else classes
+    table = [
+        [*counts, lost] if any(failed) else list(counts)
+        for counts, lost in zip(confusion["counts"], failed, strict=True)
+    ]
+    from matplotlib.patches import Rectangle
+
+    figure, axes = _figure(0.9 + 0.42 * len(classes))
+    for row, counts in enumerate(table):
+        total = sum(counts) or 1
+        for column, count in enumerate(counts):
+            color = _FIRST if row == column else _SECOND
+            axes.add_patch(
+                Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=color, alpha=0.75 * count / total, linewidth=0)
+            )
+            axes.text(column, row, str(count), ha="center", va="center", color=_INK)
+    axes.set_xticks(range(len(columns)), columns, rotation=0 if len(columns) < 6 else 30, parse_math=False)
+    axes.set_yticks(range(len(classes)), classes, parse_math=False)
+    axes.set_xlim(-0.5, len(columns) - 0.5)
+    axes.set_ylim(len(classes) - 0.5, -0.5)
+    axes.set_xlabel("answered")
+    axes.set_ylabel("true")
+    return _svg(name, figure, axes, grid=False)
+
+
+def bars_plot(name: str, rows: Sequence[tuple[str, Sequence[tuple[str, float]]]], unit: str) -> str:
+    """Horizontal bars of one or two stacked parts, each row a label and (part, amount) pairs; `unit` names the axis."""
+    figure, axes = _figure(0.6 + 0.36 * len(rows))
+    parts = list(dict.fromkeys(part for _, amounts in rows for part, _ in amounts))
+    left = [0.0] * len(rows)
+    for index, part in enumerate(parts):
+        widths = [dict(amounts).get(part, 0.0) for _, amounts in rows]
+        color = (_FIRST, _SECOND)[index % 2]
+        axes.barh(range(len(rows)), widths, left=left, height=0.6, color=color, label=part)
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    axes.set_yticks(range(len(rows)), [label for label, _ in rows], parse_math=False)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlabel(unit)
+    if len(parts) > 1:
+        legend = axes.legend(frameon=False, loc="best")
+        for text in legend.get_texts():
+            text.set_color(_INK)
+    return _svg(name, figure, axes)
+
+
+def candidate_rows(evidence: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows for `interval_plot` from the evidence of a prompts step; candidates equal to an earlier one are left out."""
+    return [
+        {
+            "label": one["label"],
+            "mean": float(one["score"]),
+            "interval": bounds(one.get("interval")),
+            "chosen": one["label"] == evidence.get("chosen"),
+        }
+        for one in evidence.get("candidates", ())
+        if "score" in one
+    ]
+
+
+def _figure(height: float) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _svg(name: str, figure: Figure, axes: Axes, *, grid: bool = True) -> str:
+    """The figure as an `<svg>` element for a page; `name` keeps its ids apart from other plots'."""
+    import matplotlib as mpl
+
+    for side in ("top", "right", "left", "bottom"):
+        axes.spines[side].set_visible(side in ("left", "bottom") and grid)
+        axes.spines[side].set_color(_MUTED)
+    axes.tick_params(colors=_INK, length=0)
+    axes.xaxis.label.set_color(_INK)
+    axes.yaxis.label.set_color(_INK)
+    if grid:
+        axes.grid(axis="x", color=_MUTED, linewidth=0.6)
+        axes.set_axisbelow(True)
+    figure.patch.set_alpha(0)
+    axes.patch.set_alpha(0)
+    out = io.StringIO()
+    with warnings.catch_warnings(), mpl.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
+        # The browser's fonts draw the text; that matplotlib's own lacks a glyph says nothing.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    text = out.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r'<g id="[^"]*"', "<g", text)
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r'\1 role="img"', text, count=1)
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r"font: ([0-9.]+)px [^;\"]*", r"font-size: \1px", text)
+    for marker, variable in _CSS.items():
+        text = text.replace(marker, variable)
+    return text
