@@ -1,0 +1,325 @@
+"""Executes a program on a batch of examples as dataflow (design §4): no threads, all that is ready goes out together.
+
+Each live example is a generator of `interpret`; `Execution` moves them along as completions come, asks the stores
+before the backend, and makes one request of identical ones. Knows nothing of metrics or optimisers.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from bt_compiler.canonical import seed_of
+from bt_compiler.data.example import Example
+from bt_compiler.engine.cache import request_key
+from bt_compiler.engine.formats import load_format
+from bt_compiler.engine.interpret import Ask, NodeFailed, Running, Search, Setting, interpret_program
+from bt_compiler.engine.progress import Progress, Silent
+from bt_compiler.engine.request import Backend, Completion, Request, Sampling
+from bt_compiler.engine.trace import Failure, Trace
+from bt_compiler.errors import ExampleError
+from bt_compiler.graph.candidate import Candidate, Prompt
+from bt_compiler.graph.program import Program
+
+if TYPE_CHECKING:
+    from bt_compiler.engine.cache import CompletionStore
+    from bt_compiler.engine.retrieval import Retriever
+
+RETRY_TEMPERATURE = 0.7
+"""Least temperature of the one repetition after an answer outside the grammar: greedy would repeat itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """Everything that executing needs beside the program, the candidate and the examples."""
+
+    backends: Mapping[str, Backend]
+    """By the name of the model in the spec (`Module.model`)."""
+    retrievers: Mapping[str, Retriever] = field(default_factory=dict)
+    stores: tuple[CompletionStore, ...] = ()
+    """Asked in order; a hit is written to those before it, a new completion to all."""
+
+    def run(
+        self,
+        program: Program,
+        candidate: Candidate,
+        examples: Sequence[Example],
+        *,
+        seed: int = 0,
+        repeats: int = 1,
+        temperature: float | None = None,
+        leave_own_demo_out: bool = False,
+        progress: Progress | None = None,
+    ) -> list[Trace]:
+        """One trace for every example and repeat: all repeats of the first example, then those of the second, …
+
+        The result is a function of (program, candidate, examples, seed, repeats, temperature) and the backends'
+        identities; not of the order in which completions come. `temperature` overrides every module's own. With
+        `leave_own_demo_out`, demos that come from an example are not shown to that example. `progress.advance` is
+        called once a trace; the caller begins the stretch. Raises BackendError.
+        """
+        execution = Execution(
+            engine=self,
+            program=program,
+            candidate=candidate,
+            seed=seed,
+            temperature=temperature,
+            leave_own_demo_out=leave_own_demo_out,
+        )
+        told = progress or Silent()
+        tickets = [execution.submit(example, repeat) for example in examples for repeat in range(repeats)]
+        traces: dict[int, Trace] = {}
+        try:
+            while not execution.idle:
+                for ticket, trace in execution.step():
+                    traces[ticket] = trace
+                    told.advance(1)
+        finally:
+            execution.cancel()
+        return [traces[ticket] for ticket in tickets]
+
+    def close(self) -> None:
+        """Closes every backend."""
+        for backend in self.backends.values():
+            backend.close()
+
+
+class _Live(NamedTuple):
+    example: str
+    repeat: int
+    setting: Setting
+    running: Running
+
+
+class _Flight(NamedTuple):
+    """A request at a backend and who waits for it."""
+
+    backend: str
+    key: str
+    tickets: list[int]
+
+
+class Execution:
+    """The incremental form of `Engine.run`: examples may be submitted at any time, traces come as they end.
+
+    A backend serves one execution at a time. Not thread-safe: one thread submits and steps.
+    """
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        program: Program,
+        candidate: Candidate,
+        seed: int = 0,
+        temperature: float | None = None,
+        leave_own_demo_out: bool = False,
+    ) -> None:
+        self._engine = engine
+        self._program = program
+        self._candidate = candidate
+        self._seed = seed
+        self._temperature = temperature
+        self._leave_own_demo_out = leave_own_demo_out
+        self._formats = {module.format: load_format(module.format) for module in program.modules}
+        self._unconstrained = frozenset(
+            module.name
+            for module in program.modules
+            if not engine.backends[module.model].facts().get("enforces_grammar", True)
+        )
+        self._live: dict[int, _Live] = {}
+        self._ready: deque[tuple[int, Any]] = deque()
+        self._searches: list[tuple[int, Search]] = []
+        self._asked: list[tuple[int, str, Request]] = []
+        self._flights: dict[str, _Flight] = {}
+        self._by_key: dict[str, str] = {}
+        self._done: list[tuple[int, Trace]] = []
+        self._tickets = 0
+        self._requests = 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is submitted that has not been handed out by `step`."""
+        return not self._live and not self._done
+
+    def submit(self, example: Example, repeat: int = 0) -> int:
+        """Takes one example; returns a ticket, which `step` gives back with its trace."""
+        ticket = self._tickets
+        self._tickets += 1
+        setting = Setting(
+            program=self._program,
+            prompts=self._prompts_for(example),
+            formats=self._formats,
+            unconstrained=self._unconstrained,
+        )
+        running = interpret_program(setting, example.inputs)
+        self._live[ticket] = _Live(example.id, repeat, setting, running)
+        self._ready.append((ticket, None))
+        return ticket
+
+    def step(self) -> list[tuple[int, Trace]]:
+        """Works until something has changed: moves examples along, sends what they ask for, waits for completions.
+
+        Returns (ticket, trace) of those that ended; it may be empty while others are under way. Raises BackendError.
+        """
+        self._settle()
+        if not self._done and self._flights:
+            self._poll()
+            self._settle()
+        done, self._done = self._done, []
+        return done
+
+    def cancel(self) -> None:
+        """Forgets all that is under way."""
+        for name, backend in self._engine.backends.items():
+            ids = [id for id, flight in self._flights.items() if flight.backend == name]
+            if ids:
+                backend.cancel(ids)
+        for live in self._live.values():
+            live.running.close()
+        self._live.clear()
+        self._ready.clear()
+        self._searches.clear()
+        self._asked.clear()
+        self._flights.clear()
+        self._by_key.clear()
+
+    def _prompts_for(self, example: Example) -> Mapping[str, Prompt]:
+        prompts = self._candidate.prompts
+        if not self._leave_own_demo_out:
+            return prompts
+        return {
+            name: replace(prompt, demos=tuple(demo for demo in prompt.demos if demo.example != example.id))
+            for name, prompt in prompts.items()
+        }
+
+    def _settle(self) -> None:
+        """Moves examples along until each has ended or waits for a backend that has its request."""
+        while self._ready:
+            while self._ready:
+                self._advance(*self._ready.popleft())
+            self._search()
+            if not self._ready:
+                self._send()
+
+    def _advance(self, ticket: int, answer: Any) -> None:
+        live = self._live[ticket]
+        try:
+            need = live.running.throw(answer) if isinstance(answer, ExampleError) else live.running.send(answer)
+        except StopIteration as stop:
+            self._finish(ticket, outputs=stop.value)
+            return
+        except NodeFailed as failed:
+            self._finish(ticket, error=failed.failure)
+            return
+        if isinstance(need, Search):
+            self._searches.append((ticket, need))
+            return
+        try:
+            self._asked.append((ticket, need.module.model, self._request(need, live.repeat)))
+        except ExampleError as error:
+            self._ready.append((ticket, error))
+
+    def _finish(self, ticket: int, *, outputs: Mapping[str, Any] | None = None, error: Failure | None = None) -> None:
+        live = self._live.pop(ticket)
+        trace = Trace(
+            example=live.example, repeat=live.repeat, steps=tuple(live.setting.steps), outputs=outputs, error=error
+        )
+        self._done.append((ticket, trace))
+
+    def _request(self, ask: Ask, repeat: int) -> Request:
+        """The request for a prompt. Raises ExampleError where it does not fit the context window."""
+        backend = self._engine.backends[ask.module.model]
+        tokens = backend.count_tokens(ask.prompt)
+        if tokens + ask.grammar.max_tokens > backend.context_window:
+            raise ExampleError(
+                "BTC523",
+                f"the prompt of module `{ask.module.name}` has {tokens} tokens and its completion may take "
+                f"{ask.grammar.max_tokens}, more than the context window of {backend.context_window}",
+            )
+        self._requests += 1
+        return Request(
+            id=f"{self._candidate.id}-{self._requests}",
+            prompt=ask.prompt,
+            grammar=ask.grammar,
+            sampling=self._sampling(ask, backend, repeat),
+            max_tokens=ask.grammar.max_tokens,
+            adapter=self._candidate.adapter_for(ask.module.name),
+        )
+
+    def _sampling(self, ask: Ask, backend: Backend, repeat: int) -> Sampling:
+        generation = ask.module.generation
+        temperature = generation.temperature if self._temperature is None else self._temperature
+        if ask.attempt:
+            temperature = max(temperature, RETRY_TEMPERATURE)
+        if temperature == 0:
+            return Sampling()
+        key = backend.prompt_key(ask.prompt)
+        seed = seed_of(self._seed, key if isinstance(key, str) else list(key), repeat, ask.attempt)
+        return Sampling(temperature=temperature, top_p=generation.top_p, seed=seed)
+
+    def _search(self) -> None:
+        """One `search` for every retriever and k, over all examples that wait for it."""
+        waiting, self._searches = self._searches, []
+        groups: dict[tuple[str, int], list[tuple[int, str]]] = {}
+        for ticket, need in waiting:
+            groups.setdefault((need.retriever, need.k), []).append((ticket, need.query))
+        for (name, k), members in groups.items():
+            queries = list(dict.fromkeys(query for _, query in members))
+            found = dict(zip(queries, self._engine.retrievers[name].search(queries, k), strict=True))
+            self._ready.extend((ticket, found[query]) for ticket, query in members)
+
+    def _send(self) -> None:
+        """Answers from the stores what they hold, joins identical requests, submits the rest."""
+        asked, self._asked = self._asked, []
+        fresh: dict[str, list[Request]] = {}
+        for ticket, model, request in asked:
+            key = request_key(self._engine.backends[model], request)
+            if key in self._by_key:
+                self._flights[self._by_key[key]].tickets.append(ticket)
+                continue
+            stored = self._stored(key)
+            if stored is not None:
+                self._ready.append((ticket, stored))
+                continue
+            self._by_key[key] = request.id
+            self._flights[request.id] = _Flight(model, key, [ticket])
+            fresh.setdefault(model, []).append(request)
+        for model, requests in fresh.items():
+            self._engine.backends[model].submit(requests)
+
+    def _stored(self, key: str) -> Completion | None:
+        for index, store in enumerate(self._engine.stores):
+            found = store.get(key)
+            if found is not None:
+                for earlier in self._engine.stores[:index]:
+                    earlier.put(key, found)
+                return replace(found, cached=True)
+        return None
+
+    def _poll(self) -> None:
+        polled: list[Backend] = []
+        for model in sorted({flight.backend for flight in self._flights.values()}):
+            backend = self._engine.backends[model]
+            if any(backend is other for other in polled):
+                continue
+            polled.append(backend)
+            finished = backend.poll()
+            if not finished:
+                raise RuntimeError(f"backend of model {model} ended nothing though requests are in flight")
+            for id, result in finished:
+                flight = self._flights.pop(id, None)
+                if flight is None:
+                    continue
+                del self._by_key[flight.key]
+                self._deliver(flight, result)
+
+    def _deliver(self, flight: _Flight, result: Completion | ExampleError) -> None:
+        if isinstance(result, Completion):
+            for store in self._engine.stores:
+                store.put(flight.key, result)
+        for position, ticket in enumerate(flight.tickets):
+            shared = replace(result, cached=True) if position and isinstance(result, Completion) else result
+            self._ready.append((ticket, shared))

@@ -1,0 +1,170 @@
+"""Prompt formats: a module, its prompt and its inputs become a `PromptText`; a completion becomes outputs.
+
+The words of a prompt are a Jinja2 file in `templates/prompts/` or the user's own, rendered in a sandbox: a template is
+text, not code. How a completion is written (`lines` or `json`) is fixed here, so that grammar, demos, training rows
+and parser always agree. Knows no tokenizer and no backend.
+
+A demo may lack an output (a labelled demo of a `chain_of_thought` has no `reasoning`): its line or key is left out. The
+grammar forces every label of a completion all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from bt_compiler.diagnostics import did_you_mean
+from bt_compiler.engine.grammar import OutputPart, json_grammar, lines_grammar
+from bt_compiler.engine.parsing import allowed_values, json_outputs, line_outputs
+from bt_compiler.engine.request import Message, OutputGrammar, PromptText
+from bt_compiler.engine.templates import template_folder
+from bt_compiler.engine.values import as_json, shown, written
+from bt_compiler.engine.wording import described, labels
+from bt_compiler.errors import SpecError
+from bt_compiler.graph.candidate import Prompt
+from bt_compiler.graph.program import Module
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+    from jinja2.environment import TemplateModule
+
+Style = Literal["lines", "json"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """One prompt format."""
+
+    name: str
+    source: str
+    """Text of the template, for whoever packs it into a bundle."""
+    chat: bool
+    """Turns of a chat template, or plain text."""
+    style: Style
+    """How completions are written."""
+    separator: str
+    """Plain text: what stands between preamble, demos and the example."""
+    macros: TemplateModule = field(compare=False, repr=False)
+
+    def render(self, module: Module, prompt: Prompt, inputs: Mapping[str, Any]) -> PromptText:
+        """The prompt for one example: instructions, demos, then the example. Raises ExampleError, SpecError."""
+        system = self._words("system", prompt.instructions, described(module, module.signature.inputs), described(module, module.outputs))
+        demos = [(self._user(module, demo.inputs), self.completion(module, demo.outputs)) for demo in prompt.demos]
+        example = self._user(module, inputs)
+        if self.chat:
+            turns = [Message(role="system", content=system)]
+            for user, answer in demos:
+                turns += [Message(role="user", content=user), Message(role="assistant", content=answer)]
+            return PromptText(messages=(*turns, Message(role="user", content=example)), shared=len(turns))
+        leading = f"{system}{self.separator}"
+        leading += "".join(f"{user}\n{answer}{self.separator}" for user, answer in demos)
+        return PromptText(text=f"{leading}{example}\n", shared=len(leading))
+
+    def completion(self, module: Module, outputs: Mapping[str, Any]) -> str:
+        """The canonical completion: what demos show and training rows teach. Outputs that are missing are left out."""
+        given = [output for output in module.outputs if output.name in outputs]
+        if self.style == "json":
+            return as_json({output.name: outputs[output.name] for output in given})
+        names = labels(module)
+        return "\n".join(f"{names[output.name]}: {written(outputs[output.name], output.type)}" for output in given)
+
+    def grammar(self, module: Module, inputs: Mapping[str, Any]) -> OutputGrammar:
+        """What a completion has to look like; depends on the inputs through `among` alone. Raises ExampleError."""
+        names = labels(module)
+        parts = [
+            OutputPart(
+                name=output.name,
+                label=names[output.name],
+                type=output.type,
+                budget=module.generation.max_tokens,
+                allowed=allowed_values(output, inputs),
+            )
+            for output in module.outputs
+        ]
+        return json_grammar(parts) if self.style == "json" else lines_grammar(parts)
+
+    def parse(self, module: Module, text: str) -> dict[str, Any]:
+        """The outputs that a completion holds, in their types. Raises ExampleError where it does not fit."""
+        return json_outputs(module, text) if self.style == "json" else line_outputs(module, text)
+
+    def _user(self, module: Module, inputs: Mapping[str, Any]) -> str:
+        fields = module.signature.inputs
+        values = [
+            words | {"text": shown(inputs[item.name], item.type), "json": as_json(inputs[item.name])}
+            for words, item in zip(described(module, fields), fields, strict=True)
+        ]
+        return self._words("user", values, described(module, module.outputs))
+
+    def _words(self, macro: str, *arguments: Any) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            return "\n".join(line.rstrip() for line in str(getattr(self.macros, macro)(*arguments)).strip().split("\n"))
+        except (TemplateError, TypeError, ArithmeticError, LookupError) as error:
+            raise _broken(self.name, f"in `{macro}`: {error}") from error
+
+
+def load_format(name_or_path: str) -> Format:
+    """The format of that name in `templates/prompts/`, or the file at that path. Raises SpecError."""
+    if name_or_path.endswith(".jinja"):
+        path = Path(name_or_path)
+    else:
+        folder = template_folder() / "prompts"
+        known = sorted(entry.stem for entry in folder.glob("*.jinja"))
+        if name_or_path not in known:
+            raise SpecError.of(
+                "BTC520",
+                f"there is no prompt format `{name_or_path}`",
+                help=did_you_mean(name_or_path, known, what="formats"),
+            )
+        path = folder / f"{name_or_path}.jinja"
+    try:
+        source = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError.of("BTC520", f"the prompt format `{path}` cannot be read: {error}") from error
+    return format_of(name_or_path, source)
+
+
+def format_of(name: str, source: str) -> Format:
+    """A format from the text of its template. Raises SpecError where it is no format."""
+    from jinja2 import TemplateError
+
+    try:
+        macros = _template(source).module
+    except (TemplateError, TypeError, ArithmeticError, LookupError) as error:
+        line = f" (line {error.lineno})" if getattr(error, "lineno", None) else ""
+        raise _broken(name, f"{error}{line}") from error
+    missing = [macro for macro in ("system", "user") if not callable(getattr(macros, macro, None))]
+    if missing:
+        raise _broken(name, f"it has no macro `{missing[0]}`")
+    style = getattr(macros, "completion", "lines")
+    if style not in ("lines", "json"):
+        raise _broken(name, f'`completion` is "{style}", not "lines" or "json"')
+    return Format(
+        name=name,
+        source=source,
+        chat=bool(getattr(macros, "chat", True)),
+        style=style,
+        separator=str(getattr(macros, "separator", "\n\n")),
+        macros=macros,
+    )
+
+
+def _template(source: str) -> Template:
+    from jinja2 import StrictUndefined
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False
+    )
+    return environment.from_string(source)
+
+
+def _broken(name: str, why: str) -> SpecError:
+    return SpecError.of(
+        "BTC521",
+        f"the prompt format `{name}` does not work: {why}",
+        help="start from a copy of `fields.jinja`; `btc explain BTC521` says what a format holds",
+    )

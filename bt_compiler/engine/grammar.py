@@ -1,0 +1,266 @@
+"""What a completion has to look like: one llguidance Lark grammar a (module outputs, style), and the forms remotes take.
+
+Two styles: `lines` (`Label: value`, a line a field) and `json` (one object). Labels and punctuation are literal text,
+so that they are forced; enums, numbers, lists and objects can only be sampled well-formed; a text ends at its token
+budget and what follows is forced. Knows nothing of prompts. Syntax: llguidance docs/syntax.md.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from bt_compiler.engine.request import OutputGrammar
+from bt_compiler.spec.types import STR, Type
+
+TEXT_IN_STRUCTURE = 32
+"""Token budget of a text inside a list or object that has none of its own."""
+ITEMS = 16
+"""Most elements of a generated list whose type gives no `max`: every completion has to end."""
+CHARACTERS_A_TOKEN = 4
+"""How budgets become lengths where an engine counts characters: inside JSON, and in regular expressions."""
+
+_JSON_TEXT = r'[^"\\\x00-\x1f\x7f]'
+_LINE_START = r"[^\s\x00-\x1f\x7f-\x9f]"
+_LINE_REST = r"[^\x00-\x1f\x7f-\x9f\x{2028}\x{2029}]"
+_INT = r"-?(0|[1-9][0-9]{0,14})"
+_FLOAT = _INT + r"(\.[0-9]{1,8})?"
+_DIGITS = 10**15
+_INT_TOKENS = 17
+_FLOAT_TOKENS = 26
+_DECIMALS = 0.0001
+_SEPARATORS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputPart:
+    """One output field as a grammar sees it."""
+
+    name: str
+    """Key of the JSON object."""
+    label: str
+    """What stands before the colon in a line."""
+    type: Type
+    budget: int
+    """Tokens of a text."""
+    allowed: tuple[str, ...] | None = None
+    """Values that `among` leaves; None without `among`."""
+
+
+class _Rule(NamedTuple):
+    """How one value is written."""
+
+    body: str
+    """Right-hand side of a Lark rule."""
+    regex: str | None
+    tokens: int
+    """Upper bound, counting a token a byte where the text is fixed."""
+    options: str = ""
+    """`[max_tokens=…]` of the rule."""
+    prelude: str = ""
+    """Rules that the body names."""
+    open_ended: bool = False
+    """Whether the value may go on where it could also end: then a newline may end the completion."""
+
+
+def lines_grammar(parts: Sequence[OutputPart]) -> OutputGrammar:
+    """The grammar of `Label: value` lines, in order. A text or number at the end may close with a newline."""
+    rules = [_line_rule(part.type, part.budget, part.allowed) for part in parts]
+    labels = [f"{'' if index == 0 else chr(10)}{part.label}: " for index, part in enumerate(parts)]
+    start = " ".join(f"{_literal(label)} v{index}" for index, label in enumerate(labels))
+    ending = ' "\\n"?' if rules[-1].open_ended else ""
+    regex: str | None = ""
+    for label, rule in zip(labels, rules, strict=True):
+        regex = None if regex is None or rule.regex is None else f"{regex}{re.escape(label)}({rule.regex})"
+    return OutputGrammar(
+        lark=_lark(f"{start}{ending}", rules),
+        regex=regex,
+        max_tokens=sum(len(label.encode()) for label in labels) + sum(rule.tokens for rule in rules) + 2,
+    )
+
+
+def json_grammar(parts: Sequence[OutputPart]) -> OutputGrammar:
+    """The grammar of one JSON object with these keys in order, separated as `json.dumps` does.
+
+    A text at the top level has neither quotes nor backslashes: so its token budget can end it anywhere.
+    """
+    rules = [_json_rule(f"v{index}", part.type, part.budget, part.allowed) for index, part in enumerate(parts)]
+    pieces = [f"{'{' if index == 0 else ', '}{json.dumps(part.name)}: " for index, part in enumerate(parts)]
+    start = " ".join(f"{_literal(piece)} v{index}" for index, piece in enumerate(pieces))
+    schema = {
+        "type": "object",
+        "properties": {part.name: bounded_schema(_among(part.type, part.allowed), part.budget) for part in parts},
+        "required": [part.name for part in parts],
+        "additionalProperties": False,
+    }
+    return OutputGrammar(
+        lark=_lark(f'{start} "}}"', rules),
+        json_schema=schema,
+        max_tokens=sum(len(piece.encode()) for piece in pieces) + sum(rule.tokens for rule in rules) + 3,
+    )
+
+
+def bounded_schema(t: Type, budget: int = TEXT_IN_STRUCTURE) -> dict[str, Any]:
+    """JSON Schema of `t` in which every text and list has an end, for decoding. `budget`: tokens of a text."""
+    if t.kind == "str":
+        return {"type": "string", "maxLength": CHARACTERS_A_TOKEN * (t.max_tokens or budget)}
+    if t.kind == "enum":
+        return {"type": "string", "enum": list(t.values)}
+    if t.kind in ("int", "float"):
+        low = -_DIGITS if t.minimum is None else t.minimum
+        high = _DIGITS if t.maximum is None else t.maximum
+        if t.kind == "int":
+            return {"type": "integer", "minimum": int(low), "maximum": int(high)}
+        return {"type": "number", "minimum": low, "maximum": high}
+    if t.kind == "list":
+        item = _nested(t.item)
+        bounds = {} if t.minimum is None else {"minItems": int(t.minimum)}
+        bounds["maxItems"] = max(ITEMS, int(t.minimum or 0)) if t.maximum is None else int(t.maximum)
+        return {"type": "array", "items": bounded_schema(item, _inner(t, budget)), **bounds}
+    if t.kind == "object":
+        return {
+            "type": "object",
+            "properties": {field.name: bounded_schema(field.type, _inner(t, budget)) for field in t.fields},
+            "required": [field.name for field in t.fields],
+            "additionalProperties": False,
+        }
+    if t.kind == "union":
+        return {"anyOf": [bounded_schema(option, t.max_tokens or budget) for option in t.options]}
+    return {"type": t.kind if t.kind == "null" else "boolean"}
+
+
+def structure_tokens(t: Type, budget: int = TEXT_IN_STRUCTURE) -> int:
+    """Tokens that a JSON value of `t` may take, in all likelihood; a longer one ends as a failed example."""
+    if t.kind == "str":
+        return 2 * (t.max_tokens or budget) + 2
+    if t.kind == "enum":
+        return max((len(value.encode()) for value in t.values), default=0) + 2
+    if t.kind == "list":
+        count = ITEMS if t.maximum is None else int(t.maximum)
+        return 2 + count * (structure_tokens(_nested(t.item), _inner(t, budget)) + 2)
+    if t.kind == "object":
+        return 2 + sum(len(field.name.encode()) + 6 + structure_tokens(field.type, _inner(t, budget)) for field in t.fields)
+    if t.kind == "union":
+        return max(structure_tokens(option, t.max_tokens or budget) for option in t.options)
+    return {"int": _INT_TOKENS, "float": _FLOAT_TOKENS}.get(t.kind, 5)
+
+
+def fold(text: str) -> str:
+    """One line: every stretch of white space that holds a line end becomes one blank, and the ends are cut."""
+    return " ".join(part.strip() for part in text.splitlines() if part.strip())
+
+
+def _lark(start: str, rules: Sequence[_Rule]) -> str:
+    lines = [f"start: {start}"]
+    lines += [f"{rule.prelude}v{index}{rule.options}: {rule.body}" for index, rule in enumerate(rules)]
+    return "\n".join(lines) + "\n"
+
+
+def _literal(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _alternatives(values: Sequence[str]) -> _Rule:
+    shown = list(dict.fromkeys(values))
+    return _Rule(
+        body=" | ".join(_literal(value) for value in shown),
+        regex="|".join(re.escape(value) for value in shown),
+        tokens=max(len(value.encode()) for value in shown),
+    )
+
+
+def _line_rule(t: Type, budget: int, allowed: tuple[str, ...] | None) -> _Rule:
+    if t.kind in ("str", "enum") and allowed is not None:
+        return _alternatives([fold(value) for value in allowed])
+    if t.kind == "str" or any(option.kind == "str" for option in t.options):
+        tokens = t.max_tokens or budget
+        return _Rule(
+            body=f"/{_LINE_START}{_LINE_REST}*/",
+            regex=rf"\S[^\r\n]{{0,{CHARACTERS_A_TOKEN * tokens}}}",
+            tokens=tokens,
+            options=f"[max_tokens={tokens}]",
+            open_ended=True,
+        )
+    if t.kind == "enum":
+        return _alternatives([fold(value) for value in t.values])
+    if t.kind == "union":
+        options = [_line_rule(option, budget, allowed) for option in t.options]
+        regexes = [rule.regex for rule in options]
+        return _Rule(
+            body=" | ".join(rule.body for rule in options),
+            regex=None if None in regexes else "|".join(f"({regex})" for regex in regexes),
+            tokens=max(rule.tokens for rule in options),
+            open_ended=any(rule.open_ended for rule in options),
+        )
+    return _scalar_rule(t) or _schema_rule(t, budget, allowed)
+
+
+def _json_rule(name: str, t: Type, budget: int, allowed: tuple[str, ...] | None) -> _Rule:
+    if t.kind in ("str", "enum") and allowed is not None:
+        return _alternatives([_literal(value) for value in allowed])
+    if t.kind == "enum":
+        return _alternatives([_literal(value) for value in t.values])
+    if t.kind == "str":
+        tokens = t.max_tokens or budget
+        return _Rule(
+            body=rf'"\"" {name}_text? "\""',
+            regex=None,
+            tokens=tokens + 2,
+            prelude=f"{name}_text[max_tokens={tokens}]: /{_JSON_TEXT}+/\n",
+        )
+    if t.kind == "union":
+        options = [_json_rule(f"{name}_{index}", option, t.max_tokens or budget, allowed) for index, option in enumerate(t.options)]
+        return _Rule(
+            body=" | ".join(rule.body for rule in options),
+            regex=None,
+            tokens=max(rule.tokens for rule in options),
+            prelude="".join(rule.prelude for rule in options),
+        )
+    return _scalar_rule(t) or _schema_rule(t, budget, allowed)
+
+
+def _scalar_rule(t: Type) -> _Rule | None:
+    """int, float, bool, null; None for the others and for numbers with a range, which JSON Schema says."""
+    if t.kind == "bool":
+        return _alternatives(["true", "false"])
+    if t.kind == "null":
+        return _alternatives(["null"])
+    if t.kind not in ("int", "float") or t.minimum is not None or t.maximum is not None:
+        return None
+    number, tokens = (_INT, _INT_TOKENS) if t.kind == "int" else (_FLOAT, _FLOAT_TOKENS)
+    return _Rule(body=f"/{number}/", regex=number, tokens=tokens, open_ended=True)
+
+
+def _schema_rule(t: Type, budget: int, allowed: tuple[str, ...] | None) -> _Rule:
+    schema = bounded_schema(_among(t, allowed), budget)
+    if t.kind == "float":
+        schema["multipleOf"] = _DECIMALS  # or the digits never end
+    regex = {"int": _INT, "float": _FLOAT}.get(t.kind)
+    return _Rule(
+        body="%json " + json.dumps(schema | {"x-guidance": _SEPARATORS}),
+        regex=regex,
+        tokens=structure_tokens(t, budget),
+        open_ended=regex is not None,
+    )
+
+
+def _among(t: Type, allowed: tuple[str, ...] | None) -> Type:
+    """The type with its texts restricted to `allowed`; without one allowed value a list has to be empty."""
+    if allowed is None:
+        return t
+    if t.kind == "list":
+        return replace(t, item=Type(kind="enum", values=allowed)) if allowed else replace(t, item=STR, maximum=0)
+    return Type(kind="enum", values=allowed)
+
+
+def _inner(t: Type, budget: int) -> int:
+    """Budget of a text inside a list or object."""
+    return t.max_tokens or min(budget, TEXT_IN_STRUCTURE)
+
+
+def _nested(item: Type | None) -> Type:
+    return item if item is not None else STR
+

@@ -1,0 +1,93 @@
+"""Completion text back to typed outputs, strictly: what does not fit is an error of the example, never a guess."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bt_compiler.engine.grammar import fold
+from bt_compiler.engine.wording import labels
+from bt_compiler.errors import ExampleError
+from bt_compiler.graph.program import Module
+from bt_compiler.spec.convert import convert
+from bt_compiler.spec.types import Field, Type
+
+_SHOWN = 200
+
+
+def line_outputs(module: Module, text: str) -> dict[str, Any]:
+    """Outputs from `Label: value` lines: every label once, in order, one line each. Raises ExampleError."""
+    names = labels(module)
+    lines = [line for line in text.splitlines() if line.strip()]
+    if len(lines) != len(module.outputs):
+        raise _unfit(module, text, f"it has {len(lines)} lines, not {len(module.outputs)}")
+    outputs: dict[str, Any] = {}
+    for output, line in zip(module.outputs, lines, strict=True):
+        label, colon, value = line.partition(f"{names[output.name]}:")
+        if not colon or label.strip():
+            raise _unfit(module, text, f"a line does not start with `{names[output.name]}:`")
+        try:
+            outputs[output.name] = _from_line(value.strip().removesuffix("\ufffd").strip(), output.type)
+        except ValueError as error:
+            raise _unfit(module, text, f"`{output.name}`: {error}") from error
+    return outputs
+
+
+def json_outputs(module: Module, text: str) -> dict[str, Any]:
+    """Outputs from one JSON object with exactly the module's outputs as keys. Raises ExampleError."""
+    try:
+        found = json.loads(text.strip())
+    except (ValueError, RecursionError) as error:
+        raise _unfit(module, text, "it is not JSON") from error
+    wanted = {output.name for output in module.outputs}
+    if not isinstance(found, dict) or found.keys() != wanted:
+        raise _unfit(module, text, f"it is not an object with the keys {', '.join(sorted(wanted))}")
+    outputs: dict[str, Any] = {}
+    for output in module.outputs:
+        try:
+            outputs[output.name] = convert(found[output.name], output.type)
+        except ValueError as error:
+            raise _unfit(module, text, f"`{output.name}`: {error}") from error
+    return outputs
+
+
+def allowed_values(output: Field, inputs: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The values that `among` leaves to an output, in the order given; None without `among`.
+
+    Raises ExampleError where a text has to be one of none.
+    """
+    path = output.type.among
+    if path is None:
+        return None
+    name, _, key = path.partition(".")
+    given = inputs[name]
+    items: Sequence[Any] = given if isinstance(given, list | tuple) else [given]
+    values = tuple(dict.fromkeys(fold(str(item[key] if key else item)) for item in items))
+    if not values and output.type.kind != "list":
+        raise ExampleError("BTC524", f"`{output.name}` has to be among `{path}`, which is empty here")
+    return values
+
+
+def check_among(module: Module, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
+    """Raises ExampleError where an output with `among` holds a value that was not given."""
+    for output in module.outputs:
+        allowed = allowed_values(output, inputs)
+        if allowed is None:
+            continue
+        value = outputs[output.name]
+        for item in value if isinstance(value, list) else [value]:
+            if item not in allowed:
+                raise ExampleError("BTC524", f"`{output.name}` is `{item}`, which is not among `{output.type.among}`")
+
+
+def _from_line(text: str, t: Type) -> Any:
+    """A value as `values.written` writes it. Raises ValueError."""
+    if text == "null" and (t.kind == "null" or any(option.kind == "null" for option in t.options)):
+        return None
+    return convert(text, t)
+
+
+def _unfit(module: Module, text: str, why: str) -> ExampleError:
+    shown = text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+    return ExampleError("BTC522", f"the completion of module `{module.name}` does not fit: {why}; it is {shown!r}")

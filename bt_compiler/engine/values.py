@@ -1,0 +1,81 @@
+"""How one value stands in a prompt, and why it can forge nothing there.
+
+- A text keeps its lines; those after the first are indented by two blanks, so that none can pass for a `Label:` line.
+- Numbers are as short as Python writes them, true, false and null as in JSON.
+- A list of passages is numbered lines, `[1] title | text`, an empty one is `none`; other lists and objects are JSON in
+  one line.
+- What models use as control tokens (`<|im_end|>`, `</s>`, `[INST]`, `<end_of_turn>`) is taken apart by a blank, in
+  prompts and in training rows alike. Backends add what only their tokenizer knows.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from bt_compiler.engine.grammar import fold
+from bt_compiler.spec.types import PASSAGE, Type
+
+_CONTROL = re.compile(
+    r"<(?=\|[^<>|\n]{1,64}\|>)"
+    r"|<(?=/?(?:s|bos|eos|pad|unk|mask|think|start_of_turn|end_of_turn|begin_of_text|end_of_text|start_of_image)>)"
+    r"|<(?=[｜▁][^<>\n]{1,64}>)"
+    r"|\[(?=/?(?:INST|SYS|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\])"
+    r"|<(?=</?SYS>>)",
+    re.IGNORECASE,
+)
+
+
+def neutral(text: str) -> str:
+    """The text without control tokens: a blank after the bracket that opens one. Twice is the same as once."""
+    return _CONTROL.sub(lambda match: match.group() + " ", text)
+
+
+def neutral_value(value: Any) -> Any:
+    """A JSON value with every text in it made neutral."""
+    if isinstance(value, str):
+        return neutral(value)
+    if isinstance(value, Mapping):
+        return {key: neutral_value(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [neutral_value(item) for item in value]
+    return value
+
+
+def shown(value: Any, t: Type) -> str:
+    """The value after `Label: ` in a prompt."""
+    if isinstance(value, str):
+        return neutral("\n  ".join(line.rstrip() for line in value.strip().splitlines()))
+    if t.kind == "list" and t.item is not None and t.item.name == PASSAGE.name and isinstance(value, list | tuple):
+        return "".join(f"\n[{place + 1}] {_passage(item)}" for place, item in enumerate(value)) or "none"
+    if t.name == PASSAGE.name and isinstance(value, Mapping):
+        return _passage(value)
+    return as_json(value)
+
+
+def as_json(value: Any) -> str:
+    """The value as JSON in one line, passages without their scores."""
+    return json.dumps(neutral_value(_unscored(value)), ensure_ascii=False, allow_nan=False)
+
+
+def written(value: Any, t: Type) -> str:
+    """The value as a completion writes it after its label: always one line, read back by `Format.parse`."""
+    if isinstance(value, str):
+        return neutral(fold(value))
+    return as_json(value)
+
+
+def _passage(passage: Mapping[str, Any]) -> str:
+    title, text = fold(str(passage["title"])), fold(str(passage["text"]))
+    return neutral(text if not title or text.startswith(title) else f"{title} | {text}")
+
+
+def _unscored(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        bare = value.keys() == {field.name for field in PASSAGE.fields}
+        return {key: _unscored(item) for key, item in value.items() if not (bare and key == "score")}
+    if isinstance(value, list | tuple):
+        return [_unscored(item) for item in value]
+    return value
