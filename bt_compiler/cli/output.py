@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -55,3 +55,23 @@ def print_error(error: BtcError, *, as_json: bool) -> None:
         print_json(str(command), {"diagnostics": [to_json(item) for item in error.diagnostics]}, ok=False)
     else:
         print_diagnostics(error.diagnostics)
+
+
+def scores_text(scores: Mapping[str, Mapping[str, Any]]) -> str:
+    """The scores of a manifest as a small table: zero-shot, shipped and their paired difference by split."""
+    lines = []
+    for split in ("dev", "test"):
+        for who, label in (("zero_shot", "zero-shot"), ("shipped", "shipped"), ("difference", "difference")):
+            score = scores.get(who, {}).get(split)
+            if score is None:
+                continue
+            interval = (
+                f"[{score['low']:+.3f}, {score['high']:+.3f}]"
+                if who == "difference"
+                else (f"[{score['low']:.3f}, {score['high']:.3f}]")
+            )
+            mean = f"{score['mean']:+.3f}" if who == "difference" else f"{score['mean']:.3f}"
+            count = f"  n={score['n']}" if "n" in score else ""
+            failed = f"  {score['failures']} failed" if score.get("failures") else ""
+            lines.append(f"{split:<5}{label:<11}{mean:>7}  {interval}{count}{failed}")
+    return "\n".join(lines)

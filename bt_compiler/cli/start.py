@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -77,12 +78,12 @@ def schema_command() -> None:
 @json_option
 def cache_command(clear: bool, clear_all: bool, as_json: bool) -> None:
     """Show where the cache is and what it holds, or clear it. Its place: `BTC_CACHE`, else the user's cache folder."""
-    from bt_compiler.engine.cache import CompletionCache, cache_root
+    from bt_compiler.engine.cache import CompletionCache, cache_path, cache_root
 
     root = cache_root(os.environ)
     if clear_all and root.exists():
         shutil.rmtree(root)
-    with CompletionCache.at(root) as completions:
+    with closing(CompletionCache(cache_path(root))) as completions:
         if clear:
             completions.clear()
         held = completions.statistics()
@@ -91,10 +92,14 @@ def cache_command(clear: bool, clear_all: bool, as_json: bool) -> None:
         for part in ("models", "indexes")
     }
     if as_json:
-        print_json("cache", {"root": str(root), "completions": held, "bytes": folders})
+        print_json(
+            "cache",
+            {"root": str(root), "completions": {"entries": held.entries, "bytes": held.bytes}, "bytes": folders},
+        )
         return
     click.echo(f"{root}")
-    click.echo(f"  completions: {held['entries']} ({held['bytes'] / 1e6:.1f} MB of {held['max_bytes'] / 1e6:.0f} MB)")
+    limit = "" if held.max_bytes is None else f" of {held.max_bytes / 1e6:.0f} MB"
+    click.echo(f"  completions: {held.entries} ({held.bytes / 1e6:.1f} MB{limit})")
     for part, size in folders.items():
         click.echo(f"  {part}: {size / 1e6:.1f} MB")
 

@@ -1,0 +1,205 @@
+"""Commands on bundles: `eval`, `run`, `serve`, `show`, `diff`, `verify`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import click
+
+from bt_compiler.cli.output import json_option, print_json, scores_text, set_option
+from bt_compiler.cli.progress import TerminalProgress
+from bt_compiler.errors import UsageError
+
+_bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
+
+
+@click.command("verify")
+@_bundle_argument
+@json_option
+def verify_command(bundle: Path, as_json: bool) -> None:
+    """Check every file and hash of BUNDLE."""
+    from bt_compiler.artifact.bundle import verify_bundle
+
+    manifest = verify_bundle(bundle)
+    if as_json:
+        print_json("verify", {"digest": manifest.digest, "files": len(manifest.files)})
+        return
+    click.echo(f"{bundle}: {len(manifest.files)} files ok, digest {manifest.digest}")
+
+
+@click.command("show")
+@_bundle_argument
+@json_option
+def show_command(bundle: Path, as_json: bool) -> None:
+    """Show prompts exactly as sent, demos, lineage and scores of BUNDLE."""
+    from bt_compiler.artifact.bundle import read_bundle
+    from bt_compiler.graph import candidate_to_json, program_text
+
+    found = read_bundle(bundle)
+    manifest = found.manifest
+    if as_json:
+        body = {"manifest": manifest.to_json(), "candidate": candidate_to_json(found.candidate)}
+        print_json("show", {**body, "sent": {name: asdict(prompt) for name, prompt in found.sent.items()}})
+        return
+    click.echo(f"{manifest.name}  digest {manifest.digest[:16]}  seed {manifest.seed}  {manifest.created or ''}\n")
+    click.echo(program_text(found.program).rstrip())
+    click.echo(f"\nscores\n{scores_text(manifest.scores)}\n\nlineage")
+    for ancestor in manifest.lineage:
+        click.echo(f"  {ancestor.id}  {ancestor.origin}")
+    for slot, adapter in found.candidate.adapters.items():
+        click.echo(f"\nadapter {slot}: {adapter.name}, rank {adapter.rank}, base {adapter.base_model}")
+    for module, prompt in found.candidate.prompts.items():
+        origins = ", ".join(f"{demo.origin} {demo.example or ''}".strip() for demo in prompt.demos) or "none"
+        click.echo(f"\nmodule {module}: {len(prompt.demos)} demos ({origins})")
+        sent = found.sent.get(module)
+        if sent is None:
+            continue
+        click.echo("prompt as sent, for one example")
+        for message in sent.messages:
+            click.echo(f"--- {message.role}\n{message.content}")
+        if sent.text is not None:
+            click.echo(f"---\n{sent.text}")
+
+
+@click.command("diff")
+@click.argument("before", type=click.Path(path_type=Path))
+@click.argument("after", type=click.Path(path_type=Path))
+@json_option
+def diff_command(before: Path, after: Path, as_json: bool) -> None:
+    """Show what changed from bundle BEFORE to bundle AFTER: spec, prompts, adapters, scores, each example."""
+    from bt_compiler.artifact.bundle import read_bundle
+    from bt_compiler.artifact.compare import compare
+
+    change = compare(read_bundle(before), read_bundle(after))
+    if as_json:
+        print_json("diff", {"diff": asdict(change)})
+        return
+    if change.same:
+        click.echo("the bundles are the same")
+        return
+    for key, old, new in change.facts:
+        click.echo(f"{key}: {_short(old)} -> {_short(new)}")
+    if change.graph_changed:
+        click.echo("the program graph changed")
+    for module, lines in change.prompts.items():
+        click.echo(f"\nprompt of {module}")
+        click.echo("\n".join(f"  {line}" for line in lines))
+    for slot, was, now in change.adapters:
+        click.echo(f"\nadapter {slot}: {(was or 'none')[:12]} -> {(now or 'none')[:12]}")
+    for split in change.splits:
+        interval = split.interval
+        bounds = f"  [{interval.low:+.3f}, {interval.high:+.3f}]" if interval is not None else ""
+        difference = split.after - split.before
+        click.echo(f"\n{split.split}: {split.before:.3f} -> {split.after:.3f}  {difference:+.3f}{bounds}")
+        click.echo(f"  {len(split.examples)} of {split.shared} shared examples are scored otherwise")
+        for example, first, second in split.examples:
+            click.echo(f"  {example}: {first:g} -> {second:g}")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+@click.command("eval")
+@_bundle_argument
+@click.option("--split", type=click.Choice(["train", "dev", "test"]), default="test", show_default=True)
+@click.option("--data", type=click.Path(path_type=Path), help="Score all rows of this file instead of a split.")
+@set_option
+@json_option
+def eval_command(bundle: Path, split: str, data: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Score BUNDLE on a split of its own data, or on a data file."""
+    from bt_compiler.artifact.report import summary
+    from bt_compiler.compiler.evaluate import SplitName, evaluate_bundle
+
+    progress = TerminalProgress()
+    try:
+        name = cast("SplitName", split)
+        report = evaluate_bundle(bundle, split=name, data=data, overrides=overrides, progress=progress)
+    finally:
+        progress.end()
+    if as_json:
+        scores = [{"example": example, "score": score} for example, score in report.scores]
+        failures = [{"example": example, **asdict(failure)} for example, failure in report.failures]
+        print_json("eval", {"split": report.split, **summary(report), "scores": scores, "failed": failures})
+        return
+    interval = report.interval
+    click.echo(
+        f"{report.split}: {report.mean:.3f}  [{interval.low:.3f}, {interval.high:.3f}]  n={len(report.scores)}  "
+        f"{len(report.failures)} failed  {report.calls} LM calls, {report.cached_calls} of them cached"
+    )
+    for example, failure in report.failures[:10]:
+        click.echo(f"  {example} failed: {failure.code} {failure.message}", err=True)
+
+
+@click.command("run")
+@_bundle_argument
+@click.option("--input", "input_", help="One JSON object; `-` reads it from stdin, `@FILE` from a file.")
+@click.option("--batch", type=click.Path(path_type=Path), help="JSONL of inputs; one JSON result a line on stdout.")
+@set_option
+@json_option
+def run_command(
+    bundle: Path, input_: str | None, batch: Path | None, overrides: tuple[str, ...], as_json: bool
+) -> None:
+    """Answer one input, or a JSONL batch, with BUNDLE."""
+    if (input_ is None) == (batch is None):
+        raise click.UsageError("give either --input or --batch")
+    from bt_compiler.runtime import load
+
+    if batch is not None:
+        from bt_compiler.runtime.batch import rows_of_file
+
+        with load(bundle, overrides=overrides) as predictor:
+            failed = 0
+            for result in predictor.batch(rows_of_file(batch)):
+                failed += "error" in result
+                click.echo(json.dumps(result, ensure_ascii=False))
+        if failed:
+            click.echo(f"{failed} rows failed", err=True)
+            sys.exit(1)
+        return
+    values = _input_object(str(input_))
+    with load(bundle, overrides=overrides) as predictor:
+        outputs = predictor.predict(values)
+    if as_json:
+        print_json("run", {"outputs": dict(outputs)})
+    else:
+        click.echo(json.dumps(dict(outputs), ensure_ascii=False, indent=2))
+
+
+def _input_object(text: str) -> dict[str, Any]:
+    try:
+        if text == "-":
+            text = sys.stdin.read()
+        elif text.startswith("@"):
+            text = Path(text[1:]).read_text(encoding="utf-8")
+        values = json.loads(text)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UsageError.of(
+            "BTC583",
+            f"the input is not JSON: {error}",
+            help="""put it in single quotes: --input '{"question": "..."}'""",
+        ) from error
+    except OSError as error:
+        raise UsageError.of(
+            "BTC583", f"cannot read `{text[1:]}`: {error.strerror}", help="name a JSON file that exists"
+        ) from error
+    if not isinstance(values, dict):
+        raise UsageError.of("BTC583", "the input is not a JSON object", help="give one value for each program input")
+    return values
+
+
+@click.command("serve")
+@click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
+@set_option
+def serve_command(bundles: tuple[Path, ...], host: str, port: int, overrides: tuple[str, ...]) -> None:
+    """Serve BUNDLES over HTTP: POST /v1/predict, documented at /docs."""
+    from bt_compiler.runtime.serve import serve
+
+    serve(bundles, host=host, port=port, overrides=overrides)

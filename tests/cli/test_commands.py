@@ -1,0 +1,80 @@
+"""Commands that need no model, as processes: the whole of what they print and their exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bt_compiler.cli.main import COMMANDS
+from bt_compiler.diagnostics import known_codes
+
+
+def btc(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "bt_compiler", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+
+
+def test_help_lists_every_command() -> None:
+    shown = btc("--help")
+    assert shown.returncode == 0
+    assert [name for name in COMMANDS if f"\n  {name} " in shown.stdout] == list(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str) -> None:
+    shown = btc(command, "--help")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout.startswith(f"Usage: btc {command} ")
+
+
+def test_mistyped_command() -> None:
+    shown = btc("chek")
+    assert shown.returncode == 2
+    assert shown.stdout == ""
+    assert shown.stderr.endswith("Error: no such command `chek`; did you mean `check`?\n")
+
+
+def test_explain_knows_every_code() -> None:
+    for code in known_codes():
+        shown = btc("explain", code.lower())
+        assert shown.returncode == 0
+        assert shown.stdout.startswith(f"{code}: ")
+        break
+    unknown = btc("explain", "BTC999")
+    assert unknown.returncode == 2
+    assert unknown.stderr.startswith("error[BTC582]: there is no code `BTC999`\n")
+
+
+def test_schema_is_json_schema() -> None:
+    shown = btc("schema")
+    assert json.loads(shown.stdout)["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+
+
+def test_init_writes_a_spec_that_checks(tmp_path: Path) -> None:
+    made = btc("init", "demo", cwd=tmp_path)
+    assert (made.returncode, made.stderr) == (0, "")
+    checked = btc("check", "demo/spec.yaml", cwd=tmp_path)
+    assert (checked.returncode, checked.stderr) == (0, "")
+    assert checked.stdout == "demo/spec.yaml: ok (1 module(s), 30 train / 15 dev / 15 test examples)\n"
+
+
+def test_init_never_touches_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "demo").mkdir()
+    made = btc("init", "demo", cwd=tmp_path)
+    assert made.returncode == 2
+    assert made.stderr == (
+        "error[BTC580]: `demo` exists already\n = help: name a folder that does not exist; nothing was changed\n"
+    )
+    assert list((tmp_path / "demo").iterdir()) == []
+
+
+def test_errors_as_json(tmp_path: Path) -> None:
+    shown = btc("check", "--json", "missing.yaml", cwd=tmp_path)
+    document = json.loads(shown.stdout)
+    assert (shown.returncode, shown.stderr) == (1, "")
+    assert (document["version"], document["command"], document["ok"]) == (1, "check", False)
+    assert document["specs"][0]["diagnostics"][0]["code"].startswith("BTC0")

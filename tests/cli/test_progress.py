@@ -1,0 +1,43 @@
+"""What progress looks like, with a clock of the test's own."""
+
+from __future__ import annotations
+
+import pytest
+
+from bt_compiler.cli.progress import TerminalProgress
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_plain_lines_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    progress = TerminalProgress(clock=clock, terminal=False)
+    progress.begin("scoring dev", 40)
+    for _ in range(40):
+        clock.now += 1.0
+        progress.advance()
+    progress.say("dev: 0.5")
+    progress.end()
+    assert capsys.readouterr().err.splitlines() == [
+        "  scoring dev 15/40 0:25 left",
+        "  scoring dev 30/40 0:10 left",
+        "dev: 0.5",
+        "  scoring dev: 40 in 0:40",
+    ]
+
+
+def test_bar_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    progress = TerminalProgress(clock=clock, terminal=True)
+    progress.begin("training", 4)
+    clock.now += 2.0
+    progress.advance(2, "loss 0.5")
+    shown = capsys.readouterr().err
+    assert "████████████░░░░░░░░░░░░ 2/4 0:02 left loss 0.5" in shown
+    assert "\n" not in shown
