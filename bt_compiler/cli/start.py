@@ -94,12 +94,12 @@ def cache_command(clear: bool, clear_all: bool, as_json: bool) -> None:
     if as_json:
         print_json(
             "cache",
-            {"root": str(root), "completions": {"entries": held.entries, "bytes": held.bytes}, "bytes": folders},
+            {"root": str(root), "completions": {"entries": held["entries"], "bytes": held["bytes"]}, "bytes": folders},
         )
         return
     click.echo(f"{root}")
-    limit = "" if held.max_bytes is None else f" of {held.max_bytes / 1e6:.0f} MB"
-    click.echo(f"  completions: {held.entries} ({held.bytes / 1e6:.1f} MB{limit})")
+    limit = "" if held["max_bytes"] is None else f" of {held['max_bytes'] / 1e6:.0f} MB"
+    click.echo(f"  completions: {held['entries']} ({held['bytes'] / 1e6:.1f} MB{limit})")
     for part, size in folders.items():
         click.echo(f"  {part}: {size / 1e6:.1f} MB")
 
