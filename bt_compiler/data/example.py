@@ -6,15 +6,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from bt_compiler.canonical import digest
+
+_ID_DIGITS = 16
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
     """A row of a split after column mapping and type conversion."""
 
     id: str
-    """First 16 hex digits of SHA-256 over canonical JSON of inputs and labels."""
+    """First 16 hex digits of SHA-256 over canonical JSON of inputs and labels; the second exact copy in a split ends
+    in `.2`, the third in `.3`, so that ids are unique within a split."""
     inputs: Mapping[str, Any]
     labels: Mapping[str, Any]
+
+    @property
+    def content(self) -> str:
+        """The id without the number of the copy: equal for exact copies."""
+        return self.id[:_ID_DIGITS]
 
 
 class Splits(NamedTuple):
@@ -23,3 +33,9 @@ class Splits(NamedTuple):
     train: tuple[Example, ...]
     dev: tuple[Example, ...]
     test: tuple[Example, ...]
+
+
+def make_example(inputs: Mapping[str, Any], labels: Mapping[str, Any], *, copy: int = 1) -> Example:
+    """The example with these converted values; `copy` counts exact copies within a split."""
+    content = digest([inputs, labels])[:_ID_DIGITS]
+    return Example(id=content if copy == 1 else f"{content}.{copy}", inputs=inputs, labels=labels)

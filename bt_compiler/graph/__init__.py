@@ -1,0 +1,71 @@
+"""The typed program and what is trainable about it.
+
+In the order data flows: `signatures`, `bindings`, `loops`, `steps` -> `lower` -> `hashing` -> `verify`; then `dump`
+and `serial` show and store a `Program`, `zero_shot` gives the `Candidate` it starts from.
+"""
+
+from bt_compiler.graph.candidate import SHARED, Adapter, Candidate, Demo, Prompt
+from bt_compiler.graph.dump import program_mermaid, program_text
+from bt_compiler.graph.lower import Lowered, lower, lower_with_warnings
+from bt_compiler.graph.program import (
+    Binding,
+    Call,
+    Carry,
+    Constant,
+    Module,
+    Node,
+    Program,
+    Ref,
+    Repeat,
+    Retrieve,
+    RetrieverRef,
+    Signature,
+    Value,
+)
+from bt_compiler.graph.serial import (
+    candidate_from_json,
+    candidate_to_json,
+    program_from_json,
+    program_to_json,
+    prompt_to_json,
+)
+from bt_compiler.graph.verify import InvalidProgram, verify
+from bt_compiler.graph.walk import nodes, visits
+from bt_compiler.graph.zero_shot import candidate_id, spec_candidate
+
+__all__ = [
+    "SHARED",
+    "Adapter",
+    "Binding",
+    "Call",
+    "Candidate",
+    "Carry",
+    "Constant",
+    "Demo",
+    "InvalidProgram",
+    "Lowered",
+    "Module",
+    "Node",
+    "Program",
+    "Prompt",
+    "Ref",
+    "Repeat",
+    "Retrieve",
+    "RetrieverRef",
+    "Signature",
+    "Value",
+    "candidate_from_json",
+    "candidate_id",
+    "candidate_to_json",
+    "lower",
+    "lower_with_warnings",
+    "nodes",
+    "program_from_json",
+    "program_mermaid",
+    "program_text",
+    "program_to_json",
+    "prompt_to_json",
+    "spec_candidate",
+    "verify",
+    "visits",
+]

@@ -1,0 +1,188 @@
+"""JSONL and CSV files to tables, with the line of everything that cannot be read.
+
+Knows nothing of fields or types. A whole file is read at once: what streams is for larger data than examples are.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+from bt_compiler.data.table import Row, Table, cut_short, line_span, shown_name
+from bt_compiler.diagnostics import Diagnostic, Span
+from bt_compiler.errors import DataError
+
+JSONL_SUFFIXES = (".jsonl", ".ndjson")
+CSV_SUFFIXES = (".csv",)
+
+
+def read_file(path: Path, *, span: Span | None, limit: int | None = None) -> Table:
+    """The first `limit` rows of a file. `span` is where the spec names it.
+
+    Raises DataError: BTC301 missing, BTC302 a folder, BTC303 unknown format, BTC304 unreadable, BTC305 not UTF-8 text,
+    BTC306 no rows, BTC307 broken JSON lines, BTC308 broken CSV rows.
+    """
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        help = "name a file in it: `data: {train: train.jsonl, dev: …, test: …}`"
+        raise DataError.of("BTC302", f"`{shown_name(path)}` is a folder, not a data file", span=span, help=help)
+    if suffix not in (*JSONL_SUFFIXES, *CSV_SUFFIXES):
+        raise DataError.of(
+            "BTC303",
+            f"`{shown_name(path)}` has no format that can be read",
+            span=span,
+            help="data is `.jsonl`, `.csv` or `sklearn:NAME`",
+        )
+    text = _text_of(path, span)
+    table = _read_csv(path, text, limit) if suffix in CSV_SUFFIXES else _read_jsonl(path, text, limit)
+    if not table.rows:
+        what = "no rows below its header line" if table.header is not None else "no rows"
+        raise DataError.of("BTC306", f"`{shown_name(path)}` has {what}", span=span)
+    return table
+
+
+def _text_of(path: Path, span: Span | None) -> str:
+    name = shown_name(path)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        help = _neighbours(path)
+        raise DataError.of("BTC301", f"data file `{name}` does not exist", span=span, help=help) from error
+    except OSError as error:
+        raise DataError.of("BTC304", f"`{name}` cannot be read: {error.strerror}", span=span) from error
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise _not_text(name, line, f"byte {data[error.start]:#04x} is not UTF-8", span) from error
+    if "\0" in text:
+        raise _not_text(name, text.count("\n", 0, text.index("\0")) + 1, "it has a zero byte", span)
+    return text
+
+
+def _not_text(name: str, line: int, why: str, span: Span | None) -> DataError:
+    help = "save it as UTF-8; a compressed or binary file has to be unpacked or converted first"
+    return DataError.of("BTC305", f"`{name}` is not UTF-8 text: {why} in line {line}", span=span, help=help)
+
+
+def _neighbours(path: Path) -> str:
+    try:
+        known = sorted(item.name for item in path.parent.iterdir() if item.suffix.lower() in (".jsonl", ".csv"))
+    except OSError:
+        return f"the folder `{shown_name(path.parent)}` does not exist either"
+    if not known:
+        return f"`{shown_name(path.parent)}` holds no `.jsonl` or `.csv` file; paths are relative to the spec's folder"
+    shown = ", ".join(f"`{name}`" for name in known[:10])
+    return f"`{shown_name(path.parent)}` holds {shown}; paths are relative to the spec's folder"
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"`{name}` is not JSON")
+
+
+def _read_jsonl(path: Path, text: str, limit: int | None) -> Table:
+    name, rows, broken = shown_name(path), list[Row](), list[Diagnostic]()
+    columns: dict[str, None] = {}
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        if limit is not None and len(rows) >= limit:
+            break
+        try:
+            value = json.loads(line, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
+            broken.append(_broken_line(name, number, line, error))
+            continue
+        if not isinstance(value, dict):
+            kind = "a list" if isinstance(value, list) else f"`{line.strip()[:40]}`"
+            message = f"line {number} is {kind}, not an object"
+            span = line_span(name, number, line)
+            help = 'write one object a line: `{"question": "…", "answer": "…"}`'
+            broken.append(Diagnostic(code="BTC307", message=message, span=span, help=help))
+            continue
+        rows.append(Row(line=number, text=line, values=value))
+        columns |= dict.fromkeys(value)
+    if broken:
+        raise DataError(cut_short(broken, "broken lines"))
+    return Table(name=name, rows=tuple(rows), columns=tuple(columns))
+
+
+def _broken_line(name: str, number: int, line: str, error: Exception) -> Diagnostic:
+    span = line_span(name, number, line)
+    why = str(error) if not isinstance(error, RecursionError) else "it is nested too deep"
+    if isinstance(error, json.JSONDecodeError):
+        start = min(error.colno, len(line) + 1)
+        why = error.msg[:1].lower() + error.msg[1:]
+        span = Span(source=span.source, line=number, column=start, end_line=number, end_column=start + 1)
+    help = None
+    if number == 1 and line.strip() in ("[", "{"):
+        help = "JSONL has one whole object on each line; this looks like an indented JSON document"
+    return Diagnostic(code="BTC307", message=f"line {number} is not JSON: {why}", span=span, help=help)
+
+
+def _read_csv(path: Path, text: str, limit: int | None) -> Table:
+    name, lines = shown_name(path), re.split(r"\r\n|\n|\r", text)
+    broken: list[Diagnostic] = []
+    cells_of = _csv_rows(name, text, lines, broken)
+    header_line, names = next(cells_of, (1, []))
+    header = tuple(cell.strip() for cell in names)
+    rows: list[Row] = []
+    for number, cells in cells_of:
+        if limit is not None and len(rows) >= limit:
+            break
+        if len(cells) != len(header):
+            help = (
+                "put a cell that holds a comma or a line break in double quotes" if len(cells) > len(header) else None
+            )
+            message = f"the row has {len(cells)} cells, the header {len(header)}"
+            span = line_span(name, number, lines[number - 1])
+            broken.append(Diagnostic(code="BTC308", message=message, span=span, help=help))
+            continue
+        rows.append(Row(line=number, text=lines[number - 1], values=dict(zip(header, cells, strict=True))))
+    if broken:
+        raise DataError(cut_short(broken, "broken rows"))
+    if len(set(header)) != len(header) and rows and not any(_is_number(cell) for cell in header):
+        twice = next(cell for cell in header if header.count(cell) > 1)
+        span = line_span(name, header_line, lines[header_line - 1])
+        raise DataError.of("BTC308", f"the header names column `{twice}` twice", span=span)
+    return Table(name=name, rows=tuple(rows), header=lines[header_line - 1], header_line=header_line, columns=header)
+
+
+def _csv_rows(name: str, text: str, lines: list[str], broken: list[Diagnostic]) -> Iterator[tuple[int, list[str]]]:
+    """(line it starts on, cells) of every row that is not blank; ends at what is not CSV."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    while True:
+        start = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            why = "a quote is opened and never closed" if "unexpected end" in str(error) else str(error)
+            span = line_span(name, start, lines[min(start, len(lines)) - 1])
+            broken.append(Diagnostic(code="BTC308", message=f"the row cannot be read: {why}", span=span))
+            return
+        if any(cell.strip() for cell in cells):
+            yield start, cells
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def header_is_data(table: Table, values: set[str]) -> bool:
+    """Whether what should be the header of a CSV looks like a row: a number, an empty cell, a long text or one of
+    `values` (of the enums that are asked for) in it.
+    """
+    return table.header is not None and any(
+        not cell or _is_number(cell) or len(cell) > 60 or cell in values for cell in table.columns
+    )

@@ -1,0 +1,117 @@
+"""From the rows of a table to examples: column mapping and type conversion, a diagnostic for every cell that fails."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bt_compiler.data.example import Example, make_example
+from bt_compiler.data.files import header_is_data
+from bt_compiler.data.table import Row, Table, cut_short
+from bt_compiler.diagnostics import Diagnostic, did_you_mean
+from bt_compiler.errors import DataError
+from bt_compiler.spec import Field, Type, convert, show_type
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What is read of a table. Other columns are never looked at."""
+
+    inputs: tuple[Field, ...]
+    labels: tuple[Field, ...]
+    optional: tuple[Field, ...] = ()
+    """Labels that are read where the table has their column."""
+    columns: Mapping[str, str]
+    """Field -> column, where the names differ."""
+
+    def column(self, field: Field) -> str:
+        """The column a field is read from."""
+        return self.columns.get(field.name, field.name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Located:
+    """An example and the row it comes from."""
+
+    example: Example
+    table: Table
+    row: Row
+
+
+def examples_of(table: Table, wanted: Wanted) -> list[Located]:
+    """One example a row, in order; ids count no copies yet.
+
+    Raises DataError: BTC309 no header line, BTC310 missing columns, BTC311 bad cells.
+    """
+    _require_columns(table, wanted)
+    labels = [*wanted.labels, *(item for item in wanted.optional if wanted.column(item) in table.columns)]
+    bad: list[Diagnostic] = []
+    found: list[Located] = []
+    for row in table.rows:
+        inputs = _read(row, wanted.inputs, "input", table, wanted, bad)
+        outputs = _read(row, labels, "label", table, wanted, bad)
+        if not bad:
+            found.append(Located(example=make_example(inputs, outputs), table=table, row=row))
+    if bad:
+        raise DataError(cut_short(bad, "cells that do not fit"))
+    return found
+
+
+def _require_columns(table: Table, wanted: Wanted) -> None:
+    needed = [(item, "input") for item in wanted.inputs] + [(item, "label") for item in wanted.labels]
+    missing = [(item, what) for item, what in needed if wanted.column(item) not in table.columns]
+    missing = [(item, what) for item, what in missing if table.header is not None or not _takes_null(item.type)]
+    if not missing:
+        return
+    values = {value for item, _ in needed for value in item.type.values}
+    if header_is_data(table, values):
+        names = ",".join(wanted.column(item) for item, _ in needed)
+        raise DataError.of(
+            "BTC309",
+            f"`{table.name}` has no header line: its first line is data",
+            span=table.top(),
+            help=f"put a line that names the columns above it, here `{names}` in the order of the data",
+        )
+    diagnostics = []
+    for item, what in missing:
+        column = wanted.column(item)
+        reads = "" if column == item.name else f", which `columns` reads from `{column}`"
+        help = did_you_mean(column, table.columns, what="the columns")
+        if help.startswith("the columns") and column == item.name:
+            help += f"; another name is mapped by `data: {{columns: {{{item.name}: COLUMN}}}}`"
+        diagnostics.append(
+            Diagnostic(
+                code="BTC310",
+                message=f"the data has no column for {what} `{item.name}`{reads}",
+                span=table.top(),
+                help=help,
+            )
+        )
+    raise DataError(diagnostics)
+
+
+def _takes_null(type: Type) -> bool:
+    return type.kind == "null" or any(option.kind == "null" for option in type.options)
+
+
+def _read(
+    row: Row, fields: Sequence[Field], what: str, table: Table, wanted: Wanted, bad: list[Diagnostic]
+) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for item in fields:
+        column = wanted.column(item)
+        if column not in row.values and not _takes_null(item.type):
+            bad.append(
+                Diagnostic(code="BTC311", message=f"line {row.line} lacks {what} `{column}`", span=table.span(row))
+            )
+            continue
+        try:
+            values[item.name] = convert(row.values.get(column), item.type)
+        except ValueError as error:
+            shown = show_type(item.type)
+            detail = str(error)
+            prefix = "" if f"`{shown}`" in detail else f" of type `{shown}`"
+            message = f"{what} `{column}`{prefix}: {detail}"
+            bad.append(Diagnostic(code="BTC311", message=message, span=table.span(row)))
+    return values

@@ -1,0 +1,232 @@
+"""`data` of the spec to train, dev and test: disjoint by content, the same on every machine.
+
+One path is split by content hash: rows are sorted by it, exact copies stay together, so that neither the order of the
+file nor a seed decides what is held out. Three paths are taken as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from bt_compiler.data.example import Example, Splits, make_example
+from bt_compiler.data.files import read_file
+from bt_compiler.data.rows import Located, Wanted, examples_of
+from bt_compiler.data.table import Table, cut_short
+from bt_compiler.data.toy_sets import PREFIX, read_toy_set
+from bt_compiler.diagnostics import Diagnostic, did_you_mean
+from bt_compiler.errors import DataError
+from bt_compiler.spec import Field
+from bt_compiler.spec.sections import DataSection, SourceSection
+
+NAMES = ("train", "dev", "test")
+PROPORTIONS: Mapping[str, float] = {"train": 0.5, "dev": 0.25, "test": 0.25}
+"""How one path is split where the spec does not say."""
+DEV_SHARE = 0.25
+"""Share of train that becomes dev where the spec names no dev."""
+
+
+class Loaded(NamedTuple):
+    """Splits, and what a person should know of how they came about."""
+
+    splits: Splits
+    notes: tuple[Diagnostic, ...]
+
+
+_Split = list[Located]
+
+
+def load_splits(
+    data: DataSection, *, inputs: Sequence[Field], labels: Sequence[Field], optional: Sequence[Field] = ()
+) -> Splits:
+    """The examples with these inputs and labels; other columns are not read.
+
+    `optional` are labels that are taken where the data has their column. Exact copies within a split are kept, with
+    ids of their own (`Example.id`). Raises DataError with everything found in the files (BTC30x to BTC33x).
+    """
+    return check_data(data, inputs=inputs, labels=labels, optional=optional).splits
+
+
+def check_data(
+    data: DataSection, *, inputs: Sequence[Field], labels: Sequence[Field], optional: Sequence[Field] = ()
+) -> Loaded:
+    """As `load_splits`, with notes: proportions taken, copies found, splits that are missing."""
+    wanted = Wanted(inputs=tuple(inputs), labels=tuple(labels), optional=tuple(optional), columns=data.columns)
+    _check_columns(data, wanted)
+    if data.path is not None:
+        rows = _read_all([data.path], wanted)[0]
+        parts, notes = _split_by_content(rows, data)
+    else:
+        parts, notes = _given_splits(data, wanted)
+    notes += [note for name, part in zip(NAMES, parts, strict=True) if (note := _copies_note(name, part)) is not None]
+    train, dev, test = (_numbered(part) for part in parts)
+    return Loaded(Splits(train, dev, test), tuple(notes))
+
+
+def _check_columns(data: DataSection, wanted: Wanted) -> None:
+    fields = {item.name for item in (*wanted.inputs, *wanted.labels, *wanted.optional)}
+    unknown = [name for name in data.columns if name not in fields]
+    if unknown:
+        help = did_you_mean(unknown[0], fields, what="inputs and labels")
+        message = f"`columns` maps `{unknown[0]}`, which is neither input nor label"
+        raise DataError.of("BTC313", message, span=data.span, help=help)
+
+
+def _read_all(sources: Sequence[SourceSection], wanted: Wanted) -> list[_Split]:
+    """The examples of each source; the findings of all of them at once."""
+    found: list[_Split] = []
+    findings: list[Diagnostic] = []
+    for source in sources:
+        try:
+            found.append(examples_of(read_source(source), wanted))
+        except DataError as error:
+            findings += error.diagnostics
+    if findings:
+        raise DataError(findings)
+    return found
+
+
+def read_source(source: SourceSection) -> Table:
+    """The table of one source. Raises DataError."""
+    if source.path.startswith(PREFIX):
+        return read_toy_set(source.path, span=source.span, limit=source.limit)
+    return read_file(Path(source.path), span=source.span, limit=source.limit)
+
+
+def _given_splits(data: DataSection, wanted: Wanted) -> tuple[list[_Split], list[Diagnostic]]:
+    sources = {name: source for name in NAMES if (source := getattr(data, name)) is not None}
+    parts = dict(zip(sources, _read_all(list(sources.values()), wanted), strict=True))
+    _refuse_overlap(parts)
+    notes = []
+    if "dev" not in parts:
+        parts["train"], parts["dev"] = _split_off_dev(parts["train"], data)
+        message = f"no `dev` given: {len(parts['dev'])} of train were split off by content hash"
+        notes.append(Diagnostic(code="BTC331", message=message, span=data.span, severity="note"))
+    if "test" not in parts:
+        parts["test"] = []
+        message = "no `test` given: the bundle will have no held-out score"
+        notes.append(Diagnostic(code="BTC332", message=message, span=data.span, severity="note"))
+    return [parts[name] for name in NAMES], notes
+
+
+def _refuse_overlap(parts: Mapping[str, _Split]) -> None:
+    seen: dict[str, tuple[str, Located]] = {}
+    findings: list[Diagnostic] = []
+    for name, part in parts.items():
+        for item in part:
+            first_name, first = seen.setdefault(item.example.id, (name, item))
+            if first_name == name:
+                continue
+            findings.append(
+                Diagnostic(
+                    code="BTC323",
+                    message=f"an example of `{name}` is in `{first_name}` too",
+                    span=item.table.span(item.row),
+                    notes=(f"the same inputs and labels stand in {first.table.name}:{first.row.line}",),
+                    help="leave it out of one of them, or give one `path` and let it be split",
+                )
+            )
+    if findings:
+        raise DataError(cut_short(findings, "examples that are in two splits"))
+
+
+def _split_off_dev(train: _Split, data: DataSection) -> tuple[_Split, _Split]:
+    """(rest, dev), both in the order of the file."""
+    dev, _ = _take(sorted(train, key=lambda item: item.example.id), max(1, round(DEV_SHARE * len(train))))
+    chosen = {item.example.id for item in dev}
+    rest = [item for item in train if item.example.id not in chosen]
+    if not rest or not dev:
+        raise DataError.of(
+            "BTC324",
+            f"train has {len(train)} rows, too few to split a dev off",
+            span=data.train.span if data.train is not None else data.span,
+            help="name a `dev` file, or give more rows",
+        )
+    return rest, [item for item in train if item.example.id in chosen]
+
+
+def _split_by_content(rows: _Split, data: DataSection) -> tuple[list[_Split], list[Diagnostic]]:
+    split = data.split or PROPORTIONS
+    counts = _counts(split, len(rows), data)
+    left = sorted(rows, key=lambda item: item.example.id)
+    parts: list[_Split] = []
+    for name in NAMES:
+        part, left = _take(left, counts[name])
+        parts.append(part)
+    notes = []
+    if not data.split or left:
+        sizes = ", ".join(f"{len(part)} {name}" for name, part in zip(NAMES, parts, strict=True))
+        unused = f"; {len(left)} rows stay unused" if left else ""
+        message = f"{len(rows)} rows split by content hash: {sizes}{unused}"
+        notes.append(Diagnostic(code="BTC330", message=message, span=data.span, severity="note"))
+    return parts, notes
+
+
+def _counts(split: Mapping[str, float], rows: int, data: DataSection) -> dict[str, int]:
+    """Rows of each split. Counts are exact; proportions are rounded at their cumulated ends."""
+    given = {name: split.get(name, 0) for name in NAMES}
+    if max(given.values()) > 1:
+        counts = {name: round(share) for name, share in given.items()}
+        if sum(counts.values()) > rows:
+            message = f"`split` asks for {sum(counts.values())} rows, the data has {rows}"
+            raise DataError.of("BTC320", message, span=data.span, help="ask for fewer, or write proportions")
+    else:
+        if sum(given.values()) > 1 + 1e-9:
+            message = f"the proportions of `split` add up to {sum(given.values()):g}"
+            raise DataError.of("BTC320", message, span=data.span, help="they may add up to 1 at most")
+        ends = [round(sum(list(given.values())[: place + 1]) * rows) for place in range(len(NAMES))]
+        counts = {name: end - start for name, start, end in zip(NAMES, [0, *ends], ends, strict=False)}
+    empty = [name for name in ("train", "dev") if counts[name] == 0]
+    if empty:
+        message = f"`split` leaves no rows for `{empty[0]}` ({rows} rows in all)"
+        raise DataError.of("BTC324", message, span=data.span, help="give it a share, or give more rows")
+    return counts
+
+
+def _take(rows: _Split, count: int) -> tuple[_Split, _Split]:
+    """The first `count` of sorted rows and the rest; exact copies stay together, so that a group that does not fit
+    into what is left is passed over. Fewer than `count` only where groups leave no other way.
+    """
+    taken: _Split = []
+    rest: _Split = []
+    place = 0
+    while place < len(rows):
+        end = place
+        while end < len(rows) and rows[end].example.id == rows[place].example.id:
+            end += 1
+        (taken if len(taken) + end - place <= count else rest).extend(rows[place:end])
+        place = end
+    return taken, rest
+
+
+def _copies_note(name: str, part: _Split) -> Diagnostic | None:
+    first: dict[str, Located] = {}
+    copies = [item for item in part if first.setdefault(item.example.id, item) is not item]
+    if not copies:
+        return None
+    item = copies[0]
+    original = first[item.example.id]
+    rows = "1 row is an exact copy" if len(copies) == 1 else f"{len(copies)} rows are exact copies"
+    return Diagnostic(
+        code="BTC333",
+        message=f"in `{name}` {rows} of others",
+        span=item.table.span(item.row),
+        severity="note",
+        notes=(f"the same inputs and labels stand in {original.table.name}:{original.row.line}",),
+    )
+
+
+def _numbered(part: _Split) -> tuple[Example, ...]:
+    """The examples with copies numbered."""
+    seen: dict[str, int] = {}
+    examples = []
+    for item in part:
+        example = item.example
+        seen[example.id] = seen.get(example.id, 0) + 1
+        copy = seen[example.id]
+        if copy > 1:
+            example = replace(example, id=make_example(example.inputs, example.labels, copy=copy).id)
+        examples.append(example)
+    return tuple(examples)

@@ -1,0 +1,141 @@
+"""A program for people: as text and as a Mermaid flowchart. The same program gives the same text, byte for byte."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+
+from bt_compiler.graph.program import Binding, Call, Module, Node, Program, Ref, Repeat, Retrieve, Value
+from bt_compiler.graph.walk import inner_values_of, nodes_of, values_of
+from bt_compiler.spec import Field, show_type
+
+
+def program_text(program: Program) -> str:
+    """The program in the words of the spec, types and short hashes beside them; ends with a line break."""
+    lines = [f"program {program.name}({_fields(program.inputs)})"]
+    lines += _body(program.nodes, "  ")
+    lines.append(f"  out {', '.join(f'{_bound(item)}: {show_type(item.type)}' for item in program.out)}")
+    for module in program.modules:
+        lines += ["", *_module(module)]
+    for retriever in program.retrievers:
+        lines += ["", f"retriever {retriever.name}: {retriever.kind}, k={retriever.k}"]
+    return "\n".join(lines) + "\n"
+
+
+def _fields(fields: Sequence[Field]) -> str:
+    return ", ".join(f"{item.name}: {show_type(item.type)}" for item in fields)
+
+
+def _shown(value: Value) -> str:
+    return str(value) if isinstance(value, Ref) else json.dumps(value.value, ensure_ascii=False)
+
+
+def _bound(binding: Binding) -> str:
+    return f"{binding.name}={_shown(binding.value)}"
+
+
+def _body(body: Sequence[Node], indent: str) -> Iterator[str]:
+    for node in body:
+        gives = f" -> {_fields(node.outputs)}  #{node.hash[:8]}"
+        match node:
+            case Call():
+                given = ", ".join(_bound(item) for item in node.inputs)
+                yield f"{indent}{node.name} = call {node.module}({given}){gives}"
+            case Retrieve():
+                yield f"{indent}{node.name} = retrieve {node.retriever}(query={_shown(node.query)}, k={node.k}){gives}"
+            case Repeat():
+                until = "" if node.until is None else f" until {node.until}"
+                yield f"{indent}{node.name} = repeat {node.times}{until}{gives}"
+                yield from _body(node.body, f"{indent}  ")
+                for carry in node.carry:
+                    start = "" if carry.start is None else f" from {_shown(carry.start)}"
+                    verb = "add" if carry.mode == "add" else "next"
+                    yield f"{indent}  carry {carry.name}{start}: {verb} {_shown(carry.value)}"
+                for binding in node.out:
+                    yield f"{indent}  out {_bound(binding)}"
+
+
+def _module(module: Module) -> Iterator[str]:
+    signature = module.signature
+    yield f"module {module.name}: {module.kind} on {module.model}, format {module.format}"
+    yield f"  {_fields(signature.inputs)} -> {_fields(module.outputs)}"
+    yield f"  {json.dumps(signature.instructions, ensure_ascii=False)}"
+
+
+def program_mermaid(program: Program) -> str:
+    """The program as a Mermaid flowchart: steps as boxes, loops as frames, references as arrows."""
+    lines = ["flowchart TD"]
+    lines += [f'  in_{item.name}(["{item.name}: {_quoted(show_type(item.type))}"])' for item in program.inputs]
+    lines += _boxes(program.nodes, "", "  ")
+    out = ", ".join(f"{item.name}: {show_type(item.type)}" for item in program.out)
+    lines.append(f'  out_(["{_quoted(out)}"])')
+    names = {item.name: f"in_{item.name}" for item in program.inputs}
+    arrows = list(_arrows(program.nodes, "", names))
+    tops = names | {f"{node.name}.": _id(node.name) for node in program.nodes}
+    arrows += [_arrow(item.value, "out_", tops) for item in program.out]
+    lines += dict.fromkeys(arrow for arrow in arrows if arrow)
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    return (
+        text.replace("&", "&amp;")
+        .replace('"', "&quot;")
+        .replace("<", "&lt;")
+        .replace("[", "&#91;")
+        .replace("]", "&#93;")
+    )
+
+
+def _id(path: str) -> str:
+    return "n_" + path.replace("/", "__")
+
+
+def _boxes(body: Sequence[Node], prefix: str, indent: str) -> Iterator[str]:
+    for node in body:
+        path = prefix + node.name
+        match node:
+            case Call():
+                yield f'{indent}{_id(path)}["{node.name}<br/>call {node.module}"]'
+            case Retrieve():
+                yield f'{indent}{_id(path)}[("{node.name}<br/>retrieve {node.retriever}, k={node.k}")]'
+            case Repeat():
+                until = "" if node.until is None else f" until {node.until}"
+                yield f'{indent}subgraph {_id(path)}["{node.name}: repeat {node.times}{_quoted(until)}"]'
+                yield from _boxes(node.body, f"{path}/", f"{indent}  ")
+                yield f"{indent}end"
+
+
+def _arrows(body: Sequence[Node], prefix: str, outside: dict[str, str]) -> Iterator[str]:
+    names = outside | {f"{node.name}.": _id(prefix + node.name) for node in body}
+    for node in body:
+        path = prefix + node.name
+        for value in values_of(node):
+            yield _arrow(value, _id(path), names)
+        if isinstance(node, Repeat):
+            yield from _loop_arrows(node, path, names)
+
+
+def _loop_arrows(node: Repeat, path: str, outside: dict[str, str]) -> Iterator[str]:
+    """The inside of a loop, and a dotted arrow from what is carried to the steps that read it on the next visit."""
+    inside = outside | {carry.name: "" for carry in node.carry}
+    yield from _arrows(node.body, f"{path}/", inside)
+    body = {inner.name: _id(f"{path}/{inner.name}") for inner in node.body}
+    for carry in node.carry:
+        if not isinstance(carry.value, Ref) or carry.value.step not in body:
+            continue
+        source = body[carry.value.step]
+        for inner_path, inner in nodes_of(node.body, f"{path}/"):
+            reads = [*values_of(inner), *(inner_values_of(inner) if isinstance(inner, Repeat) else ())]
+            if Ref(step=None, field=carry.name) in reads:
+                yield f"  {source} -. {carry.name} .-> {_id(inner_path)}"
+
+
+def _arrow(value: Value, target: str, names: dict[str, str]) -> str:
+    if not isinstance(value, Ref):
+        return ""
+    source = names.get(value.field if value.step is None else f"{value.step}.", "")
+    label = value.field if value.step is not None else ""
+    if not source:
+        return ""
+    return f"  {source} -->|{label}| {target}" if label else f"  {source} --> {target}"

@@ -1,0 +1,179 @@
+"""From the validated spec to a typed program, with every finding of names, types and references at once.
+
+Knows the document only through `Spec.get` and `Spec.span`, and settings only through `Sections`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from bt_compiler.diagnostics import Diagnostic, did_you_mean
+from bt_compiler.graph.bindings import bind_outputs
+from bt_compiler.graph.findings import Findings, SpecPath
+from bt_compiler.graph.hashing import hashed
+from bt_compiler.graph.program import Binding, Call, Module, Node, Program, Ref, Retrieve, RetrieverRef
+from bt_compiler.graph.scope import Scope
+from bt_compiler.graph.signatures import lower_fields, lower_modules
+from bt_compiler.graph.steps import Declared, declare_steps, lower_steps, ordered
+from bt_compiler.graph.verify import verify
+from bt_compiler.graph.walk import nodes_of, references
+from bt_compiler.spec import Field, Sections, Spec, Type
+from bt_compiler.spec.sections import MetricSection
+
+
+class Lowered(NamedTuple):
+    """A program and what is odd about it without being wrong."""
+
+    program: Program
+    warnings: tuple[Diagnostic, ...]
+
+
+class _Structure(NamedTuple):
+    inputs: tuple[Field, ...]
+    nodes: tuple[Node, ...]
+    out: tuple[Binding, ...]
+
+
+def lower(spec: Spec, sections: Sections) -> Program:
+    """The typed program of a spec. Raises SpecError with every finding (BTC2xx)."""
+    return lower_with_warnings(spec, sections).program
+
+
+def lower_with_warnings(spec: Spec, sections: Sections) -> Lowered:
+    """As `lower`, with the warnings beside the program."""
+    findings = Findings(spec)
+    from bt_compiler.spec import named_types
+
+    named = named_types(spec)
+    modules = lower_modules(named, findings, sections)
+    declared = Declared(
+        modules=modules, retrievers={item.name: item for item in sections.retrievers}, findings=findings
+    )
+    if spec.get(("program",)) is None:
+        structure = _single_module(modules, declared)
+    else:
+        structure = _written_program(spec.get(("program",)), named, declared)
+    if structure is not None:
+        _check_names_in_settings(structure.out, sections, findings)
+    findings.raise_errors()
+    assert structure is not None, "no structure without a finding"
+    _warn_unused(structure, declared)
+    program = hashed(_assemble(sections.name, structure, declared))
+    verify(program)
+    return Lowered(program, tuple(findings.sorted()))
+
+
+def _single_module(modules: Mapping[str, Module | None], declared: Declared) -> _Structure | None:
+    if len(modules) != 1:
+        names = ", ".join(f"`{name}`" for name in modules)
+        declared.findings.add(
+            "BTC218",
+            f"the modules {names} need a `program` that says how they are connected",
+            ("modules",),
+            key=True,
+            help="only a single module is a program by itself; write `program: {inputs, steps, out}`",
+        )
+        return None
+    ((name, module),) = modules.items()
+    if module is None:
+        return None
+    declared.called.add(name)
+    inputs = tuple(
+        Binding(name=item.name, value=Ref(step=None, field=item.name), type=item.type)
+        for item in module.signature.inputs
+    )
+    span = declared.findings.spec.span(("modules", name))
+    call = Call(name=name, module=name, inputs=inputs, outputs=module.outputs, span=span)
+    out = tuple(
+        Binding(name=item.name, value=Ref(step=name, field=item.name), type=item.type)
+        for item in module.signature.outputs
+    )
+    return _Structure(module.signature.inputs, (call,), out)
+
+
+def _written_program(raw: Mapping[str, Any], named: Mapping[str, Type], declared: Declared) -> _Structure | None:
+    findings = declared.findings
+    path: SpecPath = ("program",)
+    inputs = lower_fields(raw["inputs"], (*path, "inputs"), named, findings)
+    known = {item.name: item.type for item in inputs or ()}
+    scope = Scope()
+    for name in raw["inputs"]:
+        scope.values[name] = _constantly(known.get(name))
+    steps_path: SpecPath = (*path, "steps")
+    declare_steps(raw["steps"], steps_path, scope, declared)
+    lowered = lower_steps(raw["steps"], steps_path, scope, declared)
+    out = bind_outputs(raw["out"], path=(*path, "out"), scope=scope, findings=findings)
+    nodes = ordered(lowered, steps_path, scope, findings)
+    return None if inputs is None or out is None or nodes is None else _Structure(inputs, nodes, out)
+
+
+def _constantly(type: Type | None) -> Any:
+    return lambda: type
+
+
+def _check_names_in_settings(out: tuple[Binding, ...], sections: Sections, findings: Findings) -> None:
+    names = [item.name for item in out]
+    metrics: list[tuple[MetricSection, SpecPath]] = [(sections.metric, ("metric", "output"))]
+    if sections.optimize.accept.metric is not None:
+        metrics.append((sections.optimize.accept.metric, ("optimize", "accept", "metric", "output")))
+    for metric, path in metrics:
+        if metric.output not in names:
+            findings.add(
+                "BTC209",
+                f"the metric judges `{metric.output}`, which the program never produces",
+                path,
+                help=did_you_mean(metric.output, names, what="the program gives"),
+            )
+    teacher, models = sections.optimize.weights.teacher, [model.name for model in sections.models]
+    if teacher is not None and teacher not in models:
+        help = did_you_mean(teacher, models, what="models")
+        findings.add("BTC202", f"unknown model `{teacher}`", ("optimize", "weights", "teacher"), help=help)
+
+
+def _warn_unused(structure: _Structure, declared: Declared) -> None:
+    findings = declared.findings
+    for section, what in (("modules", "module"), ("retrievers", "retriever")):
+        for name in findings.spec.get((section,), {}):
+            if name not in declared.called:
+                findings.add(
+                    "BTC207",
+                    f"{what} `{name}` is used by no step",
+                    (section, name),
+                    key=True,
+                    help="leave it out, or name it in a step",
+                    severity="warning",
+                )
+    read = {ref.field for ref in references(structure.nodes, structure.out) if ref.step is None}
+    for item in structure.inputs:
+        if item.name not in read:
+            findings.add(
+                "BTC207",
+                f"program input `{item.name}` is used by no step",
+                ("program", "inputs", item.name),
+                key=True,
+                help="leave it out, or refer to it in a step",
+                severity="warning",
+            )
+
+
+def _assemble(name: str, structure: _Structure, declared: Declared) -> Program:
+    """Modules and retrievers in the order of their first use, those without use left out."""
+    modules: dict[str, Module] = {}
+    retrievers: dict[str, RetrieverRef] = {}
+    for _, node in nodes_of(structure.nodes):
+        if isinstance(node, Call):
+            found = declared.modules[node.module]
+            assert found is not None
+            modules.setdefault(node.module, found)
+        elif isinstance(node, Retrieve):
+            section = declared.retrievers[node.retriever]
+            retrievers.setdefault(section.name, RetrieverRef(name=section.name, kind=section.kind, k=section.k))
+    return Program(
+        name=name,
+        inputs=structure.inputs,
+        nodes=structure.nodes,
+        out=structure.out,
+        modules=tuple(modules.values()),
+        retrievers=tuple(retrievers.values()),
+    )

@@ -1,0 +1,299 @@
+"""Programs and candidates as JSON values and back; what `program.json` and `prompts.json` of a bundle hold.
+
+Spans are dropped; attributes at their default are left out. Knows nothing of files but the folder that adapters lie in.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from bt_compiler.graph.candidate import Adapter, Candidate, Demo, Prompt
+from bt_compiler.graph.program import (
+    Binding,
+    Call,
+    Carry,
+    Constant,
+    Module,
+    Node,
+    Program,
+    Ref,
+    Repeat,
+    Retrieve,
+    RetrieverRef,
+    Signature,
+    Value,
+)
+from bt_compiler.spec.sections import Generation
+from bt_compiler.spec.types import Field, Type
+
+SCHEMA = 1
+"""Version of both documents; a reader refuses any other."""
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\Z")
+_TYPE_SCALARS = ("name", "description", "minimum", "maximum", "max_tokens", "among")
+
+
+def _versioned(data: Mapping[str, Any], what: str) -> Mapping[str, Any]:
+    if data.get("schema") != SCHEMA:
+        raise ValueError(f"{what} has schema version {data.get('schema')!r}, this version reads {SCHEMA}")
+    return data
+
+
+def type_to_json(type: Type) -> dict[str, Any]:
+    """`{"kind": …}` and what is set beside it."""
+    data: dict[str, Any] = {"kind": type.kind}
+    data |= {key: getattr(type, key) for key in _TYPE_SCALARS if getattr(type, key) is not None}
+    if type.values:
+        data["values"] = list(type.values)
+    if type.item is not None:
+        data["item"] = type_to_json(type.item)
+    if type.fields:
+        data["fields"] = fields_to_json(type.fields)
+    if type.options:
+        data["options"] = [type_to_json(option) for option in type.options]
+    return data
+
+
+def type_from_json(data: Mapping[str, Any]) -> Type:
+    """The inverse of `type_to_json`. Raises KeyError or TypeError where the shape is wrong."""
+    return Type(
+        kind=data["kind"],
+        **{key: data[key] for key in _TYPE_SCALARS if key in data},
+        values=tuple(data.get("values", ())),
+        item=type_from_json(data["item"]) if "item" in data else None,
+        fields=fields_from_json(data.get("fields", ())),
+        options=tuple(type_from_json(option) for option in data.get("options", ())),
+    )
+
+
+def fields_to_json(fields: Sequence[Field]) -> list[dict[str, Any]]:
+    """Fields in order."""
+    return [
+        {"name": field.name, "type": type_to_json(field.type)}
+        | ({} if field.description is None else {"description": field.description})
+        for field in fields
+    ]
+
+
+def fields_from_json(data: Sequence[Mapping[str, Any]]) -> tuple[Field, ...]:
+    """The inverse of `fields_to_json`."""
+    return tuple(
+        Field(name=item["name"], type=type_from_json(item["type"]), description=item.get("description"))
+        for item in data
+    )
+
+
+def _value_to_json(value: Value) -> dict[str, Any]:
+    if isinstance(value, Constant):
+        return {"constant": value.value}
+    return {"ref": value.field} if value.step is None else {"step": value.step, "ref": value.field}
+
+
+def _value_from_json(data: Mapping[str, Any]) -> Value:
+    return Constant(value=data["constant"]) if "constant" in data else _ref_from_json(data)
+
+
+def _ref_from_json(data: Mapping[str, Any]) -> Ref:
+    return Ref(step=data.get("step"), field=data["ref"])
+
+
+def _bindings_to_json(bindings: Sequence[Binding]) -> list[dict[str, Any]]:
+    return [{"name": b.name, "value": _value_to_json(b.value), "type": type_to_json(b.type)} for b in bindings]
+
+
+def _bindings_from_json(data: Sequence[Mapping[str, Any]]) -> tuple[Binding, ...]:
+    return tuple(
+        Binding(name=item["name"], value=_value_from_json(item["value"]), type=type_from_json(item["type"]))
+        for item in data
+    )
+
+
+def signature_to_json(signature: Signature) -> dict[str, Any]:
+    """Instructions and fields."""
+    return {
+        "instructions": signature.instructions,
+        "inputs": fields_to_json(signature.inputs),
+        "outputs": fields_to_json(signature.outputs),
+    }
+
+
+def module_to_json(module: Module) -> dict[str, Any]:
+    """All of a module."""
+    return {
+        "name": module.name,
+        "kind": module.kind,
+        "signature": signature_to_json(module.signature),
+        "model": module.model,
+        "generation": asdict(module.generation),
+        "format": module.format,
+        "train": list(module.train),
+    }
+
+
+def _module_from_json(data: Mapping[str, Any]) -> Module:
+    signature = data["signature"]
+    return Module(
+        name=data["name"],
+        kind=data["kind"],
+        signature=Signature(
+            instructions=signature["instructions"],
+            inputs=fields_from_json(signature["inputs"]),
+            outputs=fields_from_json(signature["outputs"]),
+        ),
+        model=data["model"],
+        generation=Generation(**data["generation"]),
+        format=data["format"],
+        train=tuple(data["train"]),
+    )
+
+
+def _carry_to_json(carry: Carry) -> dict[str, Any]:
+    data = {
+        "name": carry.name,
+        "type": type_to_json(carry.type),
+        "mode": carry.mode,
+        "value": _value_to_json(carry.value),
+    }
+    return data if carry.start is None else {**data, "start": _value_to_json(carry.start)}
+
+
+def _carry_from_json(data: Mapping[str, Any]) -> Carry:
+    return Carry(
+        name=data["name"],
+        type=type_from_json(data["type"]),
+        mode=data["mode"],
+        value=_value_from_json(data["value"]),
+        start=_value_from_json(data["start"]) if "start" in data else None,
+    )
+
+
+def _node_to_json(node: Node) -> dict[str, Any]:
+    data: dict[str, Any] = {"name": node.name, "outputs": fields_to_json(node.outputs), "hash": node.hash}
+    match node:
+        case Call():
+            data |= {"call": node.module, "inputs": _bindings_to_json(node.inputs)}
+        case Retrieve():
+            data |= {"retrieve": node.retriever, "query": _value_to_json(node.query), "k": node.k}
+        case Repeat():
+            data |= {
+                "repeat": node.times,
+                "carry": [_carry_to_json(carry) for carry in node.carry],
+                "body": [_node_to_json(inner) for inner in node.body],
+                "out": _bindings_to_json(node.out),
+            }
+            if node.until is not None:
+                data["until"] = _value_to_json(node.until)
+    return data
+
+
+def _node_from_json(data: Mapping[str, Any]) -> Node:
+    name, outputs, hash = data["name"], fields_from_json(data["outputs"]), data["hash"]
+    if "call" in data:
+        inputs = _bindings_from_json(data["inputs"])
+        return Call(name=name, module=data["call"], inputs=inputs, outputs=outputs, hash=hash)
+    if "retrieve" in data:
+        query = _value_from_json(data["query"])
+        return Retrieve(name=name, retriever=data["retrieve"], query=query, k=data["k"], outputs=outputs, hash=hash)
+    return Repeat(
+        name=name,
+        times=data["repeat"],
+        carry=tuple(_carry_from_json(item) for item in data["carry"]),
+        body=tuple(_node_from_json(item) for item in data["body"]),
+        out=_bindings_from_json(data["out"]),
+        outputs=outputs,
+        until=_ref_from_json(data["until"]) if "until" in data else None,
+        hash=hash,
+    )
+
+
+def program_to_json(program: Program) -> dict[str, Any]:
+    """The program as JSON values, schema version included; equal programs give equal values."""
+    return {
+        "schema": SCHEMA,
+        "name": program.name,
+        "inputs": fields_to_json(program.inputs),
+        "nodes": [_node_to_json(node) for node in program.nodes],
+        "out": _bindings_to_json(program.out),
+        "modules": [module_to_json(module) for module in program.modules],
+        "retrievers": [asdict(retriever) for retriever in program.retrievers],
+    }
+
+
+def program_from_json(data: Mapping[str, Any]) -> Program:
+    """The program, equal to the one written. ValueError for another schema version; KeyError or TypeError for a
+    wrong shape; follow it with `verify` where the document may have been tampered with.
+    """
+    _versioned(data, "the program")
+    return Program(
+        name=data["name"],
+        inputs=fields_from_json(data["inputs"]),
+        nodes=tuple(_node_from_json(node) for node in data["nodes"]),
+        out=_bindings_from_json(data["out"]),
+        modules=tuple(_module_from_json(module) for module in data["modules"]),
+        retrievers=tuple(RetrieverRef(**retriever) for retriever in data["retrievers"]),
+    )
+
+
+def prompt_to_json(prompt: Prompt) -> dict[str, Any]:
+    """Instructions and demos."""
+    return {
+        "instructions": prompt.instructions,
+        "demos": [
+            {
+                "inputs": dict(demo.inputs),
+                "outputs": dict(demo.outputs),
+                "example": demo.example,
+                "origin": demo.origin,
+            }
+            for demo in prompt.demos
+        ],
+    }
+
+
+def _prompt_from_json(data: Mapping[str, Any]) -> Prompt:
+    return Prompt(instructions=data["instructions"], demos=tuple(Demo(**demo) for demo in data["demos"]))
+
+
+def candidate_to_json(candidate: Candidate) -> dict[str, Any]:
+    """The candidate as JSON values; an adapter is named, its folder is left out."""
+    return {
+        "schema": SCHEMA,
+        "id": candidate.id,
+        "parent": candidate.parent,
+        "origin": candidate.origin,
+        "prompts": {name: prompt_to_json(prompt) for name, prompt in candidate.prompts.items()},
+        "adapters": {
+            key: {
+                "name": adapter.name,
+                "base_model": adapter.base_model,
+                "base_digest": adapter.base_digest,
+                "rank": adapter.rank,
+                "sha256": adapter.sha256,
+            }
+            for key, adapter in candidate.adapters.items()
+        },
+    }
+
+
+def _adapter_from_json(data: Mapping[str, Any], folder: Path) -> Adapter:
+    name = data["name"]
+    if not isinstance(name, str) or not _PLAIN_NAME.match(name):
+        raise ValueError(f"adapter name {name!r} is not a plain name")
+    return Adapter(path=folder / name, **data)
+
+
+def candidate_from_json(data: Mapping[str, Any], adapters_folder: Path) -> Candidate:
+    """The candidate, its adapters at `adapters_folder/<name>`. Raises as `program_from_json`, and ValueError for an
+    adapter name that is more than a plain name.
+    """
+    _versioned(data, "the candidate")
+    return Candidate(
+        id=data["id"],
+        parent=data["parent"],
+        origin=data["origin"],
+        prompts={name: _prompt_from_json(prompt) for name, prompt in data["prompts"].items()},
+        adapters={key: _adapter_from_json(item, adapters_folder) for key, item in data["adapters"].items()},
+    )

@@ -1,0 +1,154 @@
+"""Modules and signatures of the spec, with every type read.
+
+Knows nothing of steps. A module that cannot be lowered is None in the table, so that what calls it is not blamed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, cast
+
+from bt_compiler.diagnostics import did_you_mean
+from bt_compiler.graph.findings import Findings, SpecPath
+from bt_compiler.graph.program import Module, ModuleKind, Signature
+from bt_compiler.spec import Field, Sections, Spec, Type, TypeSyntaxError, parse_fields, parse_signature_text
+from bt_compiler.spec.sections import Generation
+
+KINDS: tuple[ModuleKind, ...] = ("predict", "chain_of_thought")
+
+
+def lower_modules(named: Mapping[str, Type], findings: Findings, sections: Sections) -> dict[str, Module | None]:
+    """Every entry of `modules` by name, in the spec's order."""
+    modules: Mapping[str, Any] = findings.spec.get(("modules",), {})
+    return {name: _lower_module(name, raw, named, findings, sections) for name, raw in modules.items()}
+
+
+def _lower_module(
+    name: str, raw: Mapping[str, Any], named: Mapping[str, Type], findings: Findings, sections: Sections
+) -> Module | None:
+    path: SpecPath = ("modules", name)
+    kind = raw.get("kind", "predict")
+    if kind not in KINDS:
+        help = did_you_mean(kind, KINDS, what="kinds")
+        findings.add("BTC221", f"unknown kind `{kind}` of module `{name}`", (*path, "kind"), help=help)
+        kind = None
+    models = {model.name: model for model in sections.models}
+    model = models.get(raw.get("model", sections.models[0].name))
+    if model is None:
+        help = did_you_mean(raw["model"], models, what="models")
+        findings.add("BTC202", f"unknown model `{raw['model']}`", (*path, "model"), help=help)
+    signature = lower_signature(path, raw.get("signature"), named, findings)
+    if kind == "chain_of_thought" and signature is not None:
+        signature = _without_reasoning(path, signature, findings)
+    if signature is None or model is None or kind is None:
+        return None
+    return Module(
+        name=name,
+        kind=cast(ModuleKind, kind),
+        signature=signature,
+        model=model.name,
+        generation=Generation(**{**asdict(model.generation), **raw.get("generation", {})}),
+        format=_format_of(path, findings.spec),
+        train=tuple(raw.get("train", ("prompt", "weights"))),
+    )
+
+
+def _format_of(module: SpecPath, spec: Spec) -> str:
+    path: SpecPath = (*module, "format") if spec.get((*module, "format")) is not None else ("format",)
+    name = str(spec.get(path, "fields"))
+    return spec.file(path) if name.endswith(".jinja") else name
+
+
+def _without_reasoning(path: SpecPath, signature: Signature, findings: Findings) -> Signature | None:
+    if all(item.name != "reasoning" for item in (*signature.inputs, *signature.outputs)):
+        return signature
+    findings.add(
+        "BTC226",
+        "`reasoning` is what `chain_of_thought` itself adds before the outputs",
+        (*path, "signature"),
+        help="leave the field out, or take `kind: predict`",
+    )
+    return None
+
+
+def lower_signature(owner: SpecPath, raw: Any, named: Mapping[str, Type], findings: Findings) -> Signature | None:
+    """The signature of the module at `owner`: a shared one's name, text with an arrow, or a map."""
+    path: SpecPath = (*owner, "signature")
+    if isinstance(raw, str) and "->" not in raw:
+        shared: Mapping[str, Any] = findings.spec.get(("signatures",), {})
+        if raw not in shared:
+            help = did_you_mean(raw, shared, what="signatures") if shared else 'write one: `"question -> answer"`'
+            findings.add("BTC202", f"unknown signature `{raw}`", path, help=help)
+            return None
+        raw, path = shared[raw], ("signatures", raw)
+    if isinstance(raw, str):
+        return _from_text(raw, path, named, findings)
+    inputs = lower_fields(raw["inputs"], (*path, "inputs"), named, findings)
+    outputs = lower_fields(raw["outputs"], (*path, "outputs"), named, findings)
+    if inputs is None or outputs is None:
+        return None
+    return _signature(raw.get("instructions"), inputs, outputs, path, findings)
+
+
+def lower_fields(
+    raw: Mapping[str, Any], path: SpecPath, named: Mapping[str, Type], findings: Findings
+) -> tuple[Field, ...] | None:
+    """The fields of a map `name: TYPE`, or None after one finding for each that cannot be read."""
+    fields: list[Field] = []
+    for name, node in raw.items():
+        try:
+            fields += parse_fields({name: node}, named)
+        except TypeSyntaxError as error:
+            findings.add("BTC219", error.message, (*path, *error.path), help=error.help)
+    return tuple(fields) if len(fields) == len(raw) else None
+
+
+def _from_text(text: str, path: SpecPath, named: Mapping[str, Type], findings: Findings) -> Signature | None:
+    try:
+        inputs, outputs = parse_signature_text(text, named)
+    except TypeSyntaxError as error:
+        findings.add("BTC220", error.message, path, help=error.help)
+        return None
+    return _signature(None, inputs, outputs, path, findings)
+
+
+def _signature(
+    instructions: str | None, inputs: tuple[Field, ...], outputs: tuple[Field, ...], path: SpecPath, findings: Findings
+) -> Signature | None:
+    both = {item.name for item in inputs} & {item.name for item in outputs}
+    if both:
+        shown = ", ".join(f"`{name}`" for name in sorted(both))
+        findings.add("BTC220", f"{shown} is both input and output of the signature", path)
+        return None
+    if not _among_known(inputs, outputs, path, findings):
+        return None
+    return Signature(
+        instructions=(instructions or _default_instructions(inputs, outputs)).strip(), inputs=inputs, outputs=outputs
+    )
+
+
+def _default_instructions(inputs: tuple[Field, ...], outputs: tuple[Field, ...]) -> str:
+    given = ", ".join(f"`{item.name}`" for item in inputs)
+    wanted = ", ".join(f"`{item.name}`" for item in outputs)
+    return f"Given {given}, give {wanted}."
+
+
+def _among_known(inputs: tuple[Field, ...], outputs: tuple[Field, ...], path: SpecPath, findings: Findings) -> bool:
+    """Whether every `among` of the outputs names a list of texts among the inputs (`tags`, `passages.id`)."""
+    allowed: set[str] = set()
+    for item in inputs:
+        element = item.type.item
+        if element is not None and element.kind in ("str", "enum"):
+            allowed.add(item.name)
+        if element is not None and element.kind == "object":
+            allowed |= {f"{item.name}.{inner.name}" for inner in element.fields if inner.type.kind in ("str", "enum")}
+    known = True
+    for item in outputs:
+        among = item.type.among or (item.type.item.among if item.type.item is not None else None)
+        if among is not None and among not in allowed:
+            help = did_you_mean(among, allowed, what="lists of texts among the inputs")
+            place = (*path, "outputs", item.name)
+            findings.add("BTC224", f"`among: {among}` of `{item.name}` names no list of texts", place, help=help)
+            known = False
+    return known

@@ -1,0 +1,172 @@
+"""Steps of the spec to nodes: `call`, `retrieve` and `repeat`, with everything they refer to resolved.
+
+First every name of a body is declared (with outputs that are worked out when asked for), then every step is lowered,
+then the steps are put in the order of their references. Their place in the YAML decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from bt_compiler.diagnostics import did_you_mean
+from bt_compiler.graph.bindings import bind_inputs
+from bt_compiler.graph.findings import Findings, SpecPath
+from bt_compiler.graph.loops import declare_loop, lower_loop_parts
+from bt_compiler.graph.program import Call, Module, Node, Repeat, Retrieve
+from bt_compiler.graph.scope import Outputs, Scope, order
+from bt_compiler.spec import Field
+from bt_compiler.spec.sections import RetrieverSection
+from bt_compiler.spec.types import PASSAGES, STR
+
+RETRIEVED = (Field(name="passages", type=PASSAGES),)
+_QUERY = (Field(name="query", type=STR),)
+_UNRESOLVED = frozenset({"BTC200", "BTC201", "BTC205", "BTC210", "BTC211", "BTC212", "BTC216"})
+"""Codes of references that lead nowhere: while there is one, a step that nothing refers to is not blamed for it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Declared:
+    """What steps may name, and what was named so far."""
+
+    modules: Mapping[str, Module | None]
+    """None: the module has findings of its own."""
+    retrievers: Mapping[str, RetrieverSection]
+    findings: Findings
+    called: set[str] = field(default_factory=set)
+    """Modules and retrievers that some step names."""
+
+
+def declare_steps(steps: Mapping[str, Any], path: SpecPath, scope: Scope, declared: Declared) -> None:
+    """Enters every step of a body into `scope`, loops with their insides."""
+    for name, raw in steps.items():
+        if "repeat" in raw:
+            inside = Scope(owner=name, parent=scope)
+            scope.children[name] = inside
+            declare_steps(raw.get("steps", {}), (*path, name, "steps"), inside, declared)
+            scope.steps[name] = declare_loop(raw, inside)
+        elif "retrieve" in raw:
+            scope.steps[name] = lambda: RETRIEVED
+        else:
+            scope.steps[name] = _outputs_of(declared.modules.get(raw["call"]))
+
+
+def _outputs_of(module: Module | None) -> Any:
+    outputs: Outputs = None if module is None else module.outputs
+    return lambda: outputs
+
+
+def lower_steps(steps: Mapping[str, Any], path: SpecPath, scope: Scope, declared: Declared) -> dict[str, Node | None]:
+    """Every step of a body by name; None where it has findings. Order them with `ordered` once all is resolved."""
+    return {name: _lower_step(name, raw, (*path, name), scope, declared) for name, raw in steps.items()}
+
+
+def ordered(
+    lowered: Mapping[str, Node | None], path: SpecPath, scope: Scope, findings: Findings
+) -> tuple[Node, ...] | None:
+    """The nodes of a body in the order of their references; cycles and steps without use are findings."""
+    names, cycles = order(lowered, scope.needs)
+    for cycle in cycles:
+        steps = ", ".join(f"`{a}` needs `{b}`" for a, b in zip(cycle, [*cycle[1:], cycle[0]], strict=True))
+        findings.add(
+            "BTC208",
+            f"steps wait for each other: {steps}",
+            (*path, cycle[0]),
+            key=True,
+            help="a value from the visit before comes through `repeat` with `carry`",
+        )
+    if not any(item.code in _UNRESOLVED for item in findings.items):
+        for name in lowered:
+            if name not in scope.used:
+                findings.add(
+                    "BTC206",
+                    f"step `{name}` is used by nothing",
+                    (*path, name),
+                    key=True,
+                    help="refer to one of its outputs, or leave it out",
+                )
+    nodes = [lowered[name] for name in names]
+    return None if cycles or any(node is None for node in nodes) else tuple(node for node in nodes if node is not None)
+
+
+def _lower_step(name: str, raw: Mapping[str, Any], path: SpecPath, scope: Scope, declared: Declared) -> Node | None:
+    if "repeat" in raw:
+        return _lower_repeat(name, raw, path, scope, declared)
+    if "retrieve" in raw:
+        return _lower_retrieve(name, raw, path, scope, declared)
+    return _lower_call(name, raw, path, scope, declared)
+
+
+def _lower_call(name: str, raw: Mapping[str, Any], path: SpecPath, scope: Scope, declared: Declared) -> Call | None:
+    callee, findings = raw["call"], declared.findings
+    if callee not in declared.modules:
+        help = (
+            f"`{callee}` is a retriever: write `retrieve: {callee}`"
+            if callee in declared.retrievers
+            else did_you_mean(callee, declared.modules, what="modules")
+        )
+        findings.add("BTC202", f"unknown module `{callee}`", (*path, "call"), help=help)
+    declared.called.add(callee)
+    module = declared.modules.get(callee)
+    expected = None if module is None else module.signature.inputs
+    inputs = bind_inputs(
+        raw.get("in"), expected, what=f"module `{callee}`", step=name, path=path, scope=scope, findings=findings
+    )
+    if module is None or inputs is None:
+        return None
+    return Call(name=name, module=callee, inputs=inputs, outputs=module.outputs, span=findings.spec.span(path))
+
+
+def _lower_retrieve(
+    name: str, raw: Mapping[str, Any], path: SpecPath, scope: Scope, declared: Declared
+) -> Retrieve | None:
+    asked, findings = raw["retrieve"], declared.findings
+    retriever = declared.retrievers.get(asked)
+    if retriever is None:
+        help = (
+            f"`{asked}` is a module: write `call: {asked}`"
+            if asked in declared.modules
+            else did_you_mean(asked, declared.retrievers, what="retrievers")
+        )
+        findings.add("BTC202", f"unknown retriever `{asked}`", (*path, "retrieve"), help=help)
+    declared.called.add(asked)
+    inputs = bind_inputs(
+        raw.get("in"), _QUERY, what=f"retriever `{asked}`", step=name, path=path, scope=scope, findings=findings
+    )
+    if retriever is None or inputs is None:
+        return None
+    return Retrieve(
+        name=name,
+        retriever=asked,
+        query=inputs[0].value,
+        k=raw.get("k", retriever.k),
+        outputs=RETRIEVED,
+        span=findings.spec.span(path),
+    )
+
+
+def _lower_repeat(name: str, raw: Mapping[str, Any], path: SpecPath, scope: Scope, declared: Declared) -> Repeat | None:
+    findings, inside = declared.findings, scope.children[name]
+    times = raw["repeat"]
+    if isinstance(times, bool) or not isinstance(times, int) or times < 1:
+        help = "write a number from 1; an earlier end comes from `until`"
+        findings.add("BTC213", f"`repeat` takes a count, got `{times}`", (*path, "repeat"), help=help)
+        times = None
+    steps_path: SpecPath = (*path, "steps")
+    lowered = lower_steps(raw.get("steps", {}), steps_path, inside, declared)
+    parts = lower_loop_parts(name, raw, path, inside, findings)
+    body = ordered(lowered, steps_path, inside, findings)
+    outputs = scope.steps[name]()
+    if times is None or parts is None or body is None or outputs is None:
+        return None
+    return Repeat(
+        name=name,
+        times=times,
+        carry=parts.carry,
+        body=body,
+        out=parts.out,
+        outputs=outputs,
+        until=parts.until,
+        span=findings.spec.span(path),
+    )

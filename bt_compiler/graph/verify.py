@@ -1,0 +1,129 @@
+"""Checks of a program that hold after every pass. A failure is a bug in the compiler, never a user's mistake."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from bt_compiler.graph.hashing import hashed
+from bt_compiler.graph.program import Binding, Call, Carry, Constant, Node, Program, Repeat, Retrieve, Value
+from bt_compiler.graph.walk import nodes
+from bt_compiler.spec import Field, Type, assignable, convert, show_type
+from bt_compiler.spec.types import PASSAGES, STR
+
+
+class InvalidProgram(Exception):
+    """A program that breaks a rule every program keeps."""
+
+
+_Names = Mapping[str, Type]
+"""`step.field` and names of inputs and carried values -> type, as visible at one place."""
+
+
+def verify(program: Program) -> None:
+    """Raises InvalidProgram at the first rule broken: unique names, references to earlier nodes only, types that fit,
+    every input bound once, modules and retrievers known and used, hashes right.
+    """
+    _unique([item.name for item in program.inputs], "program input")
+    _unique([item.name for item in program.out], "program output")
+    _unique([item.name for item in program.modules], "module")
+    _unique([item.name for item in program.retrievers], "retriever")
+    names = {item.name: item.type for item in program.inputs}
+    visible = _verify_body(program.nodes, program, names)
+    if not program.out:
+        raise InvalidProgram("the program gives nothing")
+    for binding in program.out:
+        _fits(binding.value, binding.type, visible, f"output `{binding.name}`")
+    used = {node.module for _, node in nodes(program) if isinstance(node, Call)}
+    used_retrievers = {node.retriever for _, node in nodes(program) if isinstance(node, Retrieve)}
+    if used != {module.name for module in program.modules}:
+        raise InvalidProgram(f"modules listed and modules called differ: {sorted(used)}")
+    if used_retrievers != {retriever.name for retriever in program.retrievers}:
+        raise InvalidProgram(f"retrievers listed and retrievers asked differ: {sorted(used_retrievers)}")
+    if hashed(program) != program:
+        raise InvalidProgram("the hash of a node is not that of its content")
+
+
+def _unique(names: Sequence[str], what: str) -> None:
+    if len(set(names)) != len(names):
+        raise InvalidProgram(f"a {what} has the name of another: {names}")
+
+
+def _verify_body(body: Sequence[Node], program: Program, outside: _Names) -> dict[str, Type]:
+    if not body:
+        raise InvalidProgram("a body without steps")
+    _unique([node.name for node in body], "step")
+    own = {node.name for node in body}
+    names = {key: type for key, type in outside.items() if key.partition(".")[0] not in own or "." not in key}
+    for node in body:
+        _verify_node(node, program, names)
+        _unique([item.name for item in node.outputs], f"output of `{node.name}`")
+        names |= {f"{node.name}.{item.name}": item.type for item in node.outputs}
+    return names
+
+
+def _verify_node(node: Node, program: Program, names: _Names) -> None:
+    match node:
+        case Call():
+            try:
+                module = program.module(node.module)
+            except KeyError as error:
+                raise InvalidProgram(f"`{node.name}` calls unknown module `{node.module}`") from error
+            _verify_inputs(node.name, node.inputs, module.signature.inputs, names)
+            if node.outputs != module.outputs:
+                raise InvalidProgram(f"outputs of `{node.name}` are not those of module `{module.name}`")
+        case Retrieve():
+            if node.retriever not in [item.name for item in program.retrievers]:
+                raise InvalidProgram(f"`{node.name}` asks unknown retriever `{node.retriever}`")
+            _fits(node.query, STR, names, f"query of `{node.name}`")
+            if node.k < 1 or [(item.name, item.type) for item in node.outputs] != [("passages", PASSAGES)]:
+                raise InvalidProgram(f"`{node.name}` retrieves {node.k} into {node.outputs}")
+        case Repeat():
+            _verify_loop(node, program, names)
+
+
+def _verify_inputs(step: str, bound: Sequence[Binding], expected: Sequence[Field], names: _Names) -> None:
+    if [(item.name, item.type) for item in bound] != [(item.name, item.type) for item in expected]:
+        raise InvalidProgram(f"inputs of `{step}` are not those of its module, in their order")
+    for binding in bound:
+        _fits(binding.value, binding.type, names, f"input `{binding.name}` of `{step}`")
+
+
+def _verify_loop(node: Repeat, program: Program, outside: _Names) -> None:
+    if node.times < 1:
+        raise InvalidProgram(f"`{node.name}` repeats {node.times} times")
+    inside = {**outside, **{carry.name: carry.type for carry in node.carry}}
+    names = _verify_body(node.body, program, inside)
+    for carry in node.carry:
+        _verify_carry(carry, node.name, outside, names)
+    for binding in node.out:
+        _fits(binding.value, binding.type, names, f"`out` of `{node.name}`")
+    if node.until is not None:
+        _fits(node.until, Type(kind="bool"), names, f"`until` of `{node.name}`")
+    gives = [(item.name, item.type) for item in node.carry] + [(item.name, item.type) for item in node.out]
+    if [(item.name, item.type) for item in node.outputs] != gives:
+        raise InvalidProgram(f"outputs of `{node.name}` are not what it carries and gives")
+
+
+def _verify_carry(carry: Carry, loop: str, outside: _Names, inside: _Names) -> None:
+    what = f"carried `{carry.name}` of `{loop}`"
+    _fits(carry.value, carry.type, inside, what)
+    if carry.mode == "add" and (carry.type.kind != "list" or carry.start is not None):
+        raise InvalidProgram(f"{what} adds to `{show_type(carry.type)}`")
+    if carry.mode == "replace":
+        if carry.start is None:
+            raise InvalidProgram(f"{what} has no start")
+        _fits(carry.start, carry.type, outside, what)
+
+
+def _fits(value: Value, type: Type, names: _Names, what: str) -> None:
+    if isinstance(value, Constant):
+        try:
+            convert(value.value, type)
+        except ValueError as error:
+            raise InvalidProgram(f"{what}: {error}") from error
+        return
+    source = names.get(value.field if value.step is None else f"{value.step}.{value.field}")
+    if source is None:
+        raise InvalidProgram(f"{what} refers to `{value}`, which is not there before it")
+    if not assignable(source, type):
+        raise InvalidProgram(f"{what} expects `{show_type(type)}`, got `{show_type(source)}`")
