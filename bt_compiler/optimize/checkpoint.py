@@ -1,0 +1,154 @@
+"""A training run on disk, so that a killed one goes on where it was and ends in the same bytes.
+
+    training/
+      checkpoint/        adapter.safetensors, optimizer.safetensors, best.safetensors, state.json
+      adapter/           the PEFT folder, once training has ended
+      training.json      written last: history and digest of the adapter
+
+A checkpoint is written beside the old one and takes its place by rename. The state of the random generators is not in
+it: order and dropout follow from the seed and the position. Knows files; tensors pass through as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bt_compiler.canonical import canonical_json
+
+SCHEMA = 1
+_CURRENT = "checkpoint"
+_WRITTEN = "checkpoint.new"
+_FORMER = "checkpoint.old"
+_DONE = "training.json"
+
+Tensors = Mapping[str, Any]
+"""Name -> `torch.Tensor`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossPoint:
+    """One optimiser step."""
+
+    step: int
+    """From 1."""
+    epoch: int
+    """From 1."""
+    train: float
+    """Mean loss over the completion tokens of the step's rows, in nats."""
+    validation: float | None = None
+    """Mean loss over the validation rows, after the last step of an epoch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """How far training has come, and all that decides what comes next."""
+
+    epoch: int = 0
+    """Epoch under way, from 0."""
+    batch: int = 0
+    """Batches of it that are done."""
+    history: tuple[LossPoint, ...] = ()
+    best: float | None = None
+    """Lowest validation loss so far."""
+    best_epoch: int | None = None
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps done."""
+        return len(self.history)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """Position and tensors."""
+
+    position: Position
+    adapter: Tensors
+    optimizer: Tensors
+    best: Tensors
+    """The adapter of `best_epoch`; empty while there is none."""
+
+
+def write_checkpoint(folder: Path, key: str, checkpoint: Checkpoint) -> None:
+    """Replaces the checkpoint in `folder`. `key` says what it is a checkpoint of. Raises OSError."""
+    from safetensors.torch import save_file
+
+    new = folder / _WRITTEN
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    for name in ("adapter", "optimizer", "best"):
+        path = new / f"{name}.safetensors"
+        save_file(dict(getattr(checkpoint, name)), path)
+        _flush(path)
+    _write_json(new / "state.json", {"schema": SCHEMA, "key": key, "position": asdict(checkpoint.position)})
+    current, former = folder / _CURRENT, folder / _FORMER
+    shutil.rmtree(former, ignore_errors=True)
+    if current.exists():
+        current.rename(former)
+    new.rename(current)
+    _flush(folder)
+    shutil.rmtree(former, ignore_errors=True)
+
+
+def read_checkpoint(folder: Path, key: str) -> Checkpoint | None:
+    """The last complete checkpoint of `key`; None where there is none or it is one of something else."""
+    from safetensors.torch import load_file
+
+    for name in (_CURRENT, _WRITTEN, _FORMER):
+        place = folder / name
+        state = _read_json(place / "state.json")
+        if state is None or state["schema"] != SCHEMA or state["key"] != key:
+            continue
+        stored = state["position"]
+        history = tuple(LossPoint(**point) for point in stored.pop("history"))
+        return Checkpoint(
+            position=Position(history=history, **stored),
+            adapter=load_file(place / "adapter.safetensors"),
+            optimizer=load_file(place / "optimizer.safetensors"),
+            best=load_file(place / "best.safetensors"),
+        )
+    return None
+
+
+def write_done(folder: Path, key: str, *, sha256: str, history: tuple[LossPoint, ...]) -> None:
+    """Marks the training as finished and drops its checkpoint."""
+    document = {"schema": SCHEMA, "key": key, "sha256": sha256, "history": [asdict(point) for point in history]}
+    _write_json(folder / _DONE, document)
+    for name in (_CURRENT, _WRITTEN, _FORMER):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def read_done(folder: Path, key: str) -> tuple[str, tuple[LossPoint, ...]] | None:
+    """(digest of the adapter, history) of a training of `key` that has finished, else None."""
+    document = _read_json(folder / _DONE)
+    if document is None or document["schema"] != SCHEMA or document["key"] != key:
+        return None
+    return document["sha256"], tuple(LossPoint(**point) for point in document["history"])
+
+
+def _write_json(path: Path, document: Mapping[str, Any]) -> None:
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(canonical_json(document), encoding="utf-8")
+    _flush(temporary)
+    temporary.replace(path)
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return document
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,192 @@
+"""Where training rows come from: the program's own accepted traces, and what stands in where it solves too little.
+
+Each source is a function of the same form, tried in the order of `weights.sources` on the examples that no earlier
+source could solve; every row says which one it came from, so that a result from gold or hinted rows never passes for
+self-taught. Every call of the program runs on the current candidate and its adapters. Knows nothing of training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from bt_compiler.data.example import Example
+from bt_compiler.engine.scoring import score_traces
+from bt_compiler.engine.trace import Trace
+from bt_compiler.errors import CompileError, ExampleError
+from bt_compiler.graph.candidate import Candidate
+from bt_compiler.optimize.hints import rationales
+from bt_compiler.optimize.labelled import Task, labelled_tasks
+from bt_compiler.optimize.rows import Row, RowWriter, rows_of
+from bt_compiler.optimize.step import StepContext
+from bt_compiler.spec.sections import RowSource
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """What a source looks at."""
+
+    context: StepContext
+    candidate: Candidate
+    writer: RowWriter
+
+
+Found = Mapping[str, tuple[Row, ...]]
+"""Example id -> its rows, solved examples only."""
+Source = Callable[[Start, Sequence[Example]], Found]
+
+
+class Tried(NamedTuple):
+    """What one source achieved."""
+
+    source: RowSource
+    examples: int
+    """Examples still unsolved when it was asked."""
+    solved: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collected:
+    """Rows of a weights step, and how they were come by."""
+
+    rows: Mapping[str, tuple[Row, ...]] = field(default_factory=dict)
+    """Example id -> rows, in the order of train."""
+    tried: tuple[Tried, ...] = ()
+
+
+def collect(start: Start) -> Collected:
+    """Asks the sources in the order of the spec until every train example has rows. Raises CompileError BTC405."""
+    context = start.context
+    found: dict[str, tuple[Row, ...]] = {}
+    tried: list[Tried] = []
+    for name in context.settings.weights.sources:
+        unsolved = [example for example in context.train if example.id not in found]
+        if not unsolved:
+            break
+        solved = {key: rows for key, rows in SOURCES[name](start, unsolved).items() if rows}
+        found |= solved
+        tried.append(Tried(name, len(unsolved), len(solved)))
+        context.progress.say(f"rows from `{name}`: {len(solved)} of {len(unsolved)} examples")
+    rows = {example.id: found[example.id] for example in context.train if example.id in found}
+    return Collected(rows=rows, tried=tuple(tried))
+
+
+def _self(start: Start, unsolved: Sequence[Example]) -> Found:
+    """What the program solves by itself."""
+    return _rows(start, _accepted(start, _own_traces(start, unsolved), unsolved), "self")
+
+
+def _sampled(start: Start, unsolved: Sequence[Example]) -> Found:
+    """The first accepted of several samples at temperature."""
+    weights = start.context.settings.weights
+    traces = _run(start, unsolved, repeats=weights.samples, temperature=weights.temperature)
+    return _rows(start, _accepted(start, traces, unsolved), "sampled")
+
+
+def _teacher(start: Start, unsolved: Sequence[Example]) -> Found:
+    """What another model of the spec solves with the same prompts."""
+    context = start.context
+    name = context.settings.weights.teacher
+    if name is None or name not in context.engine.backends:
+        raise CompileError.of(
+            "BTC405",
+            "`teacher` is among `optimize.weights.sources`, but "
+            + ("no teacher is named" if name is None else f"there is no model `{name}`"),
+            help="set `optimize.weights.teacher` to a name of `models`: "
+            + ", ".join(f"`{known}`" for known in sorted(context.engine.backends)),
+        )
+    taught = replace(context.program, modules=tuple(replace(module, model=name) for module in context.program.modules))
+    teacher = Candidate(id=f"teacher {name}", prompts=start.candidate.prompts)
+    context.progress.begin(f"teacher {name}", len(unsolved))
+    traces = context.engine.run(
+        taught, teacher, unsolved, seed=context.seed, leave_own_demo_out=True, progress=context.progress
+    )
+    return _rows(start, _accepted(start, traces, unsolved), "teacher")
+
+
+def _gold(start: Start, unsolved: Sequence[Example]) -> Found:
+    """Labels as outputs, for modules whose every output is labelled."""
+    tasks = [
+        task for task in _tasks(start, unsolved) if {item.name for item in task.module.outputs} <= set(task.labels)
+    ]
+    return _written(start, [(task, task.labels) for task in tasks], "gold")
+
+
+def _hinted(start: Start, unsolved: Sequence[Example]) -> Found:
+    """Rationales that the model writes when it is told the label, and that lead it there when it is not."""
+    tasks = [task for task in _tasks(start, unsolved) if task.module.kind == "chain_of_thought"]
+    context = start.context
+    found = rationales(
+        context, start.candidate, {name: p.instructions for name, p in start.writer.prompts.items()}, tasks
+    )
+    answers = [(task, {task.module.outputs[0].name: rationale, **task.labels}) for task, rationale in found]
+    return _written(start, answers, "hinted")
+
+
+SOURCES: Mapping[RowSource, Source] = MappingProxyType(
+    {"self": _self, "sampled": _sampled, "teacher": _teacher, "gold": _gold, "hinted": _hinted}
+)
+
+
+def _own_traces(start: Start, examples: Sequence[Example]) -> list[Trace]:
+    return _run(start, examples, repeats=1, temperature=None)
+
+
+def _run(start: Start, examples: Sequence[Example], *, repeats: int, temperature: float | None) -> list[Trace]:
+    """Runs the current candidate; a second call for the same examples is answered by the journal."""
+    context = start.context
+    context.progress.begin("bootstrapping rows", len(examples) * repeats)
+    return context.engine.run(
+        context.program,
+        start.candidate,
+        examples,
+        seed=context.seed,
+        repeats=repeats,
+        temperature=temperature,
+        leave_own_demo_out=True,
+        progress=context.progress,
+    )
+
+
+def _accepted(start: Start, traces: Sequence[Trace], examples: Sequence[Example]) -> dict[str, Trace]:
+    """Example id -> its first trace that is good enough to learn from."""
+    at_least = start.context.settings.accept.at_least
+    found: dict[str, Trace] = {}
+    for trace in score_traces(traces, examples, start.context.accept):
+        if trace.error is None and trace.score is not None and trace.score >= at_least:
+            found.setdefault(trace.example, trace)
+    return found
+
+
+def _rows(start: Start, traces: Mapping[str, Trace], source: RowSource) -> Found:
+    """Rows of accepted traces; one whose prompt cannot be written without its demos counts as not solved."""
+    found: dict[str, tuple[Row, ...]] = {}
+    for example, trace in traces.items():
+        with suppress(ExampleError):
+            found[example] = rows_of(trace, writer=start.writer, source=source)
+    return found
+
+
+def _tasks(start: Start, examples: Sequence[Example]) -> list[Task]:
+    return labelled_tasks(start.context.program, examples, lambda: _own_traces(start, examples))
+
+
+def _written(start: Start, answers: Sequence[tuple[Task, Mapping[str, Any]]], source: RowSource) -> Found:
+    """Rows of labelled tasks with what they should have answered; a task whose prompt cannot be written gives none."""
+    found: dict[str, tuple[Row, ...]] = {}
+    for task, outputs in answers:
+        with suppress(ExampleError):
+            row = start.writer.row(
+                example=task.example.id,
+                module=task.module,
+                node=task.node,
+                visit=(),
+                inputs=task.inputs,
+                outputs=outputs,
+                source=source,
+            )
+            found[row.example] = (*found.get(row.example, ()), row)
+    return found

@@ -1,0 +1,82 @@
+"""Calls of modules whose right answers the data holds: what gold and hinted rows start from.
+
+Knows programs and examples; nothing of prompts or rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from bt_compiler.data.example import Example
+from bt_compiler.engine.trace import Trace
+from bt_compiler.graph.program import Binding, Call, Constant, Module, Program, Ref, Value
+from bt_compiler.optimize.rows import trainable
+
+
+class Task(NamedTuple):
+    """One call of a module whose signature's outputs are all labelled in the example."""
+
+    example: Example
+    module: Module
+    node: str
+    inputs: Mapping[str, Any]
+    labels: Mapping[str, Any]
+    """By output field of the signature."""
+
+
+def labelled_tasks(
+    program: Program, examples: Sequence[Example], own_traces: Callable[[], Sequence[Trace]]
+) -> list[Task]:
+    """What the data's labels say of trainable modules: calls outside loops whose outputs are the program's own.
+
+    Inputs that are no program inputs are taken from the program's own run of the example: `own_traces` gives those
+    runs and is asked only where they are needed. A label has the name of the program output.
+    """
+    modules = {module.name: module for module in trainable(program)}
+    calls = [
+        (node, modules[node.module], sources)
+        for node in program.nodes
+        if isinstance(node, Call) and node.module in modules
+        if (sources := _label_sources(program, modules[node.module], node)) is not None
+    ]
+    names = {item.name for item in program.inputs}
+    traces: dict[str, Trace] = {}
+    if any(not _given(binding.value, names) for node, _, _ in calls for binding in node.inputs):
+        traces = {trace.example: trace for trace in own_traces()}
+    tasks: list[Task] = []
+    for example in examples:
+        for node, module, sources in calls:
+            inputs = _inputs(node, names, example, traces.get(example.id))
+            if inputs is None or any(example.labels.get(label) is None for label in sources.values()):
+                continue
+            labels = {name: example.labels[label] for name, label in sources.items()}
+            tasks.append(Task(example, module, node.name, inputs, labels))
+    return tasks
+
+
+def _label_sources(program: Program, module: Module, call: Call) -> dict[str, str] | None:
+    """Output field of the signature -> label; None where an output is not the program's."""
+    sources = {
+        binding.value.field: binding.name
+        for binding in program.out
+        if isinstance(binding.value, Ref) and binding.value.step == call.name
+    }
+    wanted = [item.name for item in module.signature.outputs]
+    return {name: sources[name] for name in wanted} if all(name in sources for name in wanted) else None
+
+
+def _inputs(call: Call, names: set[str], example: Example, trace: Trace | None) -> Mapping[str, Any] | None:
+    """What the call gets; None where the run of the example did not come so far."""
+    if all(_given(binding.value, names) for binding in call.inputs):
+        return {binding.name: _value(binding, example) for binding in call.inputs}
+    steps = trace.steps if trace is not None else ()
+    return next((step.inputs for step in steps if step.node == call.name), None)
+
+
+def _given(value: Value, names: set[str]) -> bool:
+    return isinstance(value, Constant) or (value.step is None and value.field in names)
+
+
+def _value(binding: Binding, example: Example) -> Any:
+    return binding.value.value if isinstance(binding.value, Constant) else example.inputs[binding.value.field]

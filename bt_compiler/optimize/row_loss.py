@@ -1,0 +1,85 @@
+"""The loss of training rows under a model, in one of the two shapes of `batches`.
+
+Knows tensors and the call of a causal LM in transformers; nothing of adapters, optimisers or files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch.nn import functional
+
+from bt_compiler.optimize.batches import IGNORED, PREFIX, TokenRow, packed, packing_pays, padded
+
+Precision = Literal["float32", "bfloat16"]
+
+
+class RowLoss:
+    """The loss of rows under a model: summed over completion tokens, logits computed only where there are labels."""
+
+    def __init__(self, model: Any, *, precision: Precision, probe: Sequence[TokenRow]) -> None:
+        self._model = model
+        self._device = next(model.parameters()).device
+        self._compute = torch.bfloat16 if precision == "bfloat16" else None
+        self._packs = len(probe) > 1 and self._packing_is_exact(probe)
+
+    def sum(self, rows: Sequence[TokenRow]) -> torch.Tensor:
+        """Scalar: summed negative log-likelihood in nats of the completion tokens of `rows`."""
+        if self._packs and packing_pays(rows):
+            return self._packed(rows)
+        return self._padded(rows)
+
+    def _packing_is_exact(self, rows: Sequence[TokenRow]) -> bool:
+        """Whether the model takes a mask and positions of its own: architectures differ, so both shapes are compared.
+
+        Named boundary: what a model raises on a mask it does not know is not ours, and the padded shape always works.
+        """
+        with torch.no_grad():
+            expected = self._padded(rows).item()
+            try:
+                found = self._packed(rows).item()
+            except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
+                return False
+        narrow = self._compute is not None or next(self._model.parameters()).dtype != torch.float32
+        return math.isclose(found, expected, rel_tol=0.05 if narrow else 1e-3)
+
+    def _packed(self, rows: Sequence[TokenRow]) -> torch.Tensor:
+        batch = packed(rows)
+        owners = torch.tensor(batch.owners, device=self._device)
+        size = len(batch.ids)
+        seen = (owners[:, None] == owners[None, :]) | (owners[None, :] == PREFIX)
+        seen &= torch.ones(size, size, dtype=torch.bool, device=self._device).tril()
+        dtype = self._compute or next(self._model.parameters()).dtype
+        mask = torch.zeros(size, size, dtype=dtype, device=self._device).masked_fill(~seen, torch.finfo(dtype).min)
+        logits = self._logits(
+            input_ids=self._tensor([batch.ids]),
+            position_ids=self._tensor([batch.positions]),
+            attention_mask=mask[None, None],
+            logits_to_keep=self._tensor(batch.predicting),
+        )
+        return functional.cross_entropy(logits[0].float(), self._tensor(batch.labels), reduction="sum")
+
+    def _padded(self, rows: Sequence[TokenRow]) -> torch.Tensor:
+        batch = padded(rows, filler=0)
+        logits = self._logits(
+            input_ids=self._tensor(batch.ids),
+            position_ids=self._tensor(batch.positions),
+            attention_mask=self._tensor(batch.real),
+            logits_to_keep=batch.keep,
+        )
+        labels = self._tensor(batch.labels)
+        return functional.cross_entropy(
+            logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+        )
+
+    def _logits(self, **inputs: Any) -> torch.Tensor:
+        narrow = self._compute is not None
+        with torch.autocast(self._device.type, self._compute or torch.bfloat16, enabled=narrow):
+            logits: torch.Tensor = self._model(use_cache=False, **inputs).logits
+        return logits
+
+    def _tensor(self, values: Any) -> torch.Tensor:
+        return torch.tensor(values, device=self._device)

@@ -1,0 +1,299 @@
+"""LoRA training on the base weights that a backend lends: rows in, a PEFT folder out.
+
+A run is a function of (base weights, rows, settings, seed, precision, thread count): the initial adapter, the order of
+rows and dropout follow from the seed and the position alone, so that a killed run continues from its checkpoint and
+ends in the same bytes. Knows tensors; nothing of programs, traces or metrics.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bt_compiler.artifact.adapter_folder import adapter_digest, canonical_adapter
+from bt_compiler.canonical import digest, seed_of
+from bt_compiler.engine.progress import Progress, Silent
+from bt_compiler.engine.request import WeightHost
+from bt_compiler.errors import CompileError
+from bt_compiler.graph.candidate import Adapter
+from bt_compiler.optimize.batches import TokenRow, epoch_batches, in_order, parts
+from bt_compiler.optimize.checkpoint import (
+    Checkpoint,
+    LossPoint,
+    Position,
+    read_checkpoint,
+    read_done,
+    write_checkpoint,
+    write_done,
+)
+from bt_compiler.optimize.lora import Lora, attached, save_adapter
+from bt_compiler.optimize.row_loss import Precision, RowLoss
+from bt_compiler.optimize.rows import Row
+from bt_compiler.spec.sections import WeightsSection
+
+PART_TOKENS = 4096
+"""Tokens computed at once; a step of more is the sum of several backward passes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """What came of it."""
+
+    adapter: Adapter
+    history: tuple[LossPoint, ...]
+
+
+def train_adapter(
+    *,
+    host: WeightHost,
+    rows: Sequence[Row],
+    validation: Sequence[Row],
+    settings: WeightsSection,
+    seed: int,
+    folder: Path,
+    name: str,
+    progress: Progress | None = None,
+    start: Adapter | None = None,
+    precision: Precision = "float32",
+    checkpoint_seconds: float = 60.0,
+    clock: Callable[[], float] = time.monotonic,
+) -> Training:
+    """Trains an adapter on `rows` and saves it under `folder`, which also holds the checkpoints.
+
+    The loss is on completion tokens only. With `validation` rows the adapter of the epoch with the lowest validation
+    loss is kept, else the last. `start`: adapter to go on from instead of a fresh one. `precision` is that of matrix
+    products; the adapter and its optimiser are always float32. The adapter's name is `name` and the start of its
+    digest. Raises CompileError: BTC402 loss not finite, BTC403 no such target module, BTC404 `start` does not fit.
+    """
+    base_model, base_digest = host.base_model()
+    shown = progress or Silent()
+    tokens = [TokenRow(tuple(ids), first) for ids, first in (host.encode_row(r.prompt, r.completion) for r in rows)]
+    held = [TokenRow(tuple(ids), first) for ids, first in (host.encode_row(r.prompt, r.completion) for r in validation)]
+    facts = [base_digest, tokens, held, _settings(settings), seed, precision, start.sha256 if start else None]
+    key = digest(facts)
+    target = folder / "adapter"
+    done = read_done(folder, key)
+    if done is None or not target.is_dir() or adapter_digest(target) != done[0]:
+        with host.borrow() as model, attached(model, settings, seed=seed, start=start) as lora:
+            run = _Run(
+                model=model,
+                lora=lora,
+                rows=tokens,
+                validation=held,
+                settings=settings,
+                seed=seed,
+                precision=precision,
+                store=_Store(folder=folder, key=key, seconds=checkpoint_seconds, clock=clock),
+                progress=shown,
+                name=name,
+            )
+            history = run.train()
+            shutil.rmtree(target, ignore_errors=True)
+            save_adapter(target, lora)
+        canonical_adapter(target, base_model=base_model)
+        sha256 = adapter_digest(target)
+        write_done(folder, key, sha256=sha256, history=history)
+    else:
+        sha256, history = done
+    adapter = Adapter(
+        name=f"{name}-{sha256[:12]}",
+        path=target,
+        base_model=base_model,
+        base_digest=base_digest,
+        rank=settings.r,
+        sha256=sha256,
+    )
+    return Training(adapter=adapter, history=history)
+
+
+def fast_precision() -> Precision:
+    """`bfloat16` where this machine multiplies matrices in it at least 1.5 times as fast as in float32.
+
+    Measured, so an earlier answer has to be kept for a compile that resumes. On CPUs without bfloat16 units it is
+    nine times slower, with them five times faster.
+    """
+    seconds: dict[torch.dtype, float] = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        left, right = torch.ones(256, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
+        times = []
+        for _ in range(4):
+            begin = time.perf_counter()
+            torch.mm(left, right)
+            times.append(time.perf_counter() - begin)
+        seconds[dtype] = min(times)
+    return "bfloat16" if seconds[torch.float32] > 1.5 * seconds[torch.bfloat16] else "float32"
+
+
+def learning_rate(step: int, total: int, settings: WeightsSection) -> float:
+    """Rate of optimiser step `step` (from 0) of `total`: linear warm-up, then a cosine down to 0."""
+    warmup = min(settings.warmup, total // 2)
+    if step < warmup:
+        return settings.learning_rate * (step + 1) / warmup
+    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def _settings(settings: WeightsSection) -> list[Any]:
+    """What of the settings training depends on."""
+    modules = settings.target_modules
+    return [
+        settings.r,
+        settings.alpha,
+        settings.dropout,
+        modules if isinstance(modules, str) else sorted(modules),
+        settings.epochs,
+        settings.learning_rate,
+        settings.batch,
+        settings.warmup,
+        settings.clip,
+        settings.patience,
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Store:
+    """Where checkpoints go and how often."""
+
+    folder: Path
+    key: str
+    seconds: float
+    clock: Callable[[], float]
+
+
+class _Run:
+    """One training run: the loop, its position and what it writes."""
+
+    def __init__(
+        self,
+        *,
+        model: Any,
+        lora: Lora,
+        rows: Sequence[TokenRow],
+        validation: Sequence[TokenRow],
+        settings: WeightsSection,
+        seed: int,
+        precision: Precision,
+        store: _Store,
+        progress: Progress,
+        name: str,
+    ) -> None:
+        self._lora = lora
+        self._rows = rows
+        self._validation = validation
+        self._settings = settings
+        self._seed = seed
+        self._store = store
+        self._progress = progress
+        self._name = name
+        self._names = sorted(lora.parameters)
+        self._values = [lora.parameters[name] for name in self._names]
+        self._optimizer = torch.optim.AdamW(self._values, lr=settings.learning_rate, weight_decay=0.0)
+        self._loss = RowLoss(model, precision=precision, probe=rows[: max(2, min(settings.batch, 4))])
+        self._position = Position()
+        self._best: dict[str, torch.Tensor] = {}
+        self._total = settings.epochs * math.ceil(len(rows) / settings.batch)
+        self._saved = store.clock()
+
+    def train(self) -> tuple[LossPoint, ...]:
+        """Trains to the end, from a checkpoint where there is one; leaves the adapter to keep in the model."""
+        self._resume()
+        self._progress.begin(f"training {self._name}", self._total)
+        self._progress.advance(self._position.step)
+        while self._position.epoch < self._settings.epochs and not self._patience_is_over():
+            self._epoch()
+        if self._best:
+            self._lora.load(self._best)
+        return self._position.history
+
+    def _epoch(self) -> None:
+        batches = epoch_batches(self._rows, batch=self._settings.batch, seed=self._seed, epoch=self._position.epoch)
+        for indices in batches[self._position.batch :]:
+            point = self._step([self._rows[index] for index in indices])
+            self._position = replace(
+                self._position, batch=self._position.batch + 1, history=(*self._position.history, point)
+            )
+            self._progress.advance(1, f"loss {point.train:.3f}")
+            if self._position.batch < len(batches) and self._due():
+                self._save()
+        self._end_epoch()
+
+    def _step(self, rows: Sequence[TokenRow]) -> LossPoint:
+        """One optimiser step on the mean loss over the completion tokens of `rows`."""
+        number = self._position.step
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate(number, self._total, self._settings)
+        count = sum(len(row.ids) - row.start for row in rows)
+        total = 0.0
+        with self._lora.dropout(seed_of(self._seed, "dropout", number)):
+            for part in parts(rows, PART_TOKENS):
+                loss = self._loss.sum(part) / count
+                loss.backward()
+                total += loss.item()
+        norm = torch.nn.utils.clip_grad_norm_(self._values, self._settings.clip)
+        if not math.isfinite(total) or not math.isfinite(norm.item()):
+            raise CompileError.of(
+                "BTC402",
+                f"training `{self._name}` broke down: the loss or its gradient is not finite at step {number + 1} of "
+                f"{self._total}",
+                help="set a lower `optimize.weights.learning_rate` or more `warmup` steps, or `model.dtype: float32`",
+            )
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return LossPoint(step=number + 1, epoch=self._position.epoch + 1, train=round(total, 6))
+
+    def _end_epoch(self) -> None:
+        """Validates, remembers the best adapter and writes a checkpoint."""
+        position = replace(self._position, epoch=self._position.epoch + 1, batch=0)
+        if self._validation:
+            loss = round(self._validation_loss(), 6)
+            history = (*position.history[:-1], replace(position.history[-1], validation=loss))
+            position = replace(position, history=history)
+            if position.best is None or loss < position.best:
+                position = replace(position, best=loss, best_epoch=position.epoch)
+                self._best = self._lora.copy()
+        self._position = position
+        self._save()
+
+    def _validation_loss(self) -> float:
+        total = 0.0
+        with torch.no_grad():
+            for indices in in_order(len(self._validation), self._settings.batch):
+                for part in parts([self._validation[index] for index in indices], PART_TOKENS):
+                    total += self._loss.sum(part).item()
+        return total / sum(len(row.ids) - row.start for row in self._validation)
+
+    def _patience_is_over(self) -> bool:
+        patience, best = self._settings.patience, self._position.best_epoch
+        return patience is not None and best is not None and self._position.epoch - best >= patience
+
+    def _due(self) -> bool:
+        return self._store.clock() - self._saved >= self._store.seconds
+
+    def _save(self) -> None:
+        state: dict[str, torch.Tensor] = {}
+        for name, value in zip(self._names, self._values, strict=True):
+            moments = self._optimizer.state[value]
+            state |= {f"{kind}:{name}": moments[kind] for kind in ("step", "exp_avg", "exp_avg_sq")}
+        checkpoint = Checkpoint(position=self._position, adapter=self._lora.copy(), optimizer=state, best=self._best)
+        write_checkpoint(self._store.folder, self._store.key, checkpoint)
+        self._saved = self._store.clock()
+
+    def _resume(self) -> None:
+        checkpoint = read_checkpoint(self._store.folder, self._store.key)
+        if checkpoint is None:
+            return
+        self._position = checkpoint.position
+        self._best = dict(checkpoint.best)
+        self._lora.load(checkpoint.adapter)
+        for name, value in zip(self._names, self._values, strict=True):
+            self._optimizer.state[value] = {
+                kind: checkpoint.optimizer[f"{kind}:{name}"].to(value.device if kind != "step" else "cpu")
+                for kind in ("step", "exp_avg", "exp_avg_sq")
+            }
+        self._progress.say(f"training {self._name} goes on after step {self._position.step} of {self._total}")

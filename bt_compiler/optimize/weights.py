@@ -1,0 +1,276 @@
+"""The weights step Θ: bootstrap fine-tuning of LoRA adapters on rows of the current candidate.
+
+Rows come from accepted traces and, where the program solves too little, from the other sources of `cold_start`; one
+adapter is trained over all modules (multi-task), or one a module; the new weights are scored with the current prompts
+and with the spec's, and the better goes on, ties to the shorter. Source: BootstrapFinetune in arXiv 2407.10930,
+section 3. Knows no tensors: the trainer is imported when there is something to train.
+
+Evidence of the step (JSON): `rows` {source: n}, `rows_by_module` {module: {source: n}}, `copies` n added by balancing,
+`examples` {train, with_rows, validation}, `tried` [{source, examples, solved}], `precision`, `adapters`
+[{name, modules, rows, sha256}], `loss` [{adapter, step, epoch, train, validation}], `choice` [{demos, id, score,
+interval [low, high], scores {example: score}, chosen}].
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from bt_compiler.canonical import seed_of
+from bt_compiler.engine.executor import Engine
+from bt_compiler.engine.request import WeightHost
+from bt_compiler.engine.scoring import evaluate
+from bt_compiler.engine.trace import Report
+from bt_compiler.errors import CompileError
+from bt_compiler.graph import candidate_id
+from bt_compiler.graph.candidate import SHARED, Adapter, Candidate, Prompt
+from bt_compiler.graph.program import Module, Program
+from bt_compiler.optimize.cold_start import Collected, Start, collect
+from bt_compiler.optimize.inner import inner_split
+from bt_compiler.optimize.rows import Row, balance, deduplicate, row_writer, trainable
+from bt_compiler.optimize.step import StepContext, StepResult
+from bt_compiler.spec.sections import WeightsSection
+
+if TYPE_CHECKING:
+    from bt_compiler.optimize.trainer import Training
+
+
+class Lesson(NamedTuple):
+    """What one adapter learns."""
+
+    key: str
+    """Folder and name: a module, a model, or `shared`."""
+    modules: tuple[str, ...]
+    """Modules that the adapter will serve."""
+    host: WeightHost
+    rows: tuple[Row, ...]
+    """Balanced: rare classes have copies."""
+    validation: tuple[Row, ...]
+
+
+class _Trained(NamedTuple):
+    lesson: Lesson
+    training: Training
+
+
+def weights_step(context: StepContext, candidate: Candidate) -> StepResult:
+    """Runs the step. Raises CompileError BTC401 where there is nothing to learn from, BTC402 to BTC406."""
+    settings = context.settings.weights
+    hosts = weight_hosts(context.program, context.engine)
+    writer = row_writer(context.program, candidate, settings, context.zero_shot)
+    collected = collect(Start(context=context, candidate=candidate, writer=writer))
+    held_out = validation_examples(tuple(collected.rows), settings.validation, context.seed)
+    lessons = plan_lessons(context.program, collected.rows, held_out, hosts, settings, context.seed)
+    if not lessons:
+        raise _nothing_to_learn(context, collected)
+    precision = _precision(context)
+    trained = [_Trained(lesson, _train(context, candidate, lesson, precision)) for lesson in lessons]
+    adapters = _adapters(context.program, candidate, trained)
+    choices = _choose(context, candidate, adapters)
+    chosen = max(choices, key=lambda choice: choice[1].mean)[0]
+    evidence = _evidence(context, collected, held_out, trained, choices, chosen)
+    return StepResult(candidate=chosen, kind="weights", evidence={**evidence, "precision": precision})
+
+
+def weight_hosts(program: Program, engine: Engine) -> dict[str, WeightHost]:
+    """Trainable module -> the backend that lends its weights.
+
+    Raises CompileError BTC406 for modules whose weights are not at hand, or where no module is to be trained.
+    """
+    hosts: dict[str, WeightHost] = {}
+    distant: list[Module] = []
+    for module in trainable(program):
+        backend = engine.backends[module.model]
+        if isinstance(backend, WeightHost):
+            hosts[module.name] = backend
+        else:
+            distant.append(module)
+    if distant or not hosts:
+        what = ", ".join(f"`{m.name}` (model `{m.model}`, engine `{engine.backends[m.model].name}`)" for m in distant)
+        raise CompileError.of(
+            "BTC406",
+            f"the weights of {what} are not at hand" if distant else "no module of the program may train its weights",
+            help="use `engine: transformers` for these modules, keep them frozen with `train: [prompt]`, or take "
+            "`weights` out of `optimize.strategy`"
+            if distant
+            else "put `weights` into the `train` of a module, or take it out of `optimize.strategy`",
+        )
+    return hosts
+
+
+def validation_examples(examples: Sequence[str], share: float, seed: int) -> frozenset[str]:
+    """Ids held out for validation: by hash, so that neither order nor neighbours decide; one at least is left over."""
+    count = min(int(len(examples) * share + 0.5), len(examples) - 1)
+    ranked = sorted(examples, key=lambda example: (seed_of(seed, "validation", example), example))
+    return frozenset(ranked[: max(0, count)])
+
+
+def plan_lessons(
+    program: Program,
+    rows: Mapping[str, Sequence[Row]],
+    held_out: frozenset[str],
+    hosts: Mapping[str, WeightHost],
+    settings: WeightsSection,
+    seed: int,
+) -> list[Lesson]:
+    """One lesson for every adapter that has rows: of all modules of one model, or of each module alone.
+
+    A row is in the lesson of its own module and in no other.
+    """
+    groups: dict[str, tuple[str, ...]] = {}
+    if settings.adapters == "per_module":
+        groups = {name: (name,) for name in hosts}
+    else:
+        models = {program.module(name).model for name in hosts}
+        for model in sorted(models):
+            members = tuple(name for name in hosts if program.module(name).model == model)
+            groups["shared" if len(models) == 1 else f"shared-{model}"] = members
+    lessons: list[Lesson] = []
+    for key, modules in groups.items():
+        own = deduplicate(row for found in rows.values() for row in found if row.module in modules)
+        learnt = tuple(row for row in own if row.example not in held_out)
+        checked = tuple(row for row in own if row.example in held_out)
+        if not learnt:
+            learnt, checked = checked, ()
+        if learnt:
+            lessons.append(Lesson(key, modules, hosts[modules[0]], balance(learnt, seed), checked))
+    return lessons
+
+
+def _precision(context: StepContext) -> str:
+    """Measured once a compile: another answer on resuming would give another adapter."""
+    from bt_compiler.optimize.trainer import fast_precision
+
+    found: str = context.journal.memo("weights: precision of training", fast_precision)
+    return found
+
+
+def _train(context: StepContext, candidate: Candidate, lesson: Lesson, precision: str) -> Training:
+    from bt_compiler.optimize.trainer import train_adapter
+
+    settings = context.settings.weights
+    start = candidate.adapter_for(lesson.modules[0]) if settings.start == "current" else None
+    context.progress.say(f"adapter `{lesson.key}`: {len(lesson.rows)} rows, {len(lesson.validation)} for validation")
+    return train_adapter(
+        host=lesson.host,
+        rows=lesson.rows,
+        validation=lesson.validation,
+        settings=settings,
+        seed=seed_of(context.seed, "train", lesson.key),
+        folder=context.journal.step_folder(context.index) / f"train-{lesson.key}",
+        name=f"step{context.index}-{lesson.key}",
+        progress=context.progress,
+        start=start,
+        precision="bfloat16" if precision == "bfloat16" else "float32",
+    )
+
+
+def _adapters(program: Program, candidate: Candidate, trained: Sequence[_Trained]) -> dict[str, Adapter]:
+    """One adapter under `SHARED` where it serves the whole program, else by module; untrained modules keep theirs."""
+    everyone = {module.name for module in program.modules}
+    if len(trained) == 1 and set(trained[0].lesson.modules) == everyone and len(everyone) > 0:
+        key = SHARED if trained[0].lesson.key == "shared" else trained[0].lesson.modules[0]
+        return {key: trained[0].training.adapter}
+    before = {name: candidate.adapter_for(name) for name in everyone}
+    adapters = {name: adapter for name, adapter in before.items() if adapter is not None}
+    for lesson, training in trained:
+        adapters |= dict.fromkeys(lesson.modules, training.adapter)
+    return dict(sorted(adapters.items()))
+
+
+def _choose(
+    context: StepContext, candidate: Candidate, adapters: Mapping[str, Adapter]
+) -> list[tuple[Candidate, Report]]:
+    """The new weights with each kind of prompt, scored on the inner val; the shorter prompts first, to win ties."""
+    spec_prompts = {name: replace(prompt, demos=()) for name, prompt in context.zero_shot.prompts.items()}
+    kinds: list[Mapping[str, Prompt]] = [spec_prompts]
+    if dict(candidate.prompts) != spec_prompts:
+        kinds.append(candidate.prompts)
+    val = inner_split(context.train, context.settings.prompts, context.seed).val
+    found: list[tuple[Candidate, Report]] = []
+    for prompts in kinds:
+        tuned = Candidate(
+            id=candidate_id(prompts, adapters),
+            prompts=prompts,
+            adapters=adapters,
+            parent=candidate.id,
+            origin=f"step {context.index} weights",
+        )
+        context.progress.begin("scoring the new weights", len(val))
+        report = evaluate(
+            context.engine,
+            context.program,
+            tuned,
+            val,
+            context.metric,
+            split="val",
+            seed=context.seed,
+            progress=context.progress,
+        )
+        found.append((tuned, report))
+    return found
+
+
+def _nothing_to_learn(context: StepContext, collected: Collected) -> CompileError:
+    settings = context.settings
+    tried = [f"`{source}`: {solved} of {examples} examples" for source, examples, solved in collected.tried]
+    missing = [f"`{name}`" for name in ("sampled", "gold", "hinted", "teacher") if name not in settings.weights.sources]
+    remedies = [
+        f"add {', '.join(missing)} to `optimize.weights.sources`" if missing else "",
+        f"lower `optimize.accept.at_least` ({settings.accept.at_least:g})",
+        f"raise `optimize.weights.samples` ({settings.weights.samples})",
+        "put a `prompts` step first, or start from a stronger model",
+    ]
+    return CompileError.of(
+        "BTC401",
+        f"the weights step {context.index} has nothing to learn from: no row came of {len(context.train)} train "
+        "examples",
+        notes=tried,
+        help="; ".join(remedy for remedy in remedies if remedy),
+    )
+
+
+def _evidence(
+    context: StepContext,
+    collected: Collected,
+    held_out: frozenset[str],
+    trained: Sequence[_Trained],
+    choices: Sequence[tuple[Candidate, Report]],
+    chosen: Candidate,
+) -> dict[str, Any]:
+    unique = [row for lesson, _ in trained for row in deduplicate((*lesson.rows, *lesson.validation))]
+    by_module: dict[str, Counter[str]] = {}
+    for row in unique:
+        by_module.setdefault(row.module, Counter())[row.source] += 1
+    return {
+        "rows": dict(sorted(Counter(row.source for row in unique).items())),
+        "rows_by_module": {module: dict(sorted(counts.items())) for module, counts in sorted(by_module.items())},
+        "copies": sum(len(lesson.rows) + len(lesson.validation) for lesson, _ in trained) - len(unique),
+        "examples": {"train": len(context.train), "with_rows": len(collected.rows), "validation": len(held_out)},
+        "tried": [tried._asdict() for tried in collected.tried],
+        "adapters": [
+            {
+                "name": training.adapter.name,
+                "modules": list(lesson.modules),
+                "rows": len(lesson.rows),
+                "sha256": training.adapter.sha256,
+            }
+            for lesson, training in trained
+        ],
+        "loss": [
+            {"adapter": lesson.key, **asdict(point)} for lesson, training in trained for point in training.history
+        ],
+        "choice": [
+            {
+                "demos": any(prompt.demos for prompt in tuned.prompts.values()),
+                "id": tuned.id,
+                "score": report.mean,
+                "interval": [report.interval.low, report.interval.high],
+                "scores": dict(report.scores),
+                "chosen": tuned is chosen,
+            }
+            for tuned, report in choices
+        ],
+    }
