@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -38,6 +39,8 @@ from bt_compiler.graph.serial import candidate_from_json, candidate_to_json, pro
 
 MANIFEST = "manifest.json"
 PROMPTS_SCHEMA = 1
+_PAIR = re.compile(r"\[\n *([^\[\]{}\n]*),\n *([^\[\]{}\n]*)\n *\]")
+"""Two plain values of an indented list. No string of JSON text holds a newline."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +173,9 @@ def _plain(value: Any) -> Any:
 
 
 def _pretty(document: Any) -> bytes:
-    return (json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    """Indented JSON, with pairs (example, score) on one line."""
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    return (_PAIR.sub(r"[\1, \2]", text) + "\n").encode()
 
 
 def _prompt_text(data: Mapping[str, Any]) -> PromptText:

@@ -1,0 +1,123 @@
+"""Checks what a caller gives against the program's inputs, and converts it to the declared types.
+
+The JSON Schema of the fields is the one truth; messages are put in words here. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from bt_compiler.diagnostics import Diagnostic, did_you_mean
+from bt_compiler.errors import BtcError
+from bt_compiler.spec import Field, convert, json_schema_of_fields, show_type
+
+if TYPE_CHECKING:
+    from jsonschema.exceptions import ValidationError
+
+_SHOWN = 60
+"""Characters of a value that a message repeats."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One thing that is wrong with an input."""
+
+    path: tuple[str | int, ...]
+    """Field, then positions and names within it; empty: the object itself."""
+    message: str
+    kind: str
+    """`missing`, `extra`, or the JSON Schema keyword that failed (`type`, `enum`, …)."""
+    help: str | None = None
+
+
+class InputError(BtcError, ValueError):
+    """An input that does not fit the program (BTC562); `problems` has the places."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__([Diagnostic(code="BTC562", message=one.message, help=one.help) for one in problems])
+
+
+class InputCheck:
+    """Validates and converts inputs of one program; the schema is compiled once."""
+
+    def __init__(self, fields: Sequence[Field]) -> None:
+        from jsonschema import Draft202012Validator
+
+        self.schema: Mapping[str, Any] = json_schema_of_fields(fields)
+        """JSON Schema of the whole input object."""
+        self._fields = {field.name: field for field in fields}
+        self._validator = Draft202012Validator(self.schema)
+
+    def __call__(self, values: Any) -> dict[str, Any]:
+        """The inputs as the program takes them, in its order. Raises InputError with everything that is wrong."""
+        found = [problem for error in self._validator.iter_errors(values) for problem in self._problems(error)]
+        if found:
+            raise InputError(sorted(found, key=lambda one: [str(part) for part in one.path]))
+        return {name: self._converted(field, values[name]) for name, field in self._fields.items()}
+
+    def _converted(self, field: Field, value: Any) -> Any:
+        try:
+            return convert(value, field.type)
+        except ValueError as error:
+            raise InputError(
+                [Problem(path=(field.name,), message=f"input `{field.name}`: {error}", kind="type")]
+            ) from error
+
+    def _problems(self, error: ValidationError) -> list[Problem]:
+        path = tuple(error.absolute_path)
+        given: Any = error.instance
+        if error.validator == "required":
+            wanted: Any = error.validator_value
+            return [self._missing(path, name) for name in wanted if name not in given]
+        if error.validator == "additionalProperties":
+            schema: Any = error.schema
+            known = schema.get("properties", {})
+            return [self._extra(path, name, known) for name in given if name not in known]
+        if not path:
+            return [Problem(path=(), message=f"the input is {_kind(given)}, not an object", kind="type")]
+        expected = self._fields[str(path[0])].type
+        where = _where(path)
+        message = f"{where} expects `{show_type(expected)}`, got {_shown(given)}"
+        if len(path) > 1 or error.validator not in ("type", "enum", "anyOf"):
+            message = f"{where} does not fit `{show_type(expected)}`: {_clipped(error.message)}"
+        return [Problem(path=path, message=message, kind=str(error.validator))]
+
+    def _missing(self, path: tuple[str | int, ...], name: str) -> Problem:
+        where = _where((*path, name))
+        wanted = f" of type `{show_type(self._fields[name].type)}`" if not path and name in self._fields else ""
+        return Problem(path=(*path, name), message=f"{where}{wanted} is missing", kind="missing")
+
+    def _extra(self, path: tuple[str | int, ...], name: str, known: Mapping[str, Any]) -> Problem:
+        return Problem(
+            path=(*path, name),
+            message=f"{_where((*path, name))} is not known",
+            kind="extra",
+            help=did_you_mean(name, known, what="inputs" if not path else "fields"),
+        )
+
+
+def refuse_constant(name: str) -> NoReturn:
+    """For `json.loads(parse_constant=…)`: NaN and Infinity are not JSON. Raises ValueError."""
+    raise ValueError(f"`{name}` is not JSON")
+
+
+def _where(path: Sequence[str | int]) -> str:
+    first, *rest = path
+    inner = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in rest)
+    return f"input `{_clipped(str(first))}{inner}`"
+
+
+def _kind(value: Any) -> str:
+    names = {type(None): "null", bool: "a bool", int: "a number", float: "a number", str: "a string", list: "a list"}
+    return names.get(type(value), f"a {type(value).__name__}")
+
+
+def _shown(value: Any) -> str:
+    return f"{_kind(value)}, `{_clipped(str(value))}`" if value is not None else "null"
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= _SHOWN * 2 else f"{text[: _SHOWN * 2]}…"

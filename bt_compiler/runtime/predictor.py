@@ -1,0 +1,200 @@
+"""`load("artifacts/iris")(petal_length=4.7, …)`: a verified bundle as a function.
+
+The model is opened at the first use, or by `open`. Knows nothing of optimising, training or HTTP.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Self
+
+from bt_compiler.artifact.bundle import Bundle, read_bundle
+from bt_compiler.artifact.manifest import check_base
+from bt_compiler.data import make_example
+from bt_compiler.data.example import Example
+from bt_compiler.diagnostics import Diagnostic
+from bt_compiler.engine.progress import Progress, Silent
+from bt_compiler.engine.request import Backend
+from bt_compiler.engine.trace import Trace
+from bt_compiler.errors import BtcError, BundleError
+from bt_compiler.runtime.batch import predict_batch
+from bt_compiler.runtime.inputs import InputCheck
+from bt_compiler.runtime.outputs import Outputs
+from bt_compiler.runtime.session import Session
+from bt_compiler.spec import Sections, build_sections, json_schema_of_fields, load_spec
+from bt_compiler.spec.sections import ModelSection, RetrieverSection
+from bt_compiler.spec.types import Field
+
+if TYPE_CHECKING:
+    from bt_compiler.engine.executor import Engine
+    from bt_compiler.engine.retrieval import Retriever
+
+OpenBackend = Callable[[ModelSection], Backend]
+
+
+class PredictionError(BtcError):
+    """The program failed on this one input; code and message are those of the step that failed."""
+
+
+def load(
+    path: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    progress: Progress | None = None,
+    cache_root: Path | None = None,
+    opener: OpenBackend | None = None,
+) -> Predictor:
+    """A predictor for the bundle at `path`; every hash is verified now, the model is opened at the first use.
+
+    `overrides` (`model.endpoints=[…]`) change the bundle's resolved spec, for endpoints and paths of this machine.
+    `opener` opens backends in another way than the spec's engine. Raises BundleError and SpecError.
+    """
+    from bt_compiler.engine.cache import cache_root as default_root
+
+    bundle = read_bundle(Path(path))
+    sections = build_sections(load_spec(bundle.spec, overrides=overrides))
+    root = default_root(os.environ) if cache_root is None else cache_root
+    told = Silent() if progress is None else progress
+    return Predictor(bundle, sections, progress=told, cache_root=root, opener=opener or _opener(root, told))
+
+
+class Predictor:
+    """A bundle as a function of its program's inputs; also a context manager. Threads may share one."""
+
+    def __init__(
+        self, bundle: Bundle, sections: Sections, *, progress: Progress, cache_root: Path, opener: OpenBackend
+    ) -> None:
+        self.bundle = bundle
+        """The verified bundle."""
+        self.inputs: tuple[Field, ...] = bundle.program.inputs
+        self.outputs: tuple[Field, ...] = tuple(Field(name=one.name, type=one.type) for one in bundle.program.out)
+        self.check = InputCheck(self.inputs)
+        """Validates and converts an input object; `check.schema` is its JSON Schema."""
+        self.output_schema: Mapping[str, Any] = json_schema_of_fields(self.outputs)
+        self._sections = sections
+        self._progress = progress
+        self._cache_root = cache_root
+        self._opener = opener
+        self._opening = Lock()
+        self._engine: Engine | None = None
+        self._session: Session | None = None
+
+    def open(self) -> Session:
+        """Opens models and retrievers once and checks that they are the bundle's. Raises BackendError, BundleError."""
+        with self._opening:
+            if self._session is None:
+                from bt_compiler.engine.executor import Engine, Execution
+
+                engine = Engine(backends=self._backends(), retrievers=self._retrievers())
+                bundle = self.bundle
+                self._engine = engine
+                self._session = Session(
+                    Execution(
+                        engine=engine, program=bundle.program, candidate=bundle.candidate, seed=bundle.manifest.seed
+                    )
+                )
+            return self._session
+
+    def __call__(self, **inputs: Any) -> Outputs:
+        """Outputs for one input. Raises InputError (a ValueError), PredictionError, BackendError."""
+        return self.predict(inputs)
+
+    def predict(self, inputs: Mapping[str, Any]) -> Outputs:
+        """As calling, with the inputs in one mapping."""
+        example = self.example(inputs)
+        session = self.open()
+        return outputs_of(session.wait(session.submit(example)))
+
+    def batch(self, rows: Iterable[Any], *, window: int = 256) -> Iterator[dict[str, Any]]:
+        """One result a row, in order: `{"outputs": {…}}` or `{"error": {"code", "message", "node"}}`.
+
+        At most `window` rows are held at a time, so that a stream of any length takes the same memory. What is wrong
+        with one row is in its result; BackendError is raised where the backend fails as a whole.
+        """
+        return predict_batch(self.open(), self.example, rows, window=window)
+
+    def example(self, inputs: Any) -> Example:
+        """The checked inputs as an example. Raises InputError."""
+        return make_example(self.check(inputs), {})
+
+    def close(self) -> None:
+        """Gives models back; the next use opens them again."""
+        if self._session is not None:
+            self._session.close()
+        if self._engine is not None:
+            self._engine.close()
+        self._session = self._engine = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _backends(self) -> dict[str, Backend]:
+        """By model name; on a failure those that were opened are closed."""
+        names = {module.model for module in self.bundle.program.modules}
+        opened: dict[str, Backend] = {}
+        try:
+            for section in self._sections.models:
+                if section.name in names:
+                    opened[section.name] = self._opener(self._as_compiled(section))
+                    check_base(self.bundle.manifest, opened[section.name], model=section.name)
+        except BtcError:
+            for backend in opened.values():
+                backend.close()
+            raise
+        return opened
+
+    def _as_compiled(self, section: ModelSection) -> ModelSection:
+        """The section with the dtype that the compile measured, where the engine is still the same."""
+        facts = self.bundle.manifest.models.get(section.name)
+        if facts is None or section.dtype != "auto" or facts.engine != section.engine:
+            return section
+        return replace(section, dtype=facts.dtype)
+
+    def _retrievers(self) -> dict[str, Retriever]:
+        sections = {section.name: section for section in self._sections.retrievers}
+        return {one.name: self._retriever(sections[one.name]) for one in self.bundle.program.retrievers}
+
+    def _retriever(self, section: RetrieverSection) -> Retriever:
+        from bt_compiler.engine.retrieval import open_retriever
+
+        corpus, mend = (
+            section.corpus,
+            f"put it back, or give its place with `--set retrievers.{section.name}.corpus.path=…`",
+        )
+        if corpus is not None and not Path(corpus.path).exists():
+            raise BundleError.of("BTC563", f"corpus `{corpus.path}` of retriever `{section.name}` is gone", help=mend)
+        found = open_retriever(section, cache_root=self._cache_root, progress=self._progress)
+        expected = self.bundle.manifest.identity["retrievers"].get(section.name)
+        if expected is not None and found.digest != expected:
+            raise BundleError.of(
+                "BTC563",
+                f"retriever `{section.name}` has digest {found.digest[:12]}, the bundle's has {expected[:12]}",
+                help=mend,
+            )
+        return found
+
+
+def outputs_of(trace: Trace) -> Outputs:
+    """The outputs of a finished run. Raises PredictionError where it failed."""
+    if trace.error is not None or trace.outputs is None:
+        error = trace.error
+        code, message = (error.code, error.message) if error is not None else ("BTC521", "the program gave no outputs")
+        notes = (f"in step `{error.node}`",) if error is not None and error.node is not None else ()
+        raise PredictionError([Diagnostic(code=code, message=message, notes=notes)])
+    return Outputs(trace.outputs)
+
+
+def _opener(cache_root: Path, progress: Progress) -> OpenBackend:
+    def opened(section: ModelSection) -> Backend:
+        from bt_compiler.engine.backends import open_backend
+
+        return open_backend(section, cache_root=cache_root, choices=lambda _, measure: measure(), progress=progress)
+
+    return opened
