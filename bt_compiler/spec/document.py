@@ -37,9 +37,9 @@ class Spec:
         """The plain value at `path`, or `default` where the document has none."""
         value: Any = self.document
         for step in path:
-            if isinstance(value, Mapping) and step in value:
-                value = value[step]
-            elif isinstance(value, list) and isinstance(step, int) and 0 <= step < len(value):
+            if (isinstance(value, Mapping) and step in value) or (
+                isinstance(value, list) and isinstance(step, int) and 0 <= step < len(value)
+            ):
                 value = value[step]
             else:
                 return default

@@ -105,7 +105,9 @@ def _signature_side(side: str, named: Mapping[str, Type], text: str) -> tuple[Fi
         name = name.strip()
         if not name.isidentifier():
             what = f"`{name}` in it is no name of a field" if name else "a field in it has no name"
-            raise TypeSyntaxError(f"signature `{text}` cannot be read: {what}", 'write `"question, hint -> answer: int"`')
+            raise TypeSyntaxError(
+                f"signature `{text}` cannot be read: {what}", 'write `"question, hint -> answer: int"`'
+            )
         if name in {field.name for field in fields}:
             raise TypeSyntaxError(f"signature `{text}` has the field `{name}` twice")
         fields.append(Field(name=name, type=parse_type(type_text.strip(), named) if colon else STR))
@@ -302,7 +304,7 @@ class _TextParser:
         return known
 
     def _unknown(self, name: str) -> TypeSyntaxError:
-        if name in _FOREIGN or len(self._tokens) > 1 and foreign_help(self._text, exact=True):
+        if name in _FOREIGN or (len(self._tokens) > 1 and foreign_help(self._text, exact=True)):
             return self._wrong()
         names = [*BUILT_IN, *self._named]
         help = did_you_mean(name, names, what="types")
@@ -341,7 +343,11 @@ def foreign_help(text: str, *, exact: bool = False) -> str | None:
         return f"write `{{enum: [{match[1]}]}}`"
     if re.match(r"(?:typing\.)?(?:dict|Dict|object|map)\b", written):
         return "declare its fields under `types` and write the name of that type"
-    return None if exact else "write `str`, `int`, `float`, `bool`, `[str]`, `str | null`, `{enum: [a, b]}` or a type's name"
+    return (
+        None
+        if exact
+        else "write `str`, `int`, `float`, `bool`, `[str]`, `str | null`, `{enum: [a, b]}` or a type's name"
+    )
 
 
 def _native(text: str) -> str:

@@ -1,0 +1,162 @@
+"""The document with every default written out, as it goes into a bundle, and its part that no machine changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from bt_compiler.spec.build import build_sections
+from bt_compiler.spec.document import Spec
+from bt_compiler.spec.sections import (
+    DataSection,
+    MetricSection,
+    ModelSection,
+    OptimizeSection,
+    RetrieverSection,
+    SourceSection,
+)
+
+
+def resolve(spec: Spec) -> dict[str, Any]:
+    """See `Spec.resolved`. What has no default value (no limit, no revision) is left out."""
+    sections = build_sections(spec)
+    names = [model.name for model in sections.models]
+    written: dict[str, Any] = {"version": 1, "name": sections.name}
+    if "default" in names and "default" not in spec.get(("models",), {}):
+        written["model"] = _model(sections.models[0])
+    if spec.get(("models",)) is not None:
+        written["models"] = {
+            model.name: _model(model) for model in sections.models if model.name in spec.get(("models",))
+        }
+    written["data"] = _data(spec, sections.data)
+    for section in ("types", "signatures"):
+        if spec.get((section,)) is not None:
+            written[section] = spec.get((section,))
+    if sections.retrievers:
+        written["retrievers"] = {retriever.name: _retriever(retriever) for retriever in sections.retrievers}
+    by_name = {model.name: model for model in sections.models}
+    written["modules"] = {name: _module(spec, name, by_name, names[0]) for name in spec.get(("modules",))}
+    if spec.get(("program",)) is not None:
+        written["program"] = spec.get(("program",))
+    written["metric"] = _metric(sections.metric)
+    written["optimize"] = _optimize(sections.optimize)
+    return written
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in values.items()
+        if value is not None and value != {} and value != ()
+    }
+
+
+def _model(model: ModelSection) -> dict[str, Any]:
+    return _given(
+        {
+            "id": model.id,
+            "engine": model.engine,
+            "revision": model.revision,
+            "endpoints": model.endpoints,
+            "api_key": {"env": model.api_key_env} if model.api_key_env else None,
+            "dtype": model.dtype,
+            "batch": model.batch,
+            "generation": asdict(model.generation),
+        }
+    )
+
+
+def _data(spec: Spec, data: DataSection) -> dict[str, Any]:
+    written = spec.get(("data",))
+    rest = {"columns": dict(data.columns), "labels": written.get("labels", {}) if isinstance(written, dict) else {}}
+    if data.path is not None:
+        return _given({**_source(data.path), "split": dict(data.split), **rest})
+    sources = {"train": data.train, "dev": data.dev, "test": data.test}
+    return _given({**{name: _source(source) for name, source in sources.items() if source is not None}, **rest})
+
+
+def _source(source: SourceSection) -> dict[str, Any]:
+    return _given({"path": source.path, "limit": source.limit})
+
+
+def _retriever(retriever: RetrieverSection) -> dict[str, Any]:
+    corpus = retriever.corpus
+    described = None
+    if corpus is not None:
+        described = _given({"path": corpus.path, "id": corpus.id, "title": corpus.title, "text": corpus.text})
+    return _given({"kind": retriever.kind, "corpus": described, "k": retriever.k, **retriever.options})
+
+
+def _module(spec: Spec, name: str, models: Mapping[str, ModelSection], default: str) -> dict[str, Any]:
+    written = spec.get(("modules", name))
+    model = written.get("model", default)
+    generation = asdict(models[model].generation) if model in models else {}
+    return {
+        "kind": written.get("kind", "predict"),
+        "signature": written["signature"],
+        **({"model": model} if model in spec.get(("models",), {}) else {}),
+        "generation": {**generation, **written.get("generation", {})},
+        "format": _format(spec, name),
+        "train": list(written.get("train", ("prompt", "weights"))),
+    }
+
+
+def _format(spec: Spec, module: str) -> str:
+    own = ("modules", module, "format")
+    place = own if spec.get(own) is not None else ("format",)
+    name: str = spec.get(place, "fields")
+    return spec.file(place) if name.endswith(".jinja") else name
+
+
+def _metric(metric: MetricSection) -> dict[str, Any]:
+    return _given(
+        {"kind": metric.kind, "output": metric.output or None, "label": metric.label or None, **metric.options}
+    )
+
+
+def _optimize(optimize: OptimizeSection) -> dict[str, Any]:
+    accept = {"at_least": optimize.accept.at_least}
+    metric = optimize.accept.metric
+    return {
+        "strategy": list(optimize.strategy),
+        "prompts": _given(asdict(optimize.prompts)),
+        "weights": _given(asdict(optimize.weights)),
+        "accept": accept if metric is None else {"metric": _metric(metric), **accept},
+    }
+
+
+def identity(spec: Spec) -> dict[str, Any]:
+    """See `Spec.identity`. Of a path its last part stays where it says which of several things is meant."""
+    document = resolve(spec)
+    if "model" in document:
+        document["model"] = _model_identity(document["model"])
+    if "models" in document:
+        document["models"] = {name: _model_identity(model) for name, model in document["models"].items()}
+    data = document["data"]
+    document["data"] = {
+        key: _without_file(value) if key in ("train", "dev", "test") else value
+        for key, value in _without_file(data).items()
+    }
+    if "retrievers" in document:
+        document["retrievers"] = {
+            name: {key: _without_file(value) if key == "corpus" else value for key, value in retriever.items()}
+            for name, retriever in document["retrievers"].items()
+        }
+    for module in document["modules"].values():
+        module["format"] = _last_part(module["format"])
+    return document
+
+
+def _model_identity(model: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in model.items() if key not in ("endpoints", "api_key")}
+    return {**kept, "id": _last_part(kept["id"])}
+
+
+def _without_file(source: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in source.items() if key != "path" or not Path(str(value)).is_absolute()}
+
+
+def _last_part(name: str) -> str:
+    return Path(name).name if Path(name).is_absolute() else name

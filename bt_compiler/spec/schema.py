@@ -1,0 +1,233 @@
+"""The shipped JSON Schema, and its findings as diagnostics: one cause one message, at the smallest span.
+
+The schema is the one truth for the shape of a spec. This file knows JSON Schema's keywords and how to say them to
+people; it does not know what any key of a spec means.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+from bt_compiler.diagnostics import Diagnostic, did_you_mean
+from bt_compiler.spec.tree import Node, Place, find
+
+MAX_FINDINGS = 50
+"""Most findings of one spec; more say nothing new."""
+
+_KINDS = {
+    "string": "a text",
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+    "array": "a list",
+    "object": "a map",
+    "null": "null",
+}
+
+
+def schema_text() -> str:
+    """The JSON Schema (draft 2020-12) of specs, as shipped."""
+    return files(__package__).joinpath("schema.json").read_text(encoding="utf-8")
+
+
+def check_shape(tree: Node, document: Mapping[str, Any]) -> list[Diagnostic]:
+    """Every finding about the shape of `document`, by place; empty for none. BTC10x and BTC11x."""
+    from jsonschema import Draft202012Validator  # a tenth of a second, and `btc --help` needs none of it
+
+    validator = Draft202012Validator(json.loads(schema_text()))
+    errors = sorted(validator.iter_errors(document), key=lambda error: len(error.absolute_schema_path))
+    found: list[Diagnostic] = []
+    seen: set[tuple[Place, str]] = set()
+    for error in errors:
+        place: Place = tuple(error.absolute_path)
+        cause = (place, f"{error.validator} {error.message}" if error.validator == "required" else error.validator)
+        if cause in seen:
+            continue
+        seen.add(cause)
+        found.extend(_SAY.get(error.validator, _say_other)(_Finding(error, place, tree)))
+        if len(found) >= MAX_FINDINGS:
+            break
+    return sorted(found, key=_position)
+
+
+def _position(item: Diagnostic) -> tuple[str, int, int]:
+    return (item.span.source.name, item.span.line, item.span.column) if item.span else ("", 0, 0)
+
+
+class _Finding(NamedTuple):
+    error: Any
+    """A `jsonschema.ValidationError`."""
+    place: Place
+    tree: Node
+
+    @property
+    def limit(self) -> Any:
+        """What the keyword says."""
+        return self.error.validator_value
+
+    @property
+    def name(self) -> str:
+        """The place as people write it."""
+        return f"`{dotted(self.place)}`" if self.place else "the spec"
+
+    def of(self, code: str, message: str, help: str | None = None, *, key: str | None = None) -> Diagnostic:
+        """A diagnostic at the value, or at the key `key` in it."""
+        path = self.place if key is None else (*self.place, key)
+        return Diagnostic(code=code, message=message, help=help, span=find(self.tree, path, key=key is not None))
+
+
+def dotted(place: Place) -> str:
+    """`modules.answer.signature`, `strategy[0]`."""
+    text = ""
+    for step in place:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else str(step)
+    return text
+
+
+def shown(value: Any) -> str:
+    """A value as a message names it: kind and, where short, content."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return f"`{json.dumps(value)}`"
+    if isinstance(value, str):
+        text = value if len(value) <= 40 else value[:39] + "…"
+        return f"the text `{text}`" if text.strip() else "an empty text"
+    if isinstance(value, int | float):
+        return f"the number `{value}`"
+    return "a map" if isinstance(value, Mapping) else "a list"
+
+
+def _say_unknown(finding: _Finding) -> Iterator[Diagnostic]:
+    allowed = list(finding.error.schema.get("properties", {}))
+    where = f" in `{dotted(finding.place)}`" if finding.place else ""
+    for key in [key for key in finding.error.instance if key not in allowed][:MAX_FINDINGS]:
+        help = did_you_mean(key, allowed, what="keys here")
+        yield finding.of("BTC102", f"unknown key `{key}`{where}", help, key=key)
+
+
+def _say_missing(finding: _Finding) -> Iterator[Diagnostic]:
+    schema, instance = finding.error.schema, finding.error.instance
+    span = find(finding.tree, finding.place, key=True)
+    if "x-verbs" in schema:
+        verbs = schema["x-verbs"]
+        guesses = [help for key in instance if (help := did_you_mean(key, verbs)).startswith("did")]
+        help = guesses[0] if guesses else "a step has one of " + ", ".join(f"`{verb}`" for verb in verbs)
+        yield Diagnostic(code="BTC108", message=f"step {finding.name} has no verb", span=span, help=help)
+        return
+    if "x-forms" in schema:
+        unknown = [key for key in instance if key not in schema["properties"]]
+        help = did_you_mean(unknown[0], schema["properties"], what="keys here") if unknown else None
+        forms = " nor ".join(f"`{form}`" for form in schema["x-forms"])
+        message = f"{finding.name} has neither {forms}"
+        yield Diagnostic(code="BTC103", message=message, span=span, help=help or "name a file: `path: data.csv`")
+        return
+    key = next((key for key in finding.limit if key not in instance and f"'{key}'" in finding.error.message), None)
+    help = schema.get("properties", {}).get(key, {}).get("description")
+    hint = f"{key}: {help[0].lower()}{help[1:].rstrip('.')}" if help and key else None
+    yield Diagnostic(code="BTC103", message=f"{finding.name} lacks the key `{key}`", span=span, help=hint)
+
+
+def _say_type(finding: _Finding) -> Iterator[Diagnostic]:
+    kinds = [finding.limit] if isinstance(finding.limit, str) else list(finding.limit)
+    expected = " or ".join(_KINDS[kind] for kind in kinds)
+    value = finding.error.instance
+    help = None
+    if isinstance(value, str) and any(kind in kinds for kind in ("integer", "number", "boolean")):
+        help = "write it without quotes" if _reads_as_number(value) else None
+    elif isinstance(value, int | float) and not isinstance(value, bool) and "string" in kinds:
+        help = "put it in quotes"
+    elif isinstance(value, str) and "array" in kinds:
+        help = f"write `[{value}]`" if len(value) <= 40 else "put it in brackets"
+    yield finding.of("BTC104", f"{finding.name} is {shown(value)}, {expected} is expected", help)
+
+
+def _reads_as_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return text in ("true", "false")
+    return True
+
+
+def _say_enum(finding: _Finding) -> Iterator[Diagnostic]:
+    allowed = [str(value) for value in finding.limit]
+    help = did_you_mean(str(finding.error.instance), allowed, what="allowed")
+    yield finding.of("BTC105", f"{shown(finding.error.instance)} is no value of {finding.name}", help)
+
+
+def _say_const(finding: _Finding) -> Iterator[Diagnostic]:
+    help = f"write `{finding.name.strip('`')}: {finding.limit}`"
+    yield finding.of(
+        "BTC101", f"{finding.name} is {shown(finding.error.instance)}, this btc reads {finding.limit}", help
+    )
+
+
+_BOUNDS = {
+    "minimum": "at least",
+    "maximum": "at most",
+    "exclusiveMinimum": "more than",
+    "exclusiveMaximum": "less than",
+}
+
+
+def _say_bound(finding: _Finding) -> Iterator[Diagnostic]:
+    bound = f"{_BOUNDS[finding.error.validator]} {finding.limit}"
+    yield finding.of("BTC106", f"{finding.name} is `{finding.error.instance}`, it has to be {bound}")
+
+
+def _say_pattern(finding: _Finding) -> Iterator[Diagnostic]:
+    value = finding.error.instance
+    text = value if len(value) <= 40 else value[:39] + "…"
+    schema_path = list(finding.error.absolute_schema_path)
+    if "propertyNames" in schema_path:
+        help = "names are letters, digits and `_`, and do not start with a digit"
+        yield finding.of("BTC107", f"`{text}` cannot be a name", help, key=value)
+    elif "endpoints" in schema_path:
+        help = "write it as `http://localhost:8000/v1`"
+        yield finding.of("BTC110", f"`{text}` is no URL of a server", help)
+    elif "env" in schema_path:
+        help = "write the variable's name alone: `{env: OPENAI_API_KEY}`"
+        yield finding.of("BTC110", f"{finding.name} is no name of an environment variable", help)
+    else:
+        yield finding.of("BTC107", f"`{text}` cannot be a name", "names are letters, digits, `_` and `-`")
+
+
+def _say_size(finding: _Finding) -> Iterator[Diagnostic]:
+    keyword, value = finding.error.validator, finding.error.instance
+    if "propertyNames" in finding.error.absolute_schema_path:
+        yield finding.of("BTC107", "a name is longer than 100 characters", key=value)
+    elif keyword == "maxLength":
+        yield finding.of("BTC107", f"{finding.name} is longer than {finding.limit} characters")
+    elif not value:
+        yield finding.of("BTC109", f"{finding.name} is empty", _element_help(finding))
+    elif keyword == "uniqueItems":
+        twice = next(item for place, item in enumerate(value) if item in value[:place])
+        yield finding.of("BTC109", f"{finding.name} has `{json.dumps(twice, ensure_ascii=False)}` twice")
+    else:
+        count = f"{len(value)} elements, {finding.limit} {'is' if finding.limit == 1 else 'are'} the"
+        yield finding.of("BTC109", f"{finding.name} has {count} most", _element_help(finding))
+
+
+def _element_help(finding: _Finding) -> str | None:
+    schema = finding.error.schema
+    return "a list type has one element: write `[str]`" if schema.get("items") == {"$ref": "#/$defs/type"} else None
+
+
+def _say_other(finding: _Finding) -> Iterator[Diagnostic]:
+    yield finding.of("BTC104", f"{finding.name} is not as the schema says: {finding.error.message}")
+
+
+_SAY: Mapping[str, Callable[[_Finding], Iterator[Diagnostic]]] = {
+    "additionalProperties": _say_unknown,
+    "required": _say_missing,
+    "type": _say_type,
+    "enum": _say_enum,
+    "const": _say_const,
+    **dict.fromkeys(_BOUNDS, _say_bound),
+    "pattern": _say_pattern,
+    **dict.fromkeys(("minLength", "maxLength", "minItems", "maxItems", "minProperties", "uniqueItems"), _say_size),
+}
