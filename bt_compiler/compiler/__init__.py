@@ -1,0 +1,1 @@
+"""The story of a compile on one page: check, plan, compile, evaluate."""

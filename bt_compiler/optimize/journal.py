@@ -50,7 +50,8 @@ class Journal:
         self.changed = changed
         self._lock = lock
         # Unbounded: a journal must not forget what was paid for.
-        self._store = _JournalStore(CompletionCache(folder / "completions.sqlite", None), folder)
+        with _explained(folder):
+            self._store = _JournalStore(CompletionCache(folder / "completions.sqlite", None), folder)
 
     @classmethod
     def open(cls, folder: Path, identity: Mapping[str, Any], *, fresh: bool = False) -> Self:

@@ -1,0 +1,178 @@
+"""`btc compile`: from a spec file to a bundle folder, the whole story on one page.
+
+    check ─> journal ─> models, retrievers ─> strategy ─> bundle ─> journal says finished
+
+Everything expensive goes through the journal beside the bundle, so that the same command resumes where it was stopped.
+Knows the order of things; what they are is said elsewhere.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bt_compiler.artifact.bundle import verify_bundle, write_bundle
+from bt_compiler.artifact.contents import BundleContents
+from bt_compiler.compiler.check import CheckedSpec, checked
+from bt_compiler.compiler.handover import Finding, bundle_contents
+from bt_compiler.compiler.identity import compile_identity, used_models
+from bt_compiler.compiler.opening import OpenBackend, backend_opener, open_models, open_retrievers
+from bt_compiler.engine.cache import CompletionCache, cache_path, cache_root
+from bt_compiler.engine.executor import Engine
+from bt_compiler.engine.metrics import build_metric
+from bt_compiler.engine.progress import Progress, Silent
+from bt_compiler.errors import BundleError, CompileError
+from bt_compiler.graph import spec_candidate
+from bt_compiler.optimize.accounts import AccountedStore
+from bt_compiler.optimize.journal import Journal, journal_folder
+from bt_compiler.optimize.step import OptimizerStep
+from bt_compiler.optimize.strategy import STEPS, StrategyTask, run_strategy
+
+ARTIFACTS = Path("artifacts")
+"""Where bundles go by default, relative to the working folder."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompileSettings:
+    """How to compile, beside the spec."""
+
+    out: Path | None = None
+    """The bundle folder; None: `artifacts/NAME`."""
+    overrides: Sequence[str] = ()
+    """`--set` arguments."""
+    seed: int = 0
+    fresh: bool = False
+    """Start over, whatever the journal holds."""
+    cache: Path | None = None
+    """Root of all caches; None: as the environment says."""
+    progress: Progress = field(default_factory=Silent)
+    clock: Callable[[], float] = time.monotonic
+    opener: OpenBackend | None = None
+    """Opens the models; None: as the spec names them."""
+    steps: Mapping[str, OptimizerStep] = field(default_factory=lambda: STEPS)
+
+
+def compile_spec(
+    path: Path,
+    *,
+    out: Path | None = None,
+    overrides: Sequence[str] = (),
+    seed: int = 0,
+    fresh: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Compiles the spec at `path` into the bundle folder `out` and returns it.
+
+    An unfinished compile of the same spec, data, seed, packages and model into the same folder is resumed; a finished
+    one whose bundle is intact is left as it is, and `progress.say` tells so. Raises SpecError, DataError, BackendError,
+    BundleError and CompileError (BTC460 another compile runs into this folder, BTC461 it cannot be written, BTC462 the
+    disk is full). A KeyboardInterrupt passes through: whatever was finished is in the journal by then.
+    """
+    settings = CompileSettings(
+        out=out, overrides=overrides, seed=seed, fresh=fresh, progress=Silent() if progress is None else progress
+    )
+    return compile_with(path, settings)
+
+
+def compile_with(path: Path, settings: CompileSettings) -> Path:
+    """As `compile_spec`, with every part that can be replaced."""
+    spec = checked(path, settings.overrides)
+    out = (settings.out or ARTIFACTS / spec.program.name).absolute()
+    root = cache_root(os.environ) if settings.cache is None else settings.cache
+    identity = compile_identity(spec, seed=settings.seed, cache_root=root, progress=settings.progress)
+    with _disk_errors(out), Journal.open(journal_folder(out), identity, fresh=settings.fresh) as journal:
+        _tell_opening(journal, settings.progress)
+        if _up_to_date(journal, out):
+            settings.progress.say(f"{out} is up to date; `--fresh` compiles again")
+            return out
+        manifest = write_bundle(out, _optimised(spec, journal, root, settings))
+        journal.finish({"digest": manifest.digest})
+    return out
+
+
+def _optimised(spec: CheckedSpec, journal: Journal, root: Path, settings: CompileSettings) -> BundleContents:
+    """Opens everything, runs the strategy, and closes it all before the bundle is written."""
+    started = settings.clock()
+    sections, progress = spec.sections, settings.progress
+    opener = settings.opener or backend_opener(root, progress)
+    metric = build_metric(sections.metric)
+    accept = sections.optimize.accept.metric
+    retrievers = open_retrievers(sections.retrievers, cache_root=root, progress=progress)
+    models = used_models(sections, spec.program)
+    with (
+        closing(CompletionCache(cache_path(root))) as cache,
+        open_models(models, choices=journal.memo, opener=opener) as backends,
+    ):
+        store = AccountedStore((journal.completions, cache), clock=settings.clock)
+        engine = Engine(backends=backends, retrievers=retrievers, stores=(store,))
+        task = StrategyTask(
+            program=spec.program,
+            zero_shot=spec_candidate(spec.program),
+            engine=engine,
+            store=store,
+            splits=spec.splits,
+            metric=metric,
+            accept=metric if accept is None else build_metric(accept),
+            settings=sections.optimize,
+            journal=journal,
+            seed=settings.seed,
+            progress=progress,
+        )
+        result = run_strategy(task, steps=settings.steps)
+        return bundle_contents(
+            Finding(
+                spec=spec,
+                engine=engine,
+                models=models,
+                result=result,
+                seed=settings.seed,
+                seconds=settings.clock() - started,
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
+            )
+        )
+
+
+def _tell_opening(journal: Journal, progress: Progress) -> None:
+    if journal.opened == "resumed" and journal.finished() is None:
+        progress.say(f"resuming from {journal.folder}")
+    elif journal.opened == "changed":
+        progress.say(f"starting over, for this has changed since the last compile: {', '.join(journal.changed)}")
+
+
+def _up_to_date(journal: Journal, out: Path) -> bool:
+    record = journal.finished()
+    if record is None:
+        return False
+    try:
+        return verify_bundle(out).digest == record["digest"]
+    except BundleError:
+        return False  # gone or damaged: it is written again from the journal
+
+
+@contextmanager
+def _disk_errors(out: Path) -> Iterator[None]:
+    """The boundary at which a full or read-only disk becomes a message."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise CompileError.of(
+                "BTC462",
+                f"no space is left to compile into `{out}`",
+                help="make room and run the same command again: it goes on where it stopped",
+                notes=(str(error),),
+            ) from error
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+            raise CompileError.of(
+                "BTC461",
+                f"`{out.parent}` cannot be written: {error.strerror}",
+                help="name a bundle folder with `-o` in a place where you may create files",
+                notes=(str(error),),
+            ) from error
+        raise

@@ -1,0 +1,126 @@
+"""From what a compile found to what a bundle is made of. Plain rearranging: nothing is run but one prompt, where no
+split was scored that could show how prompts are sent.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bt_compiler.artifact.contents import BundleContents, ModelFacts, Prefix, sent_prompts
+from bt_compiler.compiler.check import CheckedSpec
+from bt_compiler.compiler.identity import data_facts, package_versions
+from bt_compiler.engine.executor import Engine
+from bt_compiler.engine.formats import load_format
+from bt_compiler.engine.request import Backend, PromptText
+from bt_compiler.engine.scoring import Confusion, confusion
+from bt_compiler.optimize.strategy import StrategyResult
+from bt_compiler.spec.sections import ModelSection
+
+_CHOSEN_BY: Mapping[str, str] = {
+    "dev": "best mean on dev, ties to the earliest prefix",
+    "last": "no dev split to choose by: the whole strategy ships",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """A finished strategy and what it ran on; the engine is still open."""
+
+    spec: CheckedSpec
+    engine: Engine
+    models: Sequence[ModelSection]
+    result: StrategyResult
+    seed: int
+    seconds: float
+    created: str
+    """ISO time."""
+
+
+def bundle_contents(finding: Finding) -> BundleContents:
+    """All that `write_bundle` needs."""
+    spec, result = finding.spec, finding.result
+    models = {section.name: _model_facts(section, finding.engine.backends[section.name]) for section in finding.models}
+    return BundleContents(
+        spec_yaml=_yaml(spec.spec.resolved()),
+        spec_identity=spec.spec.identity(),
+        program=spec.program,
+        candidate=result.candidate,
+        formats={name: load_format(name).source for name in sorted({module.format for module in spec.program.modules})},
+        sent=_sent(finding),
+        reports=result.reports,
+        differences=result.differences,
+        lineage=result.lineage,
+        data=data_facts(spec.splits),
+        retrievers={name: retriever.digest for name, retriever in finding.engine.retrievers.items()},
+        seed=finding.seed,
+        models=models,
+        versions=package_versions(spec.sections, spec.program),
+        strategy=spec.sections.optimize.strategy,
+        prefixes=_prefixes(result),
+        steps=result.steps,
+        confusion=_confusion(finding),
+        environment=_environment(result),
+        seconds=finding.seconds,
+        created=finding.created,
+        fixed_parts=any(model.facts.get("row_invariant") is False for model in models.values()),
+    )
+
+
+def _yaml(document: Mapping[str, Any]) -> str:
+    import yaml
+
+    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _model_facts(section: ModelSection, backend: Backend) -> ModelFacts:
+    identity = backend.identity()
+    return ModelFacts(
+        id=section.id,
+        engine=section.engine,
+        digest=identity.get("model") if section.engine == "transformers" else None,
+        dtype=identity.get("dtype", section.dtype),
+        revision=section.revision,
+        facts=backend.facts(),
+    )
+
+
+def _sent(finding: Finding) -> dict[str, PromptText]:
+    shipped = finding.result.reports["shipped"]
+    if shipped:
+        return sent_prompts(trace for split in sorted(shipped) for trace in shipped[split].traces)
+    shown = finding.spec.splits.train[:1]
+    return sent_prompts(
+        finding.engine.run(finding.spec.program, finding.result.candidate, shown, seed=finding.seed) if shown else ()
+    )
+
+
+def _prefixes(result: StrategyResult) -> tuple[Prefix, ...]:
+    return tuple(
+        Prefix(steps=prefix.steps, candidate=prefix.candidate.id, report=prefix.dev, chosen=index == result.shipped)
+        for index, prefix in enumerate(result.prefixes)
+        if prefix.dev is not None
+    )
+
+
+def _confusion(finding: Finding) -> Confusion | None:
+    """Of the shipped program on dev, where the metric judges an enum."""
+    report = finding.result.reports["shipped"].get("dev")
+    metric = finding.spec.sections.metric
+    types = {binding.name: binding.type for binding in finding.spec.program.out}
+    output = types.get(metric.output)
+    if report is None or output is None or output.kind != "enum":
+        return None
+    return confusion(report, finding.spec.splits.dev, metric.output, metric.label, output.values)
+
+
+def _environment(result: StrategyResult) -> dict[str, Any]:
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "shipped prefix": _CHOSEN_BY[result.chosen_by],
+    }

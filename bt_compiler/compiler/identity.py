@@ -1,0 +1,90 @@
+"""What a compile is a function of: its identity in the journal, and the versions and data digests of the bundle.
+
+Cheap to find: no model is loaded. A change of any part starts a journal over, and the parts have names for people.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from bt_compiler.artifact.contents import SplitFacts
+from bt_compiler.canonical import digest, digest_file
+from bt_compiler.compiler.check import CheckedSpec
+from bt_compiler.data.example import Splits
+from bt_compiler.engine.progress import Progress
+from bt_compiler.graph.program import Program
+from bt_compiler.spec.sections import ModelSection, Sections
+
+_ALWAYS = ("bt-compiler", "jinja2")
+_IN_PROCESS = ("torch", "transformers", "tokenizers", "peft", "safetensors", "llguidance", "numpy")
+_RETRIEVAL = ("bm25s", "PyStemmer", "numpy")
+
+
+def compile_identity(checked: CheckedSpec, *, seed: int, cache_root: Path, progress: Progress) -> dict[str, Any]:
+    """JSON, two levels deep at most. Raises BackendError where a model is nowhere to be found."""
+    sections = checked.sections
+    return {
+        "seed": seed,
+        "spec": {key: digest(value) for key, value in checked.spec.identity().items()},
+        "data": {name: facts.digest for name, facts in data_facts(checked.splits).items()},
+        "corpus": {
+            section.name: digest_file(Path(section.corpus.path))
+            for section in sections.retrievers
+            if section.corpus is not None
+        },
+        "model": {
+            section.name: _weights_digest(section, cache_root, progress)
+            for section in used_models(sections, checked.program)
+        },
+        "package": package_versions(sections, checked.program),
+    }
+
+
+def used_models(sections: Sections, program: Program) -> tuple[ModelSection, ...]:
+    """The models that the program's modules or the weights step's teacher name, in the order of the spec."""
+    names = {module.model for module in program.modules}
+    if "weights" in sections.optimize.strategy and sections.optimize.weights.teacher is not None:
+        names.add(sections.optimize.weights.teacher)
+    return tuple(section for section in sections.models if section.name in names)
+
+
+def data_facts(splits: Splits) -> dict[str, SplitFacts]:
+    """By split, the empty ones too."""
+    named = {"train": splits.train, "dev": splits.dev, "test": splits.test}
+    return {
+        name: SplitFacts(examples=len(examples), digest=digest([example.id for example in examples]))
+        for name, examples in named.items()
+    }
+
+
+def package_versions(sections: Sections, program: Program) -> dict[str, str]:
+    """Package -> version of all that a result depends on: Python itself, and what the engines in use are made of."""
+    names = set(_ALWAYS)
+    if any(section.engine == "transformers" for section in used_models(sections, program)):
+        names.update(_IN_PROCESS)
+    if sections.retrievers:
+        names.update(_RETRIEVAL)
+    return {"python": platform.python_version(), **_installed(sorted(names))}
+
+
+def _installed(names: Iterable[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _weights_digest(section: ModelSection, cache_root: Path, progress: Progress) -> str:
+    """Digest of the weights where they are at hand, else what the spec says of them."""
+    if section.engine != "transformers":
+        return digest([section.engine, section.id, section.revision])
+    from bt_compiler.engine.backends.hub import resolve_model
+
+    return resolve_model(section.id, revision=section.revision, cache_root=cache_root, progress=progress).digest
