@@ -53,7 +53,7 @@ class Engine:
         leave_own_demo_out: bool = False,
         progress: Progress | None = None,
     ) -> list[Trace]:
-        """One trace for every example and repeat: all repeats of the first example, then those of the second, …
+        """One trace for every example and repeat: all repeats of the first example, then all those of the second.
 
         The result is a function of (program, candidate, examples, seed, repeats, temperature) and the backends'
         identities; not of the order in which completions come. `temperature` overrides every module's own. With
@@ -124,10 +124,10 @@ class Execution:
         self._temperature = temperature
         self._leave_own_demo_out = leave_own_demo_out
         self._formats = {module.format: load_format(module.format) for module in program.modules}
+        facts = {module.model: engine.backends[module.model].facts() for module in program.modules}
+        self._estimating = {model for model, known in facts.items() if known.get("tokens") == "estimated"}
         self._unconstrained = frozenset(
-            module.name
-            for module in program.modules
-            if not engine.backends[module.model].facts().get("enforces_grammar", True)
+            module.name for module in program.modules if not facts[module.model].get("enforces_grammar", True)
         )
         self._live: dict[int, _Live] = {}
         self._ready: deque[tuple[int, Any]] = deque()
@@ -233,6 +233,8 @@ class Execution:
         """The request for a prompt. Raises ExampleError where it does not fit the context window."""
         backend = self._engine.backends[ask.module.model]
         tokens = backend.count_tokens(ask.prompt)
+        if ask.module.model in self._estimating:
+            tokens = tokens * 3 // 4  # an estimate is on the high side: four characters a token is certain enough
         if tokens + ask.grammar.max_tokens > backend.context_window:
             raise ExampleError(
                 "BTC523",

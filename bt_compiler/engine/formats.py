@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from bt_compiler.diagnostics import did_you_mean
 from bt_compiler.engine.grammar import OutputPart, json_grammar, lines_grammar
@@ -50,7 +50,9 @@ class Format:
 
     def render(self, module: Module, prompt: Prompt, inputs: Mapping[str, Any]) -> PromptText:
         """The prompt for one example: instructions, demos, then the example. Raises ExampleError, SpecError."""
-        system = self._words("system", prompt.instructions, described(module, module.signature.inputs), described(module, module.outputs))
+        system = self._words(
+            "system", prompt.instructions, described(module, module.signature.inputs), described(module, module.outputs)
+        )
         demos = [(self._user(module, demo.inputs), self.completion(module, demo.outputs)) for demo in prompt.demos]
         example = self._user(module, inputs)
         if self.chat:
@@ -134,8 +136,8 @@ def format_of(name: str, source: str) -> Format:
     try:
         macros = _template(source).module
     except (TemplateError, TypeError, ArithmeticError, LookupError) as error:
-        line = f" (line {error.lineno})" if getattr(error, "lineno", None) else ""
-        raise _broken(name, f"{error}{line}") from error
+        line = getattr(error, "lineno", None)
+        raise _broken(name, f"{error} (line {line})" if line else str(error)) from error
     missing = [macro for macro in ("system", "user") if not callable(getattr(macros, macro, None))]
     if missing:
         raise _broken(name, f"it has no macro `{missing[0]}`")
@@ -146,7 +148,7 @@ def format_of(name: str, source: str) -> Format:
         name=name,
         source=source,
         chat=bool(getattr(macros, "chat", True)),
-        style=style,
+        style=cast(Style, style),
         separator=str(getattr(macros, "separator", "\n\n")),
         macros=macros,
     )

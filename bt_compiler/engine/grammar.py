@@ -1,4 +1,4 @@
-"""What a completion has to look like: one llguidance Lark grammar a (module outputs, style), and the forms remotes take.
+"""What a completion has to look like: one llguidance Lark grammar a (outputs, style), and what remotes take.
 
 Two styles: `lines` (`Label: value`, a line a field) and `json` (one object). Labels and punctuation are literal text,
 so that they are forced; enums, numbers, lists and objects can only be sampled well-formed; a text ends at its token
@@ -74,7 +74,7 @@ def lines_grammar(parts: Sequence[OutputPart]) -> OutputGrammar:
     ending = ' "\\n"?' if rules[-1].open_ended else ""
     regex: str | None = ""
     for label, rule in zip(labels, rules, strict=True):
-        regex = None if regex is None or rule.regex is None else f"{regex}{re.escape(label)}({rule.regex})"
+        regex = None if regex is None or rule.regex is None else f"{regex}{_escaped(label)}({rule.regex})"
     return OutputGrammar(
         lark=_lark(f"{start}{ending}", rules),
         regex=regex,
@@ -135,14 +135,16 @@ def bounded_schema(t: Type, budget: int = TEXT_IN_STRUCTURE) -> dict[str, Any]:
 def structure_tokens(t: Type, budget: int = TEXT_IN_STRUCTURE) -> int:
     """Tokens that a JSON value of `t` may take, in all likelihood; a longer one ends as a failed example."""
     if t.kind == "str":
-        return 2 * (t.max_tokens or budget) + 2
+        return (t.max_tokens or budget) + 2
     if t.kind == "enum":
         return max((len(value.encode()) for value in t.values), default=0) + 2
     if t.kind == "list":
         count = ITEMS if t.maximum is None else int(t.maximum)
         return 2 + count * (structure_tokens(_nested(t.item), _inner(t, budget)) + 2)
     if t.kind == "object":
-        return 2 + sum(len(field.name.encode()) + 6 + structure_tokens(field.type, _inner(t, budget)) for field in t.fields)
+        return 2 + sum(
+            len(field.name.encode()) + 6 + structure_tokens(field.type, _inner(t, budget)) for field in t.fields
+        )
     if t.kind == "union":
         return max(structure_tokens(option, t.max_tokens or budget) for option in t.options)
     return {"int": _INT_TOKENS, "float": _FLOAT_TOKENS}.get(t.kind, 5)
@@ -163,11 +165,16 @@ def _literal(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
+def _escaped(text: str) -> str:
+    """The text as a regular expression in the syntax that Python, Rust and the servers' engines share."""
+    return re.sub(r"([\\.^$*+?()\[\]{}|])", r"\\\1", text)
+
+
 def _alternatives(values: Sequence[str]) -> _Rule:
     shown = list(dict.fromkeys(values))
     return _Rule(
         body=" | ".join(_literal(value) for value in shown),
-        regex="|".join(re.escape(value) for value in shown),
+        regex="|".join(_escaped(value) for value in shown),
         tokens=max(len(value.encode()) for value in shown),
     )
 
@@ -212,7 +219,10 @@ def _json_rule(name: str, t: Type, budget: int, allowed: tuple[str, ...] | None)
             prelude=f"{name}_text[max_tokens={tokens}]: /{_JSON_TEXT}+/\n",
         )
     if t.kind == "union":
-        options = [_json_rule(f"{name}_{index}", option, t.max_tokens or budget, allowed) for index, option in enumerate(t.options)]
+        options = [
+            _json_rule(f"{name}_{index}", option, t.max_tokens or budget, allowed)
+            for index, option in enumerate(t.options)
+        ]
         return _Rule(
             body=" | ".join(rule.body for rule in options),
             regex=None,
@@ -263,4 +273,3 @@ def _inner(t: Type, budget: int) -> int:
 
 def _nested(item: Type | None) -> Type:
     return item if item is not None else STR
-

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def template_folder() -> Path:
-    """The folder that holds `prompts/`, `starters/` and `report/`. Raises FileNotFoundError in a broken installation."""
+    """The folder that holds `prompts/`, `starters/` and `report/`. Raises FileNotFoundError where it lacks."""
     package = Path(__file__).resolve().parent.parent
     for folder in (package / "templates", package.parent / "templates"):
         if (folder / "prompts").is_dir():

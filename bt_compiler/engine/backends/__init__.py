@@ -1,0 +1,107 @@
+"""Engines by name. Each is imported when a spec names it: a remote one never loads torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from bt_compiler.diagnostics import did_you_mean
+from bt_compiler.engine.progress import Progress
+from bt_compiler.engine.request import Backend
+from bt_compiler.errors import BackendError, SpecError
+from bt_compiler.spec.sections import ModelSection
+
+Choices = Callable[[str, Callable[[], Any]], Any]
+"""`choices(name, measure)` returns a journalled earlier choice, or measures once and keeps the result."""
+
+
+class Surroundings(NamedTuple):
+    """What an engine gets beside its section of the spec."""
+
+    cache_root: Path
+    choices: Choices
+    progress: Progress
+
+
+def engine_names() -> tuple[str, ...]:
+    """What `engine` of a model may be."""
+    return tuple(sorted(_ENGINES))
+
+
+def open_backend(section: ModelSection, *, cache_root: Path, choices: Choices, progress: Progress) -> Backend:
+    """The backend that a model's section asks for. Raises SpecError (unknown engine) and BackendError."""
+    engine = _ENGINES.get(section.engine)
+    if engine is None:
+        raise SpecError.of(
+            "BTC527",
+            f"there is no engine `{section.engine}`",
+            span=section.span,
+            help=did_you_mean(section.engine, _ENGINES, what="engines"),
+        )
+    return engine(section, Surroundings(cache_root, choices, progress))
+
+
+def _transformers(section: ModelSection, around: Surroundings) -> Backend:
+    missing = [name for name in ("torch", "transformers", "peft", "llguidance") if find_spec(name) is None]
+    if missing:
+        raise BackendError.of(
+            "BTC535",
+            f"the engine `transformers` needs the package `{missing[0]}`, which is not installed",
+            span=section.span,
+            help="`pip install 'bt-compiler[local]'`, or name a server with `engine: openai` and `endpoints`",
+        )
+    from bt_compiler.engine.backends.transformers import TransformersBackend
+
+    return TransformersBackend(
+        model_id=section.id,
+        revision=section.revision,
+        dtype=section.dtype,
+        batch=section.batch,
+        cache_root=around.cache_root,
+        choices=around.choices,
+        progress=around.progress,
+    )
+
+
+def _openai(section: ModelSection, around: Surroundings) -> Backend:
+    from bt_compiler.engine.backends.openai import OpenAIBackend
+
+    if not section.endpoints:
+        raise BackendError.of(
+            "BTC527",
+            f"model `{section.name}` with `engine: openai` has no `endpoints`",
+            span=section.span,
+            help="write `endpoints: [http://127.0.0.1:8000/v1]`",
+        )
+    key = None
+    if section.api_key_env is not None:
+        key = os.environ.get(section.api_key_env)
+        if not key:
+            raise BackendError.of(
+                "BTC533",
+                f"the environment variable `{section.api_key_env}` is not set",
+                span=section.span,
+                help="set it to the key of the server; keys are never written in a spec",
+            )
+    return OpenAIBackend(
+        model=section.id,
+        endpoints=section.endpoints,
+        revision=section.revision,
+        api_key=key,
+        batch=section.batch,
+    )
+
+
+def _scripted(section: ModelSection, around: Surroundings) -> Backend:
+    from bt_compiler.engine.backends.scripted import ScriptedBackend
+
+    return ScriptedBackend.from_file(Path(section.id))
+
+
+_ENGINES: Mapping[str, Callable[[ModelSection, Surroundings], Backend]] = MappingProxyType(
+    {"openai": _openai, "scripted": _scripted, "transformers": _transformers}
+)

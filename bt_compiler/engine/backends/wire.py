@@ -1,0 +1,171 @@
+"""What goes over the wire to an OpenAI-compatible server and what its answers mean. Knows no threads and no retries."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from bt_compiler.engine.request import Completion, OutputGrammar, Request
+from bt_compiler.errors import BackendError, ExampleError
+
+if TYPE_CHECKING:
+    import httpx
+
+LONGEST_WAIT = 60.0
+"""Seconds: a longer `Retry-After` is cut to this."""
+_RETRIED = frozenset({408, 409, 425, 429})
+_SHOWN = 300
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Again:
+    """An answer that is worth another try."""
+
+    why: str
+    after: float | None = None
+    """Seconds that the server asked for."""
+    without: str | None = None
+    """Kind of constraint that the server does not take: the next try leaves it out."""
+
+
+def path_of(request: Request) -> str:
+    """Where the request goes, relative to the endpoint."""
+    return "completions" if request.prompt.text is not None else "chat/completions"
+
+
+def body_of(request: Request, model: str, refused: frozenset[str]) -> dict[str, Any]:
+    """The JSON body; constraints of a kind in `refused` are left out."""
+    body: dict[str, Any] = {"model": model, "max_tokens": request.max_tokens}
+    if request.prompt.text is not None:
+        body["prompt"] = request.prompt.text
+    else:
+        body["messages"] = [{"role": turn.role, "content": turn.content} for turn in request.prompt.messages]
+    body["temperature"] = request.sampling.temperature
+    body["top_p"] = request.sampling.top_p
+    body["seed"] = request.sampling.seed & 0x7FFFFFFF  # what every server takes
+    kind = constraint_kind(request.grammar)
+    if request.grammar is None or kind is None or kind in refused:
+        return body
+    if kind == "json_schema":
+        schema = {"name": "output", "strict": True, "schema": request.grammar.json_schema}
+        body["response_format"] = {"type": "json_schema", "json_schema": schema}
+    else:
+        said = request.grammar.regex if kind == "regex" else request.grammar.lark
+        body["structured_outputs"] = {kind: said}
+    return body
+
+
+def constraint_kind(grammar: OutputGrammar | None) -> Literal["json_schema", "regex", "grammar"] | None:
+    """Which of a server's structured outputs says what the grammar says: vLLM's names (0.11 on)."""
+    if grammar is None:
+        return None
+    if grammar.json_schema is not None:
+        return "json_schema"
+    return "regex" if grammar.regex is not None else "grammar"
+
+
+def read(response: httpx.Response, request: Request, served: str) -> Completion | Again | ExampleError:
+    """What an HTTP answer means for the request. Raises BackendError where no request can succeed."""
+    if response.status_code != 200:
+        return _refusal(response, request, served)
+    try:
+        data = response.json()
+    except ValueError:
+        return Again(why=f"the answer is not JSON: {response.text[:_SHOWN]!r}")
+    if not isinstance(data, dict):
+        return Again(why="the answer is not a JSON object")
+    if data.get("error"):
+        return Again(why=f"the answer is an error with status 200: {_error_text(data)}")
+    if request.adapter is not None and data.get("model") not in (None, served):
+        raise BackendError.of(
+            "BTC531",
+            f"the server answered as `{data.get('model')}`, not with adapter `{served}`",
+            help="use a server that serves LoRA adapters under their names, such as vLLM with `--enable-lora`",
+        )
+    return _completion(data, request)
+
+
+def _completion(data: Mapping[str, Any], request: Request) -> Completion | Again | ExampleError:
+    try:
+        choice = data["choices"][0]
+        text = choice["text"] if request.prompt.text is not None else choice["message"]["content"]
+        reason = choice.get("finish_reason") or "stop"
+        usage = data.get("usage") or {}
+        prompt_tokens, completion_tokens = (int(usage.get(key) or 0) for key in ("prompt_tokens", "completion_tokens"))
+        shared = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        return Again(why=f"the answer is no completion: {json.dumps(data)[:_SHOWN]}")
+    if not isinstance(text, str):
+        return Again(why="the answer has no text")
+    if reason not in ("stop", "length"):
+        return ExampleError("BTC534", f"the server ended a completion for the reason `{reason}`")
+    return Completion(
+        text=text,
+        finish=cast(Literal["stop", "length"], reason),
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        shared_tokens=shared,
+        adapter=request.adapter.sha256 if request.adapter else None,
+    )
+
+
+def _refusal(response: httpx.Response, request: Request, served: str) -> Again | ExampleError:
+    status, said = response.status_code, _said(response)
+    if status in (401, 403):
+        raise key_refused(str(response.request.url), status)
+    if status == 404:
+        raise BackendError.of(
+            "BTC530",
+            f"the server at {response.request.url} knows no model `{served}`: {said}",
+            help="`model.id` has to be a name that its `/models` lists, and the endpoint usually ends in `/v1`",
+        )
+    if status in _RETRIED or status >= 500:
+        return Again(why=f"status {status}: {said}", after=_retry_after(response))
+    kind = constraint_kind(request.grammar)
+    words = ("structured_outputs", "response_format", "regex", "grammar", "schema", "unrecognized", "extra_forbidden")
+    if status in (400, 422) and kind is not None and any(word in said.lower() for word in words):
+        return Again(why=f"status {status}: {said}", after=0.0, without=kind)
+    return ExampleError("BTC534", f"the server refused a request with status {status}: {said}")
+
+
+def key_refused(url: str, status: int) -> BackendError:
+    """The error for 401 and 403; the key itself is never in it."""
+    return BackendError.of(
+        "BTC529",
+        f"the server at {url} refused access with status {status}",
+        help="write `api_key: {env: NAME}` in the spec's model and set that environment variable",
+    )
+
+
+def _said(response: httpx.Response) -> str:
+    try:
+        data = response.json()
+    except ValueError:
+        return response.text[:_SHOWN].strip() or "no text"
+    return _error_text(data) if isinstance(data, dict) else str(data)[:_SHOWN]
+
+
+def _error_text(data: Mapping[str, Any]) -> str:
+    error = data.get("error", data.get("detail", data))
+    if isinstance(error, dict) and isinstance(error.get("message"), str):
+        error = error["message"]
+    return (error if isinstance(error, str) else json.dumps(error))[:_SHOWN]
+
+
+def _retry_after(response: httpx.Response) -> float | None:
+    """Seconds to wait by the `Retry-After` header, given in seconds or as a date; None where there is none."""
+    header = response.headers.get("retry-after")
+    if header is None:
+        return None
+    try:
+        seconds = float(header)
+    except ValueError:
+        try:
+            seconds = (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError):
+            return None
+    return min(max(seconds, 0.0), LONGEST_WAIT)
