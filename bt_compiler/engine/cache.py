@@ -12,9 +12,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self, TypedDict
 
 from bt_compiler.canonical import digest
 from bt_compiler.engine.request import Backend, Completion, Request
@@ -101,11 +101,10 @@ def completion_from_json(data: Mapping[str, Any]) -> Completion:
     return replace(Completion(**data), cached=True)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CacheStatistics:
-    """What a cache holds."""
+class CacheStatistics(TypedDict):
+    """What a cache holds, as JSON values."""
 
-    path: Path
+    path: str
     entries: int
     bytes: int
     """Bytes in use within the file."""
@@ -138,6 +137,17 @@ class CompletionCache:
             # SQLite's own wait does not cover the change to WAL: one process at a time opens the file.
             with file_lock(path.with_name(path.name + ".lock")):
                 self._db = _open(path)
+
+    @classmethod
+    def at(cls, root: Path) -> Self:
+        """The cache under a cache root, with the default bound."""
+        return cls(cache_path(root))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def get(self, key: str) -> Completion | None:
         """The completion with `cached` set, or None."""
@@ -176,7 +186,7 @@ class CompletionCache:
         with self._lock, _explained(self.path):
             (entries,) = self._db.execute("SELECT count(*) FROM completions").fetchone()
             return CacheStatistics(
-                path=self.path,
+                path=str(self.path),
                 entries=entries,
                 bytes=self._bytes(),
                 max_bytes=self.max_bytes,
@@ -215,24 +225,33 @@ class CompletionCache:
             return
         if self._touched:
             self._write_uses()
+        (entries,) = self._db.execute("SELECT count(*) FROM completions").fetchone()
+        rows = max(1, min(_EVICT_ROWS, entries // 20))
         while self._bytes() > self.max_bytes * 0.9:
             gone = self._db.execute(
                 "DELETE FROM completions WHERE rowid IN (SELECT rowid FROM completions ORDER BY used, rowid LIMIT ?)",
-                (_EVICT_ROWS,),
+                (rows,),
             ).rowcount
             if gone == 0:
                 break
         self._give_back()
 
     def _give_back(self) -> None:
-        """Hands freed pages back to the file system. The statement steps a page a row, so it has to be read out."""
-        self._db.execute("PRAGMA incremental_vacuum").fetchall()
+        """Hands freed pages back to the file system; a script, because the statement frees one page a step."""
+        self._db.executescript("PRAGMA incremental_vacuum;")
 
 
-def remove_cache(path: Path) -> None:
-    """Deletes the cache with its side files: the way out where the file is damaged or from a newer version."""
-    for name in (path, *_side_files(path)):
-        name.unlink(missing_ok=True)
+def clear_cache(path: Path) -> None:
+    """Empties the cache; a damaged or newer file is deleted. Raises BackendError BTC362 and BTC363."""
+    try:
+        with CompletionCache(path) as cache:
+            cache.clear()
+    except BackendError as error:
+        if error.diagnostics[0].code not in ("BTC360", "BTC361"):
+            raise
+        with _explained(path):
+            for name in (path, *_side_files(path)):
+                name.unlink(missing_ok=True)
 
 
 def _side_files(path: Path) -> tuple[Path, Path]:

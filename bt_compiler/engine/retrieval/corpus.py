@@ -40,8 +40,9 @@ class Row(NamedTuple):
 
 
 class _BadRow(Exception):
-    def __init__(self, finding: Diagnostic) -> None:
+    def __init__(self, finding: Diagnostic, *, last: bool = False) -> None:
         self.finding = finding
+        self.last = last  # every further row would say the same
         super().__init__(finding.message)
 
 
@@ -71,7 +72,7 @@ def read_corpus(section: CorpusSection) -> Iterator[Text]:
             _unique(path, item, text.id, first_line)
         except _BadRow as bad:
             findings.append(bad.finding)
-            if len(findings) == _MOST_FINDINGS or bad.finding.span is section.span is not None:
+            if len(findings) == _MOST_FINDINGS or bad.last:
                 break
             continue
         if not findings:
@@ -211,7 +212,8 @@ def _missing_column(section: CorpusSection, path: Path, row: Row, column: str, *
             message=f"corpus `{path}` has no column `{column}`" if first else f"the row has no column `{column}`",
             span=section.span if first and section.span is not None else _span(path, row.line, row.raw),
             help=did_you_mean(column, row.values, what="its columns"),
-        )
+        ),
+        last=first,
     )
 
 

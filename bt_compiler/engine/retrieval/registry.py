@@ -119,6 +119,16 @@ def _language(allowed: str) -> Callable[[Any], str | None]:
     return wrong
 
 
+def _stemmer(value: Any) -> str | None:
+    if value is None or value == "english":
+        return None
+    try:
+        import Stemmer
+    except ImportError:
+        return None  # opening says which package is missing
+    return _language(" ".join(Stemmer.algorithms()))(value)
+
+
 def _stopwords(value: Any) -> str | None:
     if isinstance(value, list | tuple) and all(isinstance(word, str) for word in value):
         return None
@@ -138,17 +148,12 @@ _STOPWORD_LANGUAGES = (
     "english english_plus german dutch french spanish portuguese italian russian swedish norwegian danish chinese "
     "turkish korean"
 )
-_STEMMER_LANGUAGES = (
-    "arabic armenian basque catalan danish dutch english finnish french german greek hindi hungarian indonesian irish "
-    "italian lithuanian nepali norwegian porter portuguese romanian russian serbian spanish swedish tamil turkish "
-    "yiddish"
-)
 _KINDS: Mapping[str, _Kind] = MappingProxyType(
     {
         "bm25": _Kind(
             _open_bm25,
             {
-                "stemmer": _language(_STEMMER_LANGUAGES),
+                "stemmer": _stemmer,
                 "stopwords": _stopwords,
                 "k1": _number(0, 10),
                 "b": _number(0, 1),
