@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from bt_compiler.canonical import seed_of
 from bt_compiler.data.example import Example
 from bt_compiler.engine.cache import request_key
-from bt_compiler.engine.formats import load_format
+from bt_compiler.engine.formats import Format, load_format
 from bt_compiler.engine.interpret import Ask, NodeFailed, Running, Search, Setting, interpret_program
 from bt_compiler.engine.progress import Progress, Silent
 from bt_compiler.engine.request import Backend, Completion, Request, Sampling
@@ -40,6 +40,8 @@ class Engine:
     retrievers: Mapping[str, Retriever] = field(default_factory=dict)
     stores: tuple[CompletionStore, ...] = ()
     """Asked in order; a hit is written to those before it, a new completion to all."""
+    formats: Mapping[str, Format] = field(default_factory=dict)
+    """By `Module.format`: those a bundle carries. Others are loaded from `templates/` or their path."""
 
     def run(
         self,
@@ -123,7 +125,8 @@ class Execution:
         self._seed = seed
         self._temperature = temperature
         self._leave_own_demo_out = leave_own_demo_out
-        self._formats = {module.format: load_format(module.format) for module in program.modules}
+        names = dict.fromkeys(module.format for module in program.modules)
+        self._formats = {name: engine.formats.get(name) or load_format(name) for name in names}
         facts = {module.model: engine.backends[module.model].facts() for module in program.modules}
         self._estimating = {model for model, known in facts.items() if known.get("tokens") == "estimated"}
         self._unconstrained = frozenset(
@@ -311,17 +314,15 @@ class Execution:
             finished = backend.poll()
             if not finished:
                 raise RuntimeError(f"backend of model {model} ended nothing though requests are in flight")
-            for id, result in finished:
-                flight = self._flights.pop(id, None)
-                if flight is None:
-                    continue
+            landed = [(self._flights.pop(id), result) for id, result in finished if id in self._flights]
+            new = [(flight.key, result) for flight, result in landed if isinstance(result, Completion)]
+            for store in self._engine.stores:
+                store.put_many(new)
+            for flight, result in landed:
                 del self._by_key[flight.key]
                 self._deliver(flight, result)
 
     def _deliver(self, flight: _Flight, result: Completion | ExampleError) -> None:
-        if isinstance(result, Completion):
-            for store in self._engine.stores:
-                store.put(flight.key, result)
         for position, ticket in enumerate(flight.tickets):
             shared = replace(result, cached=True) if position and isinstance(result, Completion) else result
             self._ready.append((ticket, shared))
