@@ -78,14 +78,14 @@ def schema_command() -> None:
 @json_option
 def cache_command(clear: bool, clear_all: bool, as_json: bool) -> None:
     """Show where the cache is and what it holds, or clear it. Its place: `BTC_CACHE`, else the user's cache folder."""
-    from bt_compiler.engine.cache import CompletionCache, cache_path, cache_root
+    from bt_compiler.engine.cache import CompletionCache, cache_path, cache_root, clear_cache
 
     root = cache_root(os.environ)
     if clear_all and root.exists():
         shutil.rmtree(root)
+    if clear:
+        clear_cache(cache_path(root))
     with closing(CompletionCache(cache_path(root))) as completions:
-        if clear:
-            completions.clear()
         held = completions.statistics()
     folders = {
         part: sum(file.stat().st_size for file in (root / part).rglob("*") if file.is_file())
