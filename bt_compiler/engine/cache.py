@@ -270,7 +270,7 @@ def _open(path: Path) -> sqlite3.Connection:
                 "BTC361",
                 f"the completion cache `{path}` was written by a newer version",
                 notes=[f"its layout is {version}, this version reads {SCHEMA}"],
-                help="update the package, name another folder in `BTC_CACHE`, or delete it with `btc cache clear`",
+                help="update the package, name another folder in `BTC_CACHE`, or delete it with `btc cache --clear`",
             )
         db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # takes effect in an empty file alone
         db.execute("PRAGMA journal_mode = WAL")
@@ -340,7 +340,7 @@ def _damaged(path: Path, error: Exception) -> BackendError:
     return BackendError.of(
         "BTC360",
         f"the completion cache `{path}` is damaged: {error}",
-        help="delete it with `btc cache clear`; only time is lost, every completion can be made again",
+        help="delete it with `btc cache --clear`; only time is lost, every completion can be made again",
     )
 
 

@@ -176,7 +176,7 @@ def test_a_damaged_file_is_explained_and_can_be_cleared(tmp_path: Path, content:
     with pytest.raises(BackendError) as caught:
         CompletionCache(path)
     assert code_of(caught) == "BTC360"
-    assert "`btc cache clear`" in str(caught.value)
+    assert "`btc cache --clear`" in str(caught.value)
     assert path.read_bytes() == content, "nothing is deleted unasked"
     clear_cache(path)
     with CompletionCache(path) as cache:

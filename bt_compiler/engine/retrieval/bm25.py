@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bt_compiler.canonical import digest, digest_file
+from bt_compiler.data.table import shown_name
 from bt_compiler.engine.cache import file_lock
 from bt_compiler.engine.progress import Progress
 from bt_compiler.engine.retrieval.corpus import Text, read_corpus
@@ -46,7 +47,9 @@ def open_bm25(section: RetrieverSection, *, cache_root: Path, progress: Progress
         corpus_digest = digest_file(Path(corpus.path))
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise DataError.of("BTC373", f"corpus `{corpus.path}` cannot be read: {reason}", span=corpus.span) from error
+        raise DataError.of(
+            "BTC373", f"corpus `{shown_name(Path(corpus.path))}` cannot be read: {reason}", span=corpus.span
+        ) from error
     identity = digest({"corpus": corpus_digest, **settings})
     folder = cache_root / "indexes" / identity
     tokenize = _tokenizer(settings["stemmer"], settings["stopwords"])
@@ -177,7 +180,7 @@ def _prepare(
         reason = (error.strerror or str(error)).lower()
         raise BackendError.of(
             "BTC362",
-            f"the index of corpus `{corpus.path}` cannot be written under `{folder.parent}`: {reason}",
+            f"the index of corpus `{shown_name(Path(corpus.path))}` cannot be written under `{folder.parent}`: {reason}",
             help="name a folder that can be written, on a disk with room, in `BTC_CACHE`",
         ) from error
 
@@ -197,7 +200,7 @@ def _build(
     if not vocabulary:
         raise DataError.of(
             "BTC377",
-            f"no passage of corpus `{corpus.path}` holds a word to search for",
+            f"no passage of corpus `{shown_name(Path(corpus.path))}` holds a word to search for",
             span=corpus.span,
             help="words of two letters or more count, stop words do not; see `text`, `stopwords`",
         )

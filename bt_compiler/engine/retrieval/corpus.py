@@ -8,12 +8,14 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from string import Formatter
 from typing import Any, NamedTuple
 
-from bt_compiler.diagnostics import Diagnostic, Source, Span, did_you_mean
+from bt_compiler.data.table import line_span, shown_name
+from bt_compiler.diagnostics import Diagnostic, Span, did_you_mean
 from bt_compiler.errors import DataError, SpecError
 from bt_compiler.spec.sections import CorpusSection
 
@@ -80,7 +82,7 @@ def read_corpus(section: CorpusSection) -> Iterator[Text]:
     if findings:
         raise DataError(findings)
     if count == 0:
-        raise DataError.of("BTC377", f"corpus `{path}` has no rows", span=section.span)
+        raise DataError.of("BTC377", f"corpus `{shown_name(path)}` has no rows", span=section.span)
 
 
 def template_columns(section: CorpusSection) -> tuple[str, ...]:
@@ -112,7 +114,7 @@ def _rows(section: CorpusSection, path: Path) -> Iterator[Row | Diagnostic]:
     if reader is None:
         raise DataError.of(
             "BTC373",
-            f"corpus `{path}` is of no known format",
+            f"corpus `{shown_name(path)}` is of no known format",
             span=section.span,
             help="name a `.jsonl` or `.csv` file",
         )
@@ -120,7 +122,9 @@ def _rows(section: CorpusSection, path: Path) -> Iterator[Row | Diagnostic]:
         yield from reader(path)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise DataError.of("BTC373", f"corpus `{path}` cannot be read: {reason}", span=section.span) from error
+        raise DataError.of(
+            "BTC373", f"corpus `{shown_name(path)}` cannot be read: {reason}", span=section.span
+        ) from error
 
 
 def _jsonl(path: Path) -> Iterator[Row | Diagnostic]:
@@ -154,6 +158,10 @@ def _csv(path: Path) -> Iterator[Row | Diagnostic]:
         try:
             header = next(reader, [])
             number = reader.line_num
+            if len(set(header)) != len(header):
+                twice = next(cell for cell in header if header.count(cell) > 1)
+                yield _finding(path, number, ",".join(header), f"the header names column `{twice}` twice")
+                return
             for cells in reader:
                 number, start = reader.line_num, number + 1
                 if not cells:
@@ -174,8 +182,8 @@ def _finding(path: Path, line: int, raw: str, message: str, column: int = 1) -> 
 
 
 def _span(path: Path, line: int, raw: str, column: int = 1) -> Span:
-    source = Source(name=str(path), text=raw, first_line=line)
-    return Span(source=source, line=line, column=column, end_line=line, end_column=max(column + 1, len(raw) + 1))
+    span = line_span(shown_name(path), line, raw)
+    return replace(span, column=min(column, span.end_column), end_column=max(column + 1, span.end_column))
 
 
 def _passage(section: CorpusSection, path: Path, row: Row, columns: tuple[str, ...], number: int) -> Text:
@@ -209,7 +217,9 @@ def _missing_column(section: CorpusSection, path: Path, row: Row, column: str, *
     return _BadRow(
         Diagnostic(
             code="BTC375",
-            message=f"corpus `{path}` has no column `{column}`" if first else f"the row has no column `{column}`",
+            message=f"corpus `{shown_name(path)}` has no column `{column}`"
+            if first
+            else f"the row has no column `{column}`",
             span=section.span if first and section.span is not None else _span(path, row.line, row.raw),
             help=did_you_mean(column, row.values, what="its columns"),
         ),
