@@ -180,7 +180,7 @@ def _prepare(
         reason = (error.strerror or str(error)).lower()
         raise BackendError.of(
             "BTC362",
-            f"the index of corpus `{shown_name(Path(corpus.path))}` cannot be written under `{folder.parent}`: {reason}",
+            f"the index of corpus `{corpus.path}` cannot be written under `{folder.parent}`: {reason}",
             help="name a folder that can be written, on a disk with room, in `BTC_CACHE`",
         ) from error
 
