@@ -19,11 +19,10 @@ from bt_compiler.data.toy_sets import PREFIX, read_toy_set
 from bt_compiler.diagnostics import Diagnostic, did_you_mean
 from bt_compiler.errors import DataError
 from bt_compiler.spec import Field
+from bt_compiler.spec.build import DEFAULT_SPLIT
 from bt_compiler.spec.sections import DataSection, SourceSection
 
 NAMES = ("train", "dev", "test")
-PROPORTIONS: Mapping[str, float] = {"train": 0.5, "dev": 0.25, "test": 0.25}
-"""How one path is split where the spec does not say."""
 DEV_SHARE = 0.25
 """Share of train that becomes dev where the spec names no dev."""
 
@@ -65,6 +64,19 @@ def check_data(
     return Loaded(Splits(train, dev, test), tuple(notes))
 
 
+def load_examples(
+    source: SourceSection,
+    *,
+    columns: Mapping[str, str],
+    inputs: Sequence[Field],
+    labels: Sequence[Field],
+    optional: Sequence[Field] = (),
+) -> tuple[Example, ...]:
+    """Every row of one source as an example, in order, nothing split off. Raises DataError as `load_splits`."""
+    wanted = Wanted(inputs=tuple(inputs), labels=tuple(labels), optional=tuple(optional), columns=columns)
+    return _numbered(_read_all([source], wanted)[0])
+
+
 def _check_columns(data: DataSection, wanted: Wanted) -> None:
     fields = {item.name for item in (*wanted.inputs, *wanted.labels, *wanted.optional)}
     unknown = [name for name in data.columns if name not in fields]
@@ -102,13 +114,21 @@ def _given_splits(data: DataSection, wanted: Wanted) -> tuple[list[_Split], list
     notes = []
     if "dev" not in parts:
         parts["train"], parts["dev"] = _split_off_dev(parts["train"], data)
-        message = f"no `dev` given: {len(parts['dev'])} of train were split off by content hash"
-        notes.append(Diagnostic(code="BTC331", message=message, span=data.span, severity="note"))
+        notes.append(_dev_note(len(parts["dev"]), data))
     if "test" not in parts:
         parts["test"] = []
-        message = "no `test` given: the bundle will have no held-out score"
-        notes.append(Diagnostic(code="BTC332", message=message, span=data.span, severity="note"))
+        notes.append(_test_note(data))
     return [parts[name] for name in NAMES], notes
+
+
+def _dev_note(rows: int, data: DataSection) -> Diagnostic:
+    message = f"no `dev` given: {rows} rows of train were split off by content hash"
+    return Diagnostic(code="BTC331", message=message, span=data.span, severity="note")
+
+
+def _test_note(data: DataSection) -> Diagnostic:
+    message = "no `test` given: the bundle will have no held-out score"
+    return Diagnostic(code="BTC332", message=message, span=data.span, severity="note")
 
 
 def _refuse_overlap(parts: Mapping[str, _Split]) -> None:
@@ -148,7 +168,7 @@ def _split_off_dev(train: _Split, data: DataSection) -> tuple[_Split, _Split]:
 
 
 def _split_by_content(rows: _Split, data: DataSection) -> tuple[list[_Split], list[Diagnostic]]:
-    split = data.split or PROPORTIONS
+    split = data.split or DEFAULT_SPLIT
     counts = _counts(split, len(rows), data)
     left = sorted(rows, key=lambda item: item.example.id)
     parts: list[_Split] = []
@@ -156,7 +176,12 @@ def _split_by_content(rows: _Split, data: DataSection) -> tuple[list[_Split], li
         part, left = _take(left, counts[name])
         parts.append(part)
     notes = []
-    if not data.split or left:
+    if "dev" not in split:
+        parts[0], parts[1] = _split_off_dev(parts[0], data)
+        notes.append(_dev_note(len(parts[1]), data))
+    if "test" not in split:
+        notes.append(_test_note(data))
+    if max(split.values()) <= 1 or left:
         sizes = ", ".join(f"{len(part)} {name}" for name, part in zip(NAMES, parts, strict=True))
         unused = f"; {len(left)} rows stay unused" if left else ""
         message = f"{len(rows)} rows split by content hash: {sizes}{unused}"
@@ -178,7 +203,7 @@ def _counts(split: Mapping[str, float], rows: int, data: DataSection) -> dict[st
             raise DataError.of("BTC320", message, span=data.span, help="they may add up to 1 at most")
         ends = [round(sum(list(given.values())[: place + 1]) * rows) for place in range(len(NAMES))]
         counts = {name: end - start for name, start, end in zip(NAMES, [0, *ends], ends, strict=False)}
-    empty = [name for name in ("train", "dev") if counts[name] == 0]
+    empty = [name for name in ("train", "dev") if name in split and counts[name] == 0]
     if empty:
         message = f"`split` leaves no rows for `{empty[0]}` ({rows} rows in all)"
         raise DataError.of("BTC324", message, span=data.span, help="give it a share, or give more rows")

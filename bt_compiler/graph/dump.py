@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 
 from bt_compiler.graph.program import Binding, Call, Module, Node, Program, Ref, Repeat, Retrieve, Value
@@ -65,11 +66,11 @@ def _module(module: Module) -> Iterator[str]:
 def program_mermaid(program: Program) -> str:
     """The program as a Mermaid flowchart: steps as boxes, loops as frames, references as arrows."""
     lines = ["flowchart TD"]
-    lines += [f'  in_{item.name}(["{item.name}: {_quoted(show_type(item.type))}"])' for item in program.inputs]
+    lines += [f'  {_input_id(item.name)}(["{item.name}: {_quoted(show_type(item.type))}"])' for item in program.inputs]
     lines += _boxes(program.nodes, "", "  ")
     out = ", ".join(f"{item.name}: {show_type(item.type)}" for item in program.out)
     lines.append(f'  out_(["{_quoted(out)}"])')
-    names = {item.name: f"in_{item.name}" for item in program.inputs}
+    names = {item.name: _input_id(item.name) for item in program.inputs}
     arrows = list(_arrows(program.nodes, "", names))
     tops = names | {f"{node.name}.": _id(node.name) for node in program.nodes}
     arrows += [_arrow(item.value, "out_", tops) for item in program.out]
@@ -87,8 +88,12 @@ def _quoted(text: str) -> str:
     )
 
 
+def _input_id(name: str) -> str:
+    return "in_" + _id(name).removeprefix("n_")
+
+
 def _id(path: str) -> str:
-    return "n_" + path.replace("/", "__")
+    return "n_" + re.sub(r"[^A-Za-z0-9_]", lambda match: f"_{ord(match[0]):x}_", path.replace("/", "__"))
 
 
 def _boxes(body: Sequence[Node], prefix: str, indent: str) -> Iterator[str]:

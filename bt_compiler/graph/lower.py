@@ -18,7 +18,7 @@ from bt_compiler.graph.signatures import lower_fields, lower_modules
 from bt_compiler.graph.steps import Declared, declare_steps, lower_steps, ordered
 from bt_compiler.graph.verify import verify
 from bt_compiler.graph.walk import nodes_of, references
-from bt_compiler.spec import Field, Sections, Spec, Type
+from bt_compiler.spec import Field, Sections, Spec, Type, named_types
 from bt_compiler.spec.sections import MetricSection
 
 
@@ -43,8 +43,6 @@ def lower(spec: Spec, sections: Sections) -> Program:
 def lower_with_warnings(spec: Spec, sections: Sections) -> Lowered:
     """As `lower`, with the warnings beside the program."""
     findings = Findings(spec)
-    from bt_compiler.spec import named_types
-
     named = named_types(spec)
     modules = lower_modules(named, findings, sections)
     declared = Declared(
@@ -118,17 +116,13 @@ def _check_names_in_settings(out: tuple[Binding, ...], sections: Sections, findi
     if sections.optimize.accept.metric is not None:
         metrics.append((sections.optimize.accept.metric, ("optimize", "accept", "metric", "output")))
     for metric, path in metrics:
-        if metric.output not in names:
+        if metric.output and metric.output not in names:
             findings.add(
                 "BTC209",
                 f"the metric judges `{metric.output}`, which the program never produces",
                 path,
                 help=did_you_mean(metric.output, names, what="the program gives"),
             )
-    teacher, models = sections.optimize.weights.teacher, [model.name for model in sections.models]
-    if teacher is not None and teacher not in models:
-        help = did_you_mean(teacher, models, what="models")
-        findings.add("BTC202", f"unknown model `{teacher}`", ("optimize", "weights", "teacher"), help=help)
 
 
 def _warn_unused(structure: _Structure, declared: Declared) -> None:

@@ -16,7 +16,8 @@ from bt_compiler.graph.findings import Findings, SpecPath
 from bt_compiler.graph.program import Ref
 from bt_compiler.spec import Field, Type, assignable, show_type
 
-_REFERENCE = re.compile(r"\$(?P<head>[^\W\d]\w*)(?:\.(?P<field>[^\W\d]\w*))?\Z")
+_NAME = r"(?![0-9])[^\x00-/:-@\[-^`{-\xa0\s]+"  # as the schema has it
+_REFERENCE = re.compile(rf"\$(?P<head>{_NAME})(?:\.(?P<field>{_NAME}))?\Z")
 
 Outputs = tuple[Field, ...] | None
 """None: not known, because of another finding."""

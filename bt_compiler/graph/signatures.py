@@ -13,6 +13,7 @@ from bt_compiler.diagnostics import did_you_mean
 from bt_compiler.graph.findings import Findings, SpecPath
 from bt_compiler.graph.program import Module, ModuleKind, Signature
 from bt_compiler.spec import Field, Sections, Spec, Type, TypeSyntaxError, parse_fields, parse_signature_text
+from bt_compiler.spec.declared import type_finding
 from bt_compiler.spec.sections import Generation
 
 KINDS: tuple[ModuleKind, ...] = ("predict", "chain_of_thought")
@@ -100,7 +101,7 @@ def lower_fields(
         try:
             fields += parse_fields({name: node}, named)
         except TypeSyntaxError as error:
-            findings.add("BTC219", error.message, (*path, *error.path), help=error.help)
+            findings.items.append(type_finding(findings.spec, path, error))
     return tuple(fields) if len(fields) == len(raw) else None
 
 

@@ -1,0 +1,208 @@
+"""`btc check`: everything that can be said of a spec and its data without loading a model.
+
+    load ─> sections ─> graph ─> settings that name the program ─> data
+
+Each phase reports all its findings at once; the next one needs the phase before. What is odd without being wrong
+comes back as warnings and notes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bt_compiler.data import Loaded, Splits, check_data
+from bt_compiler.diagnostics import Diagnostic
+from bt_compiler.errors import BtcError, DataError, SpecError
+from bt_compiler.graph import Program, lower_with_warnings
+from bt_compiler.spec import Field, Sections, Spec, build_sections, load_spec, show_type
+from bt_compiler.spec.sections import MetricSection, ModelSection, RetrieverSection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckedSpec:
+    """A spec without errors."""
+
+    spec: Spec
+    sections: Sections
+    program: Program
+    splits: Splits
+    warnings: tuple[Diagnostic, ...]
+    """Warnings and notes, in the order of the phases."""
+
+
+def checked(path: Path, overrides: Sequence[str] = ()) -> CheckedSpec:
+    """Checks the spec at `path` with `--set` arguments. Raises SpecError or DataError with every finding of the first
+    phase that has one.
+    """
+    spec = load_spec(path, overrides=overrides)
+    sections = build_sections(spec)
+    lowered = lower_with_warnings(spec, sections)
+    program = lowered.program
+    _check_settings(spec, sections, program)
+    loaded = _check_files(sections, program)
+    return CheckedSpec(
+        spec=spec,
+        sections=sections,
+        program=program,
+        splits=loaded.splits,
+        warnings=(*lowered.warnings, *loaded.notes),
+    )
+
+
+def label_fields(program: Program, sections: Sections) -> tuple[Field, ...]:
+    """The labels that the data has to have: those of `data.labels`, and what the metrics compare with.
+
+    A metric's label without a type of its own has the type of the output it is compared with.
+    """
+    fields = {field.name: field for field in sections.data.labels}
+    outputs = {item.name: item.type for item in program.out}
+    for metric in _metrics(sections):
+        same = metric.label if metric.label in outputs else metric.output
+        if metric.label not in fields and same in outputs:
+            fields[metric.label] = Field(name=metric.label, type=outputs[same])
+    return tuple(fields.values())
+
+
+def optional_label_fields(program: Program, sections: Sections) -> tuple[Field, ...]:
+    """Outputs of the program that are read as labels where the data happens to have their column."""
+    required = {field.name for field in label_fields(program, sections)}
+    inputs = {field.name for field in program.inputs}
+    return tuple(Field(name=item.name, type=item.type) for item in program.out if item.name not in required | inputs)
+
+
+def _metrics(sections: Sections) -> list[MetricSection]:
+    accept = sections.optimize.accept.metric
+    return [sections.metric] if accept is None else [sections.metric, accept]
+
+
+def _check_settings(spec: Spec, sections: Sections, program: Program) -> None:
+    """Metrics, retrievers' kinds and options, formats, and models that are named as folders."""
+    found: list[Diagnostic] = []
+    for metric in _metrics(sections):
+        found += _check_metric(metric, sections, program)
+    used = {retriever.name for retriever in program.retrievers}
+    for retriever in sections.retrievers:
+        if retriever.name in used:
+            found += _findings_of(retriever, SpecError)
+    found += _check_formats(spec, program)
+    models = {module.model for module in program.modules}
+    for model in sections.models:
+        if model.name in models:
+            found += _check_model_folder(model)
+    if found:
+        raise SpecError(found)
+
+
+def _check_metric(metric: MetricSection, sections: Sections, program: Program) -> list[Diagnostic]:
+    from bt_compiler.engine.metrics import build_metric
+
+    try:
+        build_metric(metric)
+    except SpecError as error:
+        return list(error.diagnostics)
+    output = next(item.type for item in program.out if item.name == metric.output)
+    label = next(field.type for field in label_fields(program, sections) if field.name == metric.label)
+    accepts_list = metric.kind == "exact_match" and label.kind == "list"
+    if (output.kind == "list") != (label.kind == "list") and not accepts_list:
+        return [
+            Diagnostic(
+                code="BTC314",
+                message=f"metric `{metric.kind}` compares `{metric.output}: {show_type(output)}` "
+                f"with label `{metric.label}: {show_type(label)}`",
+                span=metric.span,
+                help="`exact_match` takes a list of accepted answers; else output and label are both lists or neither",
+            )
+        ]
+    if metric.kind == "numeric" and output.kind in ("bool", "enum", "list", "object"):
+        return [
+            Diagnostic(
+                code="BTC314",
+                message=f"metric `numeric` judges numbers, `{metric.output}` is `{show_type(output)}`",
+                span=metric.span,
+                help="take `accuracy`",
+            )
+        ]
+    return []
+
+
+def _findings_of(retriever: RetrieverSection, kind: type[BtcError]) -> list[Diagnostic]:
+    """What the retriever's own check finds, of one kind of error: settings or data."""
+    from bt_compiler.engine.retrieval.registry import check_retriever
+
+    try:
+        check_retriever(retriever)
+    except kind as error:
+        return list(error.diagnostics)
+    except BtcError:
+        return []
+    return []
+
+
+def _check_formats(spec: Spec, program: Program) -> list[Diagnostic]:
+    found: list[Diagnostic] = []
+    for module in program.modules:
+        own = ("modules", module.name, "format")
+        place = own if spec.get(own) is not None else ("format",)
+        if module.format.endswith(".jinja") and not Path(module.format).is_file():
+            item = Diagnostic(
+                code="BTC315",
+                message=f"format file `{module.format}` does not exist",
+                span=spec.span(place),
+                help="paths are relative to the spec's folder; shipped formats are named without an ending: `fields`",
+            )
+            if item not in found:
+                found.append(item)
+    return found
+
+
+def _check_model_folder(model: ModelSection) -> list[Diagnostic]:
+    path = Path(model.id)
+    if model.engine != "transformers" or not path.is_absolute() or path.is_dir():
+        return []
+    what = "is a file, not a model's folder" if path.exists() else "does not exist"
+    return [
+        Diagnostic(
+            code="BTC316",
+            message=f"model folder `{model.id}` {what}",
+            span=model.span,
+            help="name a folder with `config.json` and safetensors, or a hub id such as "
+            "`HuggingFaceTB/SmolLM2-135M-Instruct`",
+        )
+    ]
+
+
+def _check_files(sections: Sections, program: Program) -> Loaded:
+    """Examples and corpora, the findings of both at once."""
+    found: list[Diagnostic] = []
+    loaded: Loaded | None = None
+    try:
+        loaded = check_data(
+            sections.data,
+            inputs=program.inputs,
+            labels=label_fields(program, sections),
+            optional=optional_label_fields(program, sections),
+        )
+    except DataError as error:
+        found += error.diagnostics
+    used = {retriever.name for retriever in program.retrievers}
+    for retriever in sections.retrievers:
+        if retriever.name in used:
+            found += _check_corpus(retriever)
+    if found or loaded is None:
+        raise DataError(found)
+    return loaded
+
+
+def _check_corpus(retriever: RetrieverSection) -> list[Diagnostic]:
+    from bt_compiler.engine.retrieval.corpus import read_corpus
+
+    if retriever.corpus is None:
+        return []
+    try:
+        for _ in read_corpus(retriever.corpus):
+            pass
+    except DataError as error:
+        return list(error.diagnostics)
+    return []
