@@ -22,17 +22,20 @@ from bt_compiler.artifact.contents import BundleContents
 from bt_compiler.compiler.check import CheckedSpec, checked
 from bt_compiler.compiler.handover import Finding, bundle_contents
 from bt_compiler.compiler.identity import compile_identity, used_models
-from bt_compiler.compiler.opening import OpenBackend, backend_opener, open_models, open_retrievers
-from bt_compiler.engine.cache import CompletionCache, cache_path, cache_root
+from bt_compiler.compiler.opening import OpenBackend, backend_opener, in_fixed_parts, open_models, open_retrievers
+from bt_compiler.engine.cache import CompletionCache, CompletionStore, cache_path, cache_root
 from bt_compiler.engine.executor import Engine
 from bt_compiler.engine.metrics import build_metric
 from bt_compiler.engine.progress import Progress, Silent
+from bt_compiler.engine.request import Backend
+from bt_compiler.engine.retrieval import Retriever
 from bt_compiler.errors import BundleError, CompileError
 from bt_compiler.graph import spec_candidate
 from bt_compiler.optimize.accounts import AccountedStore
 from bt_compiler.optimize.journal import Journal, journal_folder
 from bt_compiler.optimize.step import OptimizerStep
 from bt_compiler.optimize.strategy import STEPS, StrategyTask, run_strategy
+from bt_compiler.optimize.whole_runs import WholeRuns
 
 ARTIFACTS = Path("artifacts")
 """Where bundles go by default, relative to the working folder."""
@@ -109,8 +112,7 @@ def _optimised(spec: CheckedSpec, journal: Journal, root: Path, settings: Compil
         closing(CompletionCache(cache_path(root))) as cache,
         open_models(models, choices=journal.memo, opener=opener) as backends,
     ):
-        store = AccountedStore((journal.completions, cache), clock=settings.clock)
-        engine = Engine(backends=backends, retrievers=retrievers, stores=(store,))
+        engine, store = _engine(backends, retrievers, journal, cache, settings.clock)
         task = StrategyTask(
             program=spec.program,
             zero_shot=spec_candidate(spec.program),
@@ -136,6 +138,22 @@ def _optimised(spec: CheckedSpec, journal: Journal, root: Path, settings: Compil
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
             )
         )
+
+
+def _engine(
+    backends: Mapping[str, Backend],
+    retrievers: Mapping[str, Retriever],
+    journal: Journal,
+    cache: CompletionStore,
+    clock: Callable[[], float],
+) -> tuple[Engine, AccountedStore]:
+    """The engine with its one store: journal, then cache. Runs are kept whole where rows depend on their batch."""
+    if not any(in_fixed_parts(backend) for backend in backends.values()):
+        store = AccountedStore((journal.completions, cache), clock=clock)
+        return Engine(backends=backends, retrievers=retrievers, stores=(store,)), store
+    runs = WholeRuns(journal.completions)
+    store = AccountedStore((runs,), clock=clock)
+    return Engine(backends=backends, retrievers=retrievers, stores=(store,), ended=runs.commit), store
 
 
 def _tell_opening(journal: Journal, progress: Progress) -> None:

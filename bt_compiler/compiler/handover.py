@@ -13,6 +13,7 @@ from typing import Any
 from bt_compiler.artifact.contents import BundleContents, ModelFacts, Prefix, sent_prompts
 from bt_compiler.compiler.check import CheckedSpec
 from bt_compiler.compiler.identity import data_facts, package_versions
+from bt_compiler.compiler.opening import in_fixed_parts
 from bt_compiler.engine.executor import Engine
 from bt_compiler.engine.formats import load_format
 from bt_compiler.engine.request import Backend, PromptText
@@ -66,7 +67,7 @@ def bundle_contents(finding: Finding) -> BundleContents:
         environment=_environment(result),
         seconds=finding.seconds,
         created=finding.created,
-        fixed_parts=any(model.facts.get("row_invariant") is False for model in models.values()),
+        fixed_parts=any(in_fixed_parts(backend) for backend in finding.engine.backends.values()),
     )
 
 

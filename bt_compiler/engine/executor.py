@@ -7,7 +7,7 @@ before the backend, and makes one request of identical ones. Knows nothing of me
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -42,6 +42,8 @@ class Engine:
     """Asked in order; a hit is written to those before it, a new completion to all."""
     formats: Mapping[str, Format] = field(default_factory=dict)
     """By `Module.format`: those a bundle carries. Others are loaded from `templates/` or their path."""
+    ended: Callable[[], None] | None = None
+    """Called after each whole `run`, for stores that keep runs whole."""
 
     def run(
         self,
@@ -80,6 +82,8 @@ class Engine:
                     told.advance(1)
         finally:
             execution.cancel()
+        if self.ended is not None:
+            self.ended()
         return [traces[ticket] for ticket in tickets]
 
     def close(self) -> None:

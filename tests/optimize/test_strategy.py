@@ -30,6 +30,7 @@ from bt_compiler.errors import CompileError
 from bt_compiler.optimize.journal import Journal
 from bt_compiler.optimize.prompts import prompts_step
 from bt_compiler.optimize.strategy import StrategyResult, run_strategy
+from bt_compiler.optimize.whole_runs import WholeRuns
 from bt_compiler.spec.sections import OptimizeSection, PromptsSection
 
 STEPS = {"prompts": prompts_step, "weights": train_by_name}
@@ -298,3 +299,47 @@ def test_the_journal_alone_resumes_when_the_cache_is_cleared(tmp_path: Path, und
     again = RuleBackend(rule=sometimes)
     assert facts(compiled(tmp_path / "journal", again, cache)) == undisturbed[0]
     assert again.asked == []
+
+
+# ---- an engine whose rows depend on their batch
+
+
+class MoodyBackend:
+    """Answers depend on what else was submitted at the same time."""
+
+    def __init__(self, die_after: int | None = None) -> None:
+        self.inner = RuleBackend(rule=self._answer, die_after=die_after)
+        self.batch = ""
+
+    def _answer(self, asked: Asked) -> str:
+        text = asked.value("Text")
+        return f"Mood: {truth(text) if coin(text, asked.demo_texts, asked.adapter, self.batch) < 0.6 else wrong(text)}"
+
+    def submit(self, requests: Any) -> None:
+        self.batch = canonical_json(sorted(repr(request.prompt) for request in requests))
+        self.inner.submit(requests)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+def compiled_whole(folder: Path, backend: Any, *, whole: bool) -> StrategyResult:
+    with Journal.open(folder, {"test": 1}) as journal:
+        task = task_of(backend, journal, strategy=("prompts", "weights"), data=splits(8, 6, 2), settings=SMALL)
+        if whole:
+            runs = WholeRuns(journal.completions)
+            task = replace(task, engine=replace(task.engine, stores=(runs,), ended=runs.commit))
+        return run_strategy(task, steps=STEPS)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_where_rows_depend_on_their_batch_runs_are_kept_whole(tmp_path: Path, whole: bool) -> None:
+    first = MoodyBackend()
+    expected = facts(compiled_whole(tmp_path / "undisturbed", first, whole=whole))
+    ends: set[str] = set()
+    for kill in range(3, len(first.asked), 7):
+        folder = tmp_path / f"killed-{kill}"
+        with pytest.raises(Killed):
+            compiled_whole(folder, MoodyBackend(die_after=kill), whole=whole)
+        ends.add(facts(compiled_whole(folder, MoodyBackend(), whole=whole)))
+    assert (ends == {expected}) is whole, "without whole runs such an engine ends differently: the test has teeth"
