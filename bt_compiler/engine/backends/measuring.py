@@ -1,0 +1,50 @@
+"""Which dtype this machine computes fast in, by a short measurement of a step shaped like the model's."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bt_compiler.engine.backends.loading import read_config
+
+_FASTER = 1.5
+"""How much faster bfloat16 has to be before its rounding is worth it."""
+_ROWS = 64
+
+
+def device_name() -> str:
+    """`cuda` where there is a device, else `cpu`."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def chosen_dtype(path: Path, device: str) -> str:
+    """`bfloat16` where a decoding step is at least 1.5x faster in it than in `float32`, else `float32`."""
+    if device == "cuda" and not torch.cuda.is_bf16_supported():
+        return "float32"
+    config = read_config(path).get_text_config()
+    full = _step_seconds(config, torch.float32, device)
+    half = _step_seconds(config, torch.bfloat16, device)
+    return "bfloat16" if full >= _FASTER * half else "float32"
+
+
+def _step_seconds(config: Any, dtype: torch.dtype, device: str) -> float:
+    """Least seconds of the linear layers of a few decoder layers over `_ROWS` rows."""
+    hidden = int(config.hidden_size)
+    inner = int(getattr(config, "intermediate_size", None) or 4 * hidden)
+    layers = max(1, min(4, (1 << 25) // (hidden * inner)))
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(hidden, hidden), (hidden, hidden), (inner, hidden), (inner, hidden), (hidden, inner)] * layers
+    weights = [torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes]
+    inputs = {size: torch.randn(_ROWS, size, generator=generator).to(device, dtype) for size in {hidden, inner}}
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        for weight in weights:
+            torch.nn.functional.linear(inputs[weight.shape[1]], weight)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return best

@@ -1,0 +1,94 @@
+"""The three ways of running rows, and how one is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface
+
+from bt_compiler.engine.backends.attention import NAME, Pack, shared_prefix_attention
+from bt_compiler.engine.backends.decoding import Choose, Row
+from bt_compiler.engine.backends.expanded import ExpandedRows
+from bt_compiler.engine.backends.kv import PrefixStore
+from bt_compiler.engine.backends.loading import Loaded
+from bt_compiler.engine.backends.plain import PlainRows
+from bt_compiler.engine.backends.schedule import Ended, PackedRows
+
+SHARED_PREFIX = "shared-prefix attention"
+EXPANDED = "expanded prefix KV"
+GENERATE = "generate"
+PREFIX_BYTES = 1 << 30
+"""Memory for prefixes that no row uses at the moment."""
+
+
+class Tier(Protocol):
+    """Works on rows until they end."""
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Takes rows."""
+        ...
+
+    def step(self) -> list[Ended]:
+        """Works a little: the rows that ended meanwhile."""
+        ...
+
+    def idle(self) -> bool:
+        """Whether nothing is left to do."""
+        ...
+
+    def remove(self, ids: frozenset[str]) -> None:
+        """Forgets rows by request id."""
+        ...
+
+    def release(self) -> None:
+        """Gives caches back; only where idle."""
+        ...
+
+
+def packed_forward(model: Any, use_adapter: Callable[[str | None], None]) -> Callable[..., Tensor]:
+    """The model over packs; puts the shared-prefix attention in the model's place for attention."""
+    AttentionInterface.register(NAME, shared_prefix_attention)
+    model.set_attn_implementation(NAME)
+
+    def forward(tokens: Tensor, pack: Pack, keep: Tensor, adapter: str | None) -> Tensor:
+        use_adapter(adapter)
+        output = model(
+            input_ids=tokens.unsqueeze(0),
+            position_ids=pack.positions.unsqueeze(0),
+            use_cache=False,
+            logits_to_keep=keep,
+            btc_pack=pack,
+        )
+        logits: Tensor = output.logits[0]
+        return logits
+
+    return forward
+
+
+def open_tier(
+    tier: str,
+    loaded: Loaded,
+    *,
+    choose: Choose,
+    use_adapter: Callable[[str | None], None],
+    batch: int,
+    refill: bool = True,
+) -> Tier:
+    """Opens the tier of that name on the model, which then attends in the way that the tier needs."""
+    model = loaded.model
+    if tier == SHARED_PREFIX:
+        return PackedRows(
+            forward=packed_forward(model, use_adapter),
+            choose=choose,
+            slots=batch,
+            prefixes=PrefixStore(PREFIX_BYTES),
+            refill=refill,
+            device=torch.device(model.device),
+        )
+    model.set_attn_implementation("eager")
+    if tier == EXPANDED:
+        return ExpandedRows(model=model, choose=choose, use_adapter=use_adapter, batch=min(batch, 16))
+    return PlainRows(model=model, choose=choose, use_adapter=use_adapter)

@@ -1,0 +1,251 @@
+"""The embedded engine: a causal language model that transformers loads, on the CPU or a GPU.
+
+Puts the parts together: resolve, load, choose dtype and tier by trying, then take requests and poll. How rows are
+computed is in the tiers (`schedule`, `expanded`, `plain`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bt_compiler.canonical import canonical_json
+from bt_compiler.engine.backends.adapters import Adapters
+from bt_compiler.engine.backends.constraints import Grammars
+from bt_compiler.engine.backends.decoding import Row, choose
+from bt_compiler.engine.backends.encoding import Encoder
+from bt_compiler.engine.backends.hub import ResolvedModel, resolve_model
+from bt_compiler.engine.backends.loading import Loaded, load
+from bt_compiler.engine.backends.measuring import chosen_dtype, device_name
+from bt_compiler.engine.backends.selfcheck import examine
+from bt_compiler.engine.backends.tiers import Tier, open_tier
+from bt_compiler.engine.backends.verdict import Verdict
+from bt_compiler.engine.progress import Progress
+from bt_compiler.engine.request import Completion, Finished, PromptText, Request
+from bt_compiler.errors import ExampleError
+
+ENGINE_VERSION = "1"
+"""Raised when the engine's arithmetic changes: part of cache keys."""
+_BATCH = {"cpu": 64, "cuda": 256}
+
+
+class TransformersBackend:
+    """Implements `Backend` and `WeightHost`. See `engine.request` for what the methods promise."""
+
+    name = "transformers"
+
+    def __init__(
+        self,
+        *,
+        model_id: str,
+        revision: str | None,
+        dtype: str,
+        batch: int | None,
+        cache_root: Path,
+        choices: Callable[[str, Callable[[], Any]], Any],
+        progress: Progress,
+    ) -> None:
+        """Loads the model. Raises BackendError (BTC500 to BTC507)."""
+        self._resolved: ResolvedModel = resolve_model(
+            model_id, revision=revision, cache_root=cache_root, progress=progress
+        )
+        self._device = device_name()
+        self._threads = int(choices("threads", torch.get_num_threads))
+        if self._threads != torch.get_num_threads():
+            torch.set_num_threads(self._threads)
+        self._batch = batch or _BATCH[self._device]
+        self._dtype, self._loaded, self._verdict = self._open(dtype, choices)
+        self.context_window = self._loaded.context_window
+        self._encoder = Encoder(self._loaded.tokenizer, self._loaded.stop_ids)
+        self._adapters = Adapters(self._loaded.model, base_digest=self._resolved.digest)
+        self._grammars: Grammars | None = None
+        self._tier: Tier | None = None
+        self._rejected: list[Finished] = []
+        self._borrowed = False
+
+    def _open(self, dtype: str, choices: Callable[[str, Callable[[], Any]], Any]) -> tuple[str, Loaded, Verdict]:
+        """The model in its dtype, with what the self-check found: `auto` keeps bfloat16 only where it is fast and
+        row-invariant.
+        """
+        held: list[tuple[str, Loaded, Verdict]] = []
+
+        def trial(name: str) -> Verdict:
+            held.clear()
+            loaded = load(self._resolved.path, dtype=name, device=self._device)
+            verdict = examine(loaded, batch=self._batch)
+            held.append((name, loaded, verdict))
+            return verdict
+
+        def auto() -> str:
+            name = chosen_dtype(self._resolved.path, self._device)
+            if name != "float32" and self._device == "cpu" and not trial(name).row_invariant:
+                return "float32"
+            return name
+
+        name = str(choices("dtype", auto)) if dtype == "auto" else dtype
+        if held and held[0][0] == name:
+            verdict = Verdict.from_json(choices("engine", held[0][2].to_json))
+            return name, held[0][1], verdict
+        verdict = Verdict.from_json(choices("engine", lambda: trial(name).to_json()))
+        if not (held and held[0][0] == name):
+            held.append((name, load(self._resolved.path, dtype=name, device=self._device), verdict))
+        return name, held[-1][1], verdict
+
+    def identity(self) -> Mapping[str, str]:
+        """See `Backend.identity`."""
+        return {
+            "model": self._resolved.digest,
+            "engine": self.name,
+            "engine_version": ENGINE_VERSION,
+            "torch": version("torch"),
+            "transformers": version("transformers"),
+            "llguidance": version("llguidance"),
+            "dtype": self._dtype,
+            "device": self._device,
+            "tier": self._verdict.tier,
+        }
+
+    def facts(self) -> Mapping[str, Any]:
+        """See `Backend.facts`."""
+        return {
+            "tier": self._verdict.tier,
+            "tier_reason": self._verdict.reason,
+            "dtype": self._dtype,
+            "row_invariant": self._verdict.row_invariant,
+            "batching": "refilled rows" if self._verdict.row_invariant else "fixed parts",
+            "batch": self._batch,
+            "threads": self._threads,
+            "device": self._device,
+            "model": self._resolved.id,
+            "model_digest": self._resolved.digest,
+            "resolved_by": self._resolved.how,
+        }
+
+    def prompt_key(self, prompt: PromptText) -> Sequence[int]:
+        """Token ids, and in front, negated, how many of them are shared: where a text is split is part of how its
+        numbers are rounded.
+        """
+        encoded = self._encoder.prompt(prompt)
+        return (-encoded.shared, *encoded.ids)
+
+    def count_tokens(self, prompt: PromptText) -> int:
+        """See `Backend.count_tokens`."""
+        return len(self._encoder.prompt(prompt).ids)
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """See `Backend.submit`. Raises BackendError (BTC508, BTC509, BTC512)."""
+        rows = []
+        for request in requests:
+            if request.adapter is not None:
+                self._adapters.know(request.adapter)
+            try:
+                rows.append(self._row(request))
+            except ExampleError as error:
+                self._rejected.append(Finished(request.id, error))
+        self._running().add(rows)
+
+    def _row(self, request: Request) -> Row:
+        encoded = self._encoder.prompt(request.prompt)
+        if len(encoded.ids) + request.max_tokens > self.context_window:
+            raise ExampleError(
+                "BTC510",
+                f"the prompt has {len(encoded.ids)} tokens and the answer may take {request.max_tokens}, together more "
+                f"than the {self.context_window} that the model reads",
+            )
+        matcher = None
+        if request.grammar is not None:
+            if self._grammars is None:
+                vocab = self._loaded.model.get_output_embeddings().weight.shape[0]
+                self._grammars = Grammars(self._loaded.tokenizer, vocab=vocab, stop_ids=self._loaded.stop_ids)
+            matcher = self._grammars.start(request.grammar)
+        return Row(request=request, prompt=encoded, matcher=matcher, stop_ids=self._loaded.stop_ids)
+
+    def _running(self) -> Tier:
+        if self._borrowed:
+            raise RuntimeError("the model is lent to a trainer")
+        if self._tier is None:
+            self._tier = open_tier(
+                self._verdict.tier,
+                self._loaded,
+                choose=lambda rows, logits: choose(rows, logits, self._grammars),
+                use_adapter=self._adapters.use,
+                batch=self._batch,
+                refill=self._verdict.row_invariant,
+            )
+        return self._tier
+
+    def poll(self) -> list[Finished]:
+        """See `Backend.poll`."""
+        finished, self._rejected = self._rejected, []
+        tier = self._running()
+        while not finished and not tier.idle():
+            finished = [
+                Finished(row.request.id, error if error is not None else self._completion(row))
+                for row, error in tier.step()
+            ]
+        return finished
+
+    def _completion(self, row: Row) -> Completion:
+        assert row.finish is not None
+        return Completion(
+            text=self._encoder.text(row.written),
+            finish=row.finish,
+            prompt_tokens=len(row.prompt.ids),
+            completion_tokens=len(row.written),
+            shared_tokens=row.prompt.shared,
+            adapter=row.adapter,
+        )
+
+    def cancel(self, ids: Sequence[str]) -> None:
+        """See `Backend.cancel`."""
+        gone = frozenset(ids)
+        self._rejected = [item for item in self._rejected if item.id not in gone]
+        self._running().remove(gone)
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        if self._tier is not None:
+            self._tier.release()
+            self._tier = None
+        self._adapters.detach()
+
+    @contextmanager
+    def borrow(self) -> Iterator[Any]:
+        """See `WeightHost.borrow`. Raises RuntimeError (a bug) where work is in flight or weights were changed."""
+        if self._tier is not None:
+            if not self._tier.idle():
+                raise RuntimeError("requests are in flight while the model is to be lent")
+            self._tier.release()
+            self._tier = None
+        self._adapters.detach()
+        model = self._loaded.model
+        before = {name: tensor._version for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+        attention = model.config._attn_implementation
+        self._borrowed = True
+        model.set_attn_implementation("eager")
+        try:
+            yield model
+        finally:
+            self._borrowed = False
+            self._adapters.detach()
+            model.set_attn_implementation(attention)
+            model.requires_grad_(False)
+            model.zero_grad(set_to_none=True)
+            model.eval()
+        after = {name: tensor._version for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+        if after != before:
+            changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+            raise RuntimeError(f"the base model was changed while it was lent: {canonical_json(changed[:5])}")
+
+    def encode_row(self, prompt: PromptText, completion: str) -> tuple[list[int], int]:
+        """See `WeightHost.encode_row`."""
+        return self._encoder.row(prompt, completion)
+
+    def base_model(self) -> tuple[str, str]:
+        """See `WeightHost.base_model`."""
+        return self._resolved.id, self._resolved.digest
