@@ -27,8 +27,8 @@ _CSS = {
     _SECOND: "var(--second)",
     _PAPER: "var(--paper)",
 }
-_WIDTH = 7.2
-"""Inches; the page scales it down."""
+_WIDTH = 5.2
+"""Inches: the width of a phone, so that text keeps its size there; wider pages scale it up a little."""
 
 
 def can_plot() -> bool:
@@ -97,7 +97,7 @@ def confusion_plot(name: str, confusion: Mapping[str, Any]) -> str:
 
 def bars_plot(name: str, rows: Sequence[tuple[str, Sequence[tuple[str, float]]]], unit: str) -> str:
     """Horizontal bars of one or two stacked parts, each row a label and (part, amount) pairs; `unit` names the axis."""
-    figure, axes = _figure(0.6 + 0.36 * len(rows))
+    figure, axes = _figure(0.9 + 0.36 * len(rows))
     parts = list(dict.fromkeys(part for _, amounts in rows for part, _ in amounts))
     left = [0.0] * len(rows)
     for index, part in enumerate(parts):
@@ -109,7 +109,7 @@ def bars_plot(name: str, rows: Sequence[tuple[str, Sequence[tuple[str, float]]]]
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlabel(unit)
     if len(parts) > 1:
-        legend = axes.legend(frameon=False, loc="best")
+        legend = figure.legend(frameon=False, loc="outside upper right", ncols=len(parts))
         for text in legend.get_texts():
             text.set_color(_INK)
     return _svg(name, figure, axes)

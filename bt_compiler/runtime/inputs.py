@@ -55,7 +55,8 @@ class InputCheck:
         """The inputs as the program takes them, in its order. Raises InputError with everything that is wrong."""
         found = [problem for error in self._validator.iter_errors(values) for problem in self._problems(error)]
         if found:
-            raise InputError(sorted(found, key=lambda one: [str(part) for part in one.path]))
+            # jsonschema gives one error for every missing field, each of which names all of them
+            raise InputError(sorted(dict.fromkeys(found), key=lambda one: [str(part) for part in one.path]))
         return {name: self._converted(field, values[name]) for name, field in self._fields.items()}
 
     def _converted(self, field: Field, value: Any) -> Any:
