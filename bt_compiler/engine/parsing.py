@@ -19,7 +19,7 @@ _SHOWN = 200
 def line_outputs(module: Module, text: str) -> dict[str, Any]:
     """Outputs from `Label: value` lines: every label once, in order, one line each. Raises ExampleError."""
     names = labels(module)
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in text.split("\n") if line.strip()]
     if len(lines) != len(module.outputs):
         raise _unfit(module, text, f"it has {len(lines)} lines, not {len(module.outputs)}")
     outputs: dict[str, Any] = {}

@@ -27,6 +27,9 @@ _CONTROL = re.compile(
     re.IGNORECASE,
 )
 
+_LINE_ENDS = re.compile("[\x85\u2028\u2029]")
+"""Line ends that JSON leaves as they are."""
+
 
 def neutral(text: str) -> str:
     """The text without control tokens: a blank after the bracket that opens one. Twice is the same as once."""
@@ -57,7 +60,8 @@ def shown(value: Any, t: Type) -> str:
 
 def as_json(value: Any) -> str:
     """The value as JSON in one line, passages without their scores."""
-    return json.dumps(neutral_value(_unscored(value)), ensure_ascii=False, allow_nan=False)
+    text = json.dumps(neutral_value(_unscored(value)), ensure_ascii=False, allow_nan=False)
+    return _LINE_ENDS.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
 
 
 def written(value: Any, t: Type) -> str:

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+
+import jsonschema
+import pytest
+from engine_parts import INVOICE, MAYBE, SPECIES, TOKENIZER, module, walk
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from llguidance import LLMatcher
+
+from bt_compiler.engine.formats import load_format
+from bt_compiler.engine.parsing import check_among
+from bt_compiler.errors import ExampleError
+from bt_compiler.spec.types import BOOL, FLOAT, INT, NULL, PASSAGES, STR, Type
+
+OUTPUTS: dict[str, dict[str, Type]] = {
+    "text": {"answer": STR},
+    "reasoned enum": {"reasoning": STR, "species": SPECIES},
+    "numbers": {"a": INT, "b": FLOAT, "c": Type(kind="int", minimum=-3, maximum=250)},
+    "ranges": {"a": Type(kind="float", minimum=0.5, maximum=20), "b": Type(kind="int", minimum=1)},
+    "scalars": {"a": BOOL, "b": NULL, "c": MAYBE, "d": Type(kind="union", options=(STR, NULL))},
+    "list": {"tags": Type(kind="list", item=STR, minimum=1, maximum=4), "n": Type(kind="list", item=INT)},
+    "object": {"invoice": INVOICE, "note": STR},
+    "optional object": {
+        "invoice": Type(kind="union", options=(INVOICE, NULL)),
+        "kinds": Type(kind="list", item=SPECIES),
+    },
+    "odd enum": {"pick": Type(kind="enum", values=('a "b"', "C:\\x", "é?", "a.b", "a"))},
+}
+
+
+@pytest.mark.parametrize("style", ["fields", "json"])
+@pytest.mark.parametrize("outputs", OUTPUTS.values(), ids=OUTPUTS.keys())
+def test_random_completions_parse_and_keep_the_token_bound(outputs, style):
+    made = module({"x": STR}, outputs)
+    form = load_format(style)
+    grammar = form.grammar(made, {})
+    structured = any(t.kind in ("list", "object", "union") for t in outputs.values())
+    for seed in range(40):
+        text, tokens = walk(grammar.lark, seed, stop=0.2)
+        parsed = form.parse(made, text)
+        assert parsed.keys() == outputs.keys()
+        assert form.parse(made, form.completion(made, parsed)) == parsed
+        if not structured:
+            assert tokens <= grammar.max_tokens
+
+
+@pytest.mark.parametrize("style", ["fields", "json"])
+def test_a_budget_that_ends_inside_a_field_closes_it_and_forces_the_next_label(style):
+    made = module({"x": STR}, {"reasoning": STR, "species": SPECIES, "last": STR}, max_tokens=5)
+    form = load_format(style)
+    grammar = form.grammar(made, {})
+    for seed in range(30):
+        text, _ = walk(grammar.lark, seed, stop=0.0)
+        outputs = form.parse(made, text)
+        for name in ("reasoning", "last"):
+            assert len(TOKENIZER.tokenize_str(outputs[name])) <= 5 * 6  # six bytes: the longest token
+        assert outputs["species"] in SPECIES.values
+
+
+def test_a_text_has_its_own_budget():
+    made = module({"x": STR}, {"short": Type(kind="str", max_tokens=3), "long": STR}, max_tokens=40)
+    form = load_format("fields")
+    lengths = [form.parse(made, walk(form.grammar(made, {}).lark, seed, stop=0.0)[0]) for seed in range(20)]
+    assert max(len(one["short"].encode()) for one in lengths) <= 3 * 6
+    assert max(len(one["long"].encode()) for one in lengths) > 3 * 6
+
+
+def test_every_value_of_an_enum_can_be_written_and_nothing_else():
+    made = module({"x": STR}, {"species": SPECIES})
+    form = load_format("fields")
+    lark = form.grammar(made, {}).lark
+    seen = Counter(walk(lark, seed)[0] for seed in range(60))
+    assert set(seen) == {f"Species: {value}" for value in SPECIES.values}
+    matcher = LLMatcher(TOKENIZER, LLMatcher.grammar_from_lark(lark))
+    assert not matcher.consume_tokens(TOKENIZER.tokenize_str("Species: rose"))
+
+
+def test_labels_are_forced():
+    made = module({"x": STR}, {"reasoning": STR, "species": SPECIES})
+    matcher = LLMatcher(TOKENIZER, LLMatcher.grammar_from_lark(load_format("fields").grammar(made, {}).lark))
+    assert matcher.compute_ff_bytes() == b"Reasoning: "
+    assert matcher.consume_tokens(TOKENIZER.tokenize_str("Reasoning: it is so\n"))
+    assert matcher.compute_ff_bytes() == b"Species: "
+
+
+@pytest.mark.parametrize("style", ["fields", "json"])
+def test_among_leaves_only_what_was_given(style):
+    cite = Type(kind="list", item=STR, among="passages.id", minimum=1, maximum=2)
+    made = module({"passages": PASSAGES}, {"best": Type(kind="str", among="passages.id"), "cited": cite})
+    form = load_format(style)
+    inputs = {"passages": [{"id": f"p{n}", "title": "", "text": "x", "score": 1.0} for n in range(3)]}
+    lark = form.grammar(made, inputs).lark
+    for seed in range(20):
+        outputs = form.parse(made, walk(lark, seed)[0])
+        check_among(made, inputs, outputs)
+        assert {outputs["best"], *outputs["cited"]} <= {"p0", "p1", "p2"}
+    with pytest.raises(ExampleError, match="BTC524"):
+        check_among(made, inputs, {"best": "p9", "cited": []})
+    with pytest.raises(ExampleError, match=r"BTC524: `best` has to be among `passages\.id`, which is empty here"):
+        form.grammar(made, {"passages": []})
+
+
+def test_a_list_among_nothing_is_empty():
+    made = module({"passages": PASSAGES}, {"cited": Type(kind="list", item=STR, among="passages.id")})
+    form = load_format("fields")
+    assert walk(form.grammar(made, {"passages": []}).lark, 1)[0] == "Cited: []"
+
+
+@pytest.mark.parametrize("name", ["text", "reasoned enum", "numbers", "scalars", "odd enum"])
+def test_the_regex_says_what_the_grammar_says(name):
+    made = module({"x": STR}, OUTPUTS[name])
+    grammar = load_format("fields").grammar(made, {})
+    assert grammar.regex is not None
+    for seed in range(30):
+        text = walk(grammar.lark, seed, stop=0.2)[0].removesuffix("\n")
+        assert re.fullmatch(grammar.regex, text), text
+    assert not re.fullmatch(grammar.regex, "Something: else")
+
+
+@pytest.mark.parametrize("name", list(OUTPUTS))
+def test_the_json_schema_says_what_the_grammar_says(name):
+    made = module({"x": STR}, OUTPUTS[name])
+    grammar = load_format("json").grammar(made, {})
+    assert grammar.json_schema is not None
+    jsonschema.Draft202012Validator.check_schema(grammar.json_schema)
+    for seed in range(20):
+        jsonschema.validate(json.loads(walk(grammar.lark, seed, stop=0.2)[0]), grammar.json_schema)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(min_size=1), st.floats(allow_nan=False, allow_infinity=False), st.sampled_from(SPECIES.values))
+def test_what_is_written_is_read_back(text, number, species):
+    made = module({"x": STR}, {"note": STR, "number": FLOAT, "species": SPECIES, "notes": Type(kind="list", item=STR)})
+    for style in ("fields", "json"):
+        form = load_format(style)
+        outputs = {"note": text, "number": number, "species": species, "notes": [text]}
+        once = form.parse(made, form.completion(made, outputs))
+        assert (once["number"], once["species"]) == (number, species)
+        assert form.parse(made, form.completion(made, once)) == once
