@@ -168,7 +168,7 @@ def _up_to_date(journal: Journal, out: Path) -> bool:
     if record is None:
         return False
     try:
-        return verify_bundle(out).digest == record["digest"]
+        return bool(verify_bundle(out).digest == record["digest"])
     except BundleError:
         return False  # gone or damaged: it is written again from the journal
 

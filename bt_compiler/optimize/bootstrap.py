@@ -17,7 +17,8 @@ from bt_compiler.engine.progress import Progress
 from bt_compiler.engine.scoring import score_traces
 from bt_compiler.engine.trace import Trace
 from bt_compiler.graph.candidate import Candidate, Demo
-from bt_compiler.graph.program import Binding, Call, Constant, Module, Node, Program, Ref, Value
+from bt_compiler.graph.program import Program
+from bt_compiler.optimize.labelled import labelled_tasks
 from bt_compiler.optimize.step import StepContext
 
 
@@ -27,8 +28,9 @@ class Bootstrapped:
 
     demos: Mapping[str, Mapping[str, Demo]]
     """Example id -> module -> the one demo of that trace; accepted examples only, in the order of train."""
-    tried: int
-    failed: int
+    traces: tuple[Trace, ...] = ()
+    """Of every example tried, scored, accepted or not."""
+    failed: int = 0
     """Traces that ended in an error."""
 
 
@@ -42,7 +44,7 @@ def bootstrap(context: StepContext, teacher: Candidate, train: Sequence[Example]
     accepted = [trace for trace in scored if trace.error is None and (trace.score or 0.0) >= threshold]
     return Bootstrapped(
         demos={trace.example: _demos(trace, context.seed) for trace in accepted},
-        tried=len(scored),
+        traces=tuple(scored),
         failed=sum(trace.error is not None for trace in scored),
     )
 
@@ -64,57 +66,14 @@ def _pick(demos: Sequence[Demo], seed: int) -> Demo:
     return rng.choice(demos[:-1]) if rng.random() < 0.5 else demos[-1]
 
 
-def labelled(program: Program, train: Sequence[Example]) -> dict[str, dict[str, Demo]]:
-    """Module -> example id -> the demo that data alone gives, in the order of train.
+def labelled(program: Program, train: Sequence[Example], traces: Sequence[Trace]) -> dict[str, dict[str, Demo]]:
+    """Module -> example id -> the demo that the data's label gives, in the order of train.
 
-    A module has labelled demos where some call of it takes nothing but program inputs and constants and each output of
-    its signature is a program output that the example has a label for. `reasoning` is not in them.
+    A module has them where each output of its signature is a program output with a label. Inputs that the data does
+    not hold are those of the teacher's own trace, accepted or not. `reasoning` is not in them.
     """
     found: dict[str, dict[str, Demo]] = {}
-    for module in program.modules:
-        for call in _calls(program.nodes, module.name):
-            sources = _label_sources(program, module, call)
-            if sources is None:
-                continue
-            demos = (_labelled_demo(call, sources, example) for example in train)
-            found[module.name] = {demo.example: demo for demo in demos if demo is not None and demo.example is not None}
-            break
+    for task in labelled_tasks(program, train, lambda: traces, of=program.modules):
+        demo = Demo(inputs=task.inputs, outputs=task.labels, example=task.example.id, origin="labelled")
+        found.setdefault(task.module.name, {}).setdefault(task.example.id, demo)
     return found
-
-
-def _calls(nodes: Sequence[Node], module: str) -> list[Call]:
-    """Calls of `module` outside loops: what a loop's body reads, the data does not hold."""
-    return [node for node in nodes if isinstance(node, Call) and node.module == module]
-
-
-def _label_sources(program: Program, module: Module, call: Call) -> dict[str, str] | None:
-    """Output field of the signature -> label name, None where the call reads or gives what has no label."""
-    names = {field.name for field in program.inputs}
-    if not all(_given(binding.value, names) for binding in call.inputs):
-        return None
-    sources = {
-        binding.value.field: binding.name
-        for binding in program.out
-        if isinstance(binding.value, Ref) and binding.value.step == call.name
-    }
-    wanted = [field.name for field in module.signature.outputs]
-    return {name: sources[name] for name in wanted} if all(name in sources for name in wanted) else None
-
-
-def _given(value: Value, inputs: set[str]) -> bool:
-    return isinstance(value, Constant) or (value.step is None and value.field in inputs)
-
-
-def _labelled_demo(call: Call, sources: Mapping[str, str], example: Example) -> Demo | None:
-    if any(example.labels.get(label) is None for label in sources.values()):
-        return None
-    return Demo(
-        inputs={binding.name: _value(binding, example) for binding in call.inputs},
-        outputs={field: example.labels[label] for field, label in sources.items()},
-        example=example.id,
-        origin="labelled",
-    )
-
-
-def _value(binding: Binding, example: Example) -> object:
-    return binding.value.value if isinstance(binding.value, Constant) else example.inputs[binding.value.field]

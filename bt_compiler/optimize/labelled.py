@@ -26,14 +26,20 @@ class Task(NamedTuple):
 
 
 def labelled_tasks(
-    program: Program, examples: Sequence[Example], own_traces: Callable[[], Sequence[Trace]]
+    program: Program,
+    examples: Sequence[Example],
+    own_traces: Callable[[], Sequence[Trace]],
+    *,
+    of: Sequence[Module] | None = None,
 ) -> list[Task]:
-    """What the data's labels say of trainable modules: calls outside loops whose outputs are the program's own.
+    """What the data's labels say of modules: calls outside loops whose outputs are the program's own.
+
+    `of`: the modules asked for; None: those whose weights are trained.
 
     Inputs that are no program inputs are taken from the program's own run of the example: `own_traces` gives those
     runs and is asked only where they are needed. A label has the name of the program output.
     """
-    modules = {module.name: module for module in trainable(program)}
+    modules = {module.name: module for module in (trainable(program) if of is None else of)}
     calls = [
         (node, modules[node.module], sources)
         for node in program.nodes

@@ -68,14 +68,14 @@ def prompts_step(context: StepContext, candidate: Candidate) -> StepResult:
         f"step {context.index} prompts", (len(split.train) if runs_teacher else 0) + len(draws) * len(split.val)
     )
     progress = _WithinStretch(context.progress)
-    found = Bootstrapped(demos={}, tried=0, failed=0)
+    found = Bootstrapped(demos={})
     if runs_teacher:
         found = bootstrap(context, candidate, split.train, progress)
         context.progress.say(
-            f"step {context.index} prompts: bootstrapped {len(found.demos)} of {found.tried} traces"
+            f"step {context.index} prompts: bootstrapped {len(found.demos)} of {len(found.traces)} traces"
             + (f", {found.failed} failed" if found.failed else "")
         )
-    pool = _Pool(bootstrapped=found, labelled=labelled(context.program, split.train))
+    pool = _Pool(bootstrapped=found, labelled=labelled(context.program, split.train, found.traces))
     scored = _score_all(context, candidate, pool, draws, split.val, progress)
     best = scored[0]
     for other in scored[1:]:
@@ -193,7 +193,7 @@ def _bootstrap_evidence(found: Bootstrapped) -> dict[str, Any]:
     for demos in found.demos.values():
         for module in demos:
             by_module[module] = by_module.get(module, 0) + 1
-    return {"tried": found.tried, "accepted": len(found.demos), "failed": found.failed, "by_module": by_module}
+    return {"tried": len(found.traces), "accepted": len(found.demos), "failed": found.failed, "by_module": by_module}
 
 
 class _WithinStretch:

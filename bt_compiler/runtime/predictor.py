@@ -99,6 +99,18 @@ class Predictor:
                 )
             return self._session
 
+    def engine(self) -> Engine:
+        """The engine with models and retrievers open, for whoever scores a whole split. Raises as `open`."""
+        self.open()
+        if self._engine is None:
+            raise RuntimeError("the predictor was closed while it was opened")
+        return self._engine
+
+    @property
+    def sections(self) -> Sections:
+        """The settings of the bundle's spec, overrides applied."""
+        return self._sections
+
     def __call__(self, **inputs: Any) -> Outputs:
         """Outputs for one input. Raises InputError (a ValueError), PredictionError, BackendError."""
         return self.predict(inputs)

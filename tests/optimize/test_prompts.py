@@ -144,7 +144,7 @@ def test_labelled_demos_carry_the_label_and_not_the_answer(journal: Journal) -> 
     context = context_of(backend, journal)
     result = prompts_step(context, context.zero_shot)
     assert result.evidence["bootstrap"]["accepted"] == 0
-    pool = labelled(context.program, context.train)["classify"]
+    pool = labelled(context.program, context.train, ())["classify"]
     assert all(demo.outputs["mood"] == truth(demo.inputs["text"]) for demo in pool.values())
     assert {demo.origin for demo in pool.values()} == {"labelled"}
     assert all("reasoning" not in demo.outputs for demo in pool.values())
@@ -219,4 +219,13 @@ def test_each_module_of_a_loop_gets_one_demo_of_each_trace(journal: Journal) -> 
     assert result.evidence["bootstrap"]["by_module"] == {"ask": len(train), "classify": len(train)}
     unshuffled = next(item for item in candidates(result.evidence) if item["label"] == "bootstrapped")
     assert unshuffled["demos"] == {"ask": 3, "classify": 3}
-    assert labelled(context.program, train) == {}, "what a loop found is not in the data, so nothing is labelled"
+
+    traces = context.engine.run(context.program, context.zero_shot, train)
+    pool = labelled(context.program, train, traces)
+    assert set(pool) == {"classify"}, "the queries have no labels"
+    assert labelled(context.program, train, ()) == {}, "what a loop found is not in the data"
+    for one, trace in zip(train, traces, strict=True):
+        demo = pool["classify"][one.id]
+        assert demo.outputs == one.labels
+        assert demo.inputs == trace.steps[-1].inputs
+        assert len(demo.inputs["context"]) == 2
