@@ -9,15 +9,19 @@ comes back as warnings and notes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bt_compiler.data import Loaded, Splits, check_data
 from bt_compiler.diagnostics import Diagnostic
 from bt_compiler.errors import BtcError, DataError, SpecError
 from bt_compiler.graph import Program, lower_with_warnings
+from bt_compiler.optimize.inner import inner_split
 from bt_compiler.spec import Field, Sections, Spec, build_sections, load_spec, show_type
 from bt_compiler.spec.sections import MetricSection, ModelSection, RetrieverSection
+
+_READ_WHOLE = 64 * 1024 * 1024
+"""Bytes of a corpus up to which every row is looked at (about a second)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +37,10 @@ class CheckedSpec:
 
 
 def checked(path: Path, overrides: Sequence[str] = ()) -> CheckedSpec:
-    """Checks the spec at `path` with `--set` arguments. Raises SpecError or DataError with every finding of the first
-    phase that has one.
+    """Checks the spec at `path` with `--set` arguments.
+
+    Raises SpecError or DataError with every finding of the first phase that has one, and CompileError BTC450 where
+    train is too small for the optimisers.
     """
     spec = load_spec(path, overrides=overrides)
     sections = build_sections(spec)
@@ -42,6 +48,8 @@ def checked(path: Path, overrides: Sequence[str] = ()) -> CheckedSpec:
     program = lowered.program
     _check_settings(spec, sections, program)
     loaded = _check_files(sections, program)
+    if sections.optimize.strategy:
+        inner_split(loaded.splits.train, sections.optimize.prompts, seed=0)  # the seed decides who, not how many
     return CheckedSpec(
         spec=spec,
         sections=sections,
@@ -141,19 +149,23 @@ def _findings_of(retriever: RetrieverSection, kind: type[BtcError]) -> list[Diag
 
 
 def _check_formats(spec: Spec, program: Program) -> list[Diagnostic]:
+    """Shipped formats by name alone, the user's own by loading them."""
+    from bt_compiler.engine.templates import template_folder
+
+    shipped = {entry.stem for entry in (template_folder() / "prompts").glob("*.jinja")}
     found: list[Diagnostic] = []
     for module in program.modules:
+        if module.format in shipped:
+            continue
+        from bt_compiler.engine.formats import load_format
+
         own = ("modules", module.name, "format")
         place = own if spec.get(own) is not None else ("format",)
-        if module.format.endswith(".jinja") and not Path(module.format).is_file():
-            item = Diagnostic(
-                code="BTC315",
-                message=f"format file `{module.format}` does not exist",
-                span=spec.span(place),
-                help="paths are relative to the spec's folder; shipped formats are named without an ending: `fields`",
-            )
-            if item not in found:
-                found.append(item)
+        try:
+            load_format(module.format)
+        except SpecError as error:
+            items = [replace(item, span=item.span or spec.span(place)) for item in error.diagnostics]
+            found += [item for item in items if item not in found]
     return found
 
 
@@ -196,11 +208,16 @@ def _check_files(sections: Sections, program: Program) -> Loaded:
 
 
 def _check_corpus(retriever: RetrieverSection) -> list[Diagnostic]:
-    from bt_compiler.engine.retrieval.corpus import read_corpus
+    """Every row of a corpus of usual size; of a large one the head, the rest is read when it is indexed."""
+    from bt_compiler.engine.retrieval.corpus import check_corpus, read_corpus
 
     if retriever.corpus is None:
         return []
+    path = Path(retriever.corpus.path)
     try:
+        if path.is_file() and path.stat().st_size > _READ_WHOLE:
+            check_corpus(retriever.corpus)
+            return []
         for _ in read_corpus(retriever.corpus):
             pass
     except DataError as error:

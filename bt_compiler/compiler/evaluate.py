@@ -11,6 +11,7 @@ from typing import Literal
 
 from bt_compiler.compiler.check import label_fields
 from bt_compiler.data import load_splits
+from bt_compiler.data.splits import load_examples
 from bt_compiler.data.example import Example
 from bt_compiler.engine.cache import CompletionCache, cache_path, cache_root
 from bt_compiler.engine.metrics import build_metric
@@ -19,7 +20,7 @@ from bt_compiler.engine.scoring import evaluate
 from bt_compiler.engine.trace import Report
 from bt_compiler.errors import CompileError
 from bt_compiler.runtime.predictor import OpenBackend, Predictor, load
-from bt_compiler.spec.sections import DataSection, SourceSection
+from bt_compiler.spec.sections import SourceSection
 
 SplitName = Literal["train", "dev", "test"]
 
@@ -63,11 +64,13 @@ def evaluate_bundle(
 
 def _examples(predictor: Predictor, split: SplitName, data: Path | None) -> tuple[Example, ...]:
     program, section = predictor.bundle.program, predictor.sections.data
+    labels = label_fields(program, predictor.sections)
+    examples: tuple[Example, ...]
     if data is not None:
         source = SourceSection(path=str(data.absolute()))
-        section = DataSection(train=source, columns=section.columns, labels=section.labels)
-    splits = load_splits(section, inputs=program.inputs, labels=label_fields(program, predictor.sections))
-    examples: tuple[Example, ...] = getattr(splits, split if data is None else "train")
+        examples = load_examples(source, columns=section.columns, inputs=program.inputs, labels=labels)
+    else:
+        examples = getattr(load_splits(section, inputs=program.inputs, labels=labels), split)
     if not examples:
         what = (
             f"bundle `{predictor.bundle.folder}` has no {split} examples" if data is None else f"`{data}` has no rows"
