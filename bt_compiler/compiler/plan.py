@@ -1,0 +1,236 @@
+"""`btc plan`: the graph, and what a compile will have to do: LM calls, tokens, training steps; and what is there.
+
+Counts are upper bounds: equal prompts are asked once, and a source of rows is asked only for what earlier ones could
+not solve. No model is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bt_compiler.compiler.check import CheckedSpec
+from bt_compiler.compiler.estimate import CallEstimate, estimate_calls
+from bt_compiler.engine.cache import CompletionCache, cache_path, cache_root
+from bt_compiler.graph import program_text
+from bt_compiler.optimize.inner import inner_split
+from bt_compiler.optimize.journal import journal_folder
+from bt_compiler.spec.sections import RowSource, WeightsSection
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One stretch of a compile."""
+
+    name: str
+    runs: int
+    """Runs of the program on one example, at most."""
+    calls: int
+    """LM calls, at most."""
+    prompt_tokens: int
+    """Estimated, of all calls; what prompts share is computed once and counted each time."""
+    completion_tokens: int
+    training_rows: int = 0
+    training_steps: int = 0
+    """Optimiser steps, at most."""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """What a file of completions holds."""
+
+    path: str
+    entries: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What `btc plan` shows."""
+
+    name: str
+    graph: str
+    """`program_text` of the program."""
+    splits: dict[str, int]
+    models: dict[str, str]
+    """Name in the spec -> id."""
+    calls: tuple[CallEstimate, ...]
+    stages: tuple[Stage, ...]
+    cache: Stored | None
+    """The machine's completion cache; None: there is none yet."""
+    journal: Stored | None
+    """The journal of an unfinished compile into the same folder."""
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values with schema version and totals."""
+        return {"schema": SCHEMA, **asdict(self), "total": asdict(_total(self.stages))}
+
+    def to_text(self) -> str:
+        """For people; ends without a line break."""
+        lines = [self.graph, self._data_line(), ""]
+        lines.append(f"{'call':<20} {'visits':>6} {'prompt':>7} {'+ demo':>7} {'completion':>11}   tokens, estimated")
+        lines += [
+            f"{call.node:<20} {call.visits:>6} {call.prompt_tokens:>7} "
+            f"{call.demo_tokens:>7} {call.completion_tokens:>11}"
+            for call in self.calls
+        ]
+        lines += ["", f"{'stage':<24} {'LM calls':>9} {'prompt tok.':>12} {'completion':>11} {'train steps':>12}"]
+        lines += [_stage_line(stage) for stage in (*self.stages, _total(self.stages))]
+        lines += ["", "counts are upper bounds, tokens are estimates"]
+        lines += [_stored_line("completion cache", self.cache, "empty")]
+        if self.journal is not None:
+            lines.append(_stored_line("unfinished compile", self.journal, ""))
+        return "\n".join(lines)
+
+    def _data_line(self) -> str:
+        splits = " / ".join(f"{count} {name}" for name, count in self.splits.items())
+        models = ", ".join(f"{name} = {id}" for name, id in self.models.items())
+        return f"data {splits}\nmodel {models}"
+
+
+def _total(stages: Sequence[Stage]) -> Stage:
+    return Stage(
+        name="total",
+        runs=sum(stage.runs for stage in stages),
+        calls=sum(stage.calls for stage in stages),
+        prompt_tokens=sum(stage.prompt_tokens for stage in stages),
+        completion_tokens=sum(stage.completion_tokens for stage in stages),
+        training_rows=sum(stage.training_rows for stage in stages),
+        training_steps=sum(stage.training_steps for stage in stages),
+    )
+
+
+def _stage_line(stage: Stage) -> str:
+    steps = f"{stage.training_steps:,}" if stage.training_steps else "-"
+    line = f"{stage.name:<24} {stage.calls:>9,} {stage.prompt_tokens:>12,} {stage.completion_tokens:>11,} {steps:>12}"
+    return f"{line}   {stage.detail}" if stage.detail else line
+
+
+def _stored_line(what: str, stored: Stored | None, otherwise: str) -> str:
+    if stored is None:
+        return f"{what}: {otherwise}"
+    return f"{what}: {stored.entries:,} completions, {stored.bytes / 1e6:.1f} MB ({stored.path})"
+
+
+def plan(checked: CheckedSpec, *, out: Path | None = None) -> Plan:
+    """What compiling `checked` into `out` (None: `artifacts/NAME`) needs. Raises BackendError BTC36x where the
+    completion cache cannot be read.
+    """
+    program, sections = checked.program, checked.sections
+    names = {module.model for module in program.modules}
+    folder = (out or Path("artifacts") / program.name).absolute()
+    calls = estimate_calls(program, sections, checked.splits.train)
+    return Plan(
+        name=program.name,
+        graph=program_text(program),
+        splits={name: len(part) for name, part in checked.splits._asdict().items()},
+        models={model.name: model.id for model in sections.models if model.name in names},
+        calls=calls,
+        stages=tuple(_stages(checked, calls)),
+        cache=_stored(cache_path(cache_root(os.environ))),
+        journal=_unfinished(journal_folder(folder)),
+    )
+
+
+def _stored(path: Path) -> Stored | None:
+    if not path.is_file():
+        return None
+    cache = CompletionCache(path, None)
+    try:
+        found = cache.statistics()
+    finally:
+        cache.close()
+    return Stored(path=found["path"], entries=found["entries"], bytes=found["bytes"])
+
+
+def _unfinished(journal: Path) -> Stored | None:
+    return None if (journal / "finished.json").exists() else _stored(journal / "completions.sqlite")
+
+
+def _stages(checked: CheckedSpec, calls: Sequence[CallEstimate]) -> list[Stage]:
+    strategy, splits = checked.sections.optimize.strategy, checked.splits
+    stages = []
+    if splits.dev:
+        stages.append(_runs("zero-shot on dev", len(splits.dev), calls))
+    most_demos = 0
+    for index, kind in enumerate(strategy, 1):
+        if kind == "prompts":
+            settings = checked.sections.optimize.prompts
+            most_demos = max(settings.max_bootstrapped_demos, settings.max_labeled_demos)
+            stages.append(_prompts_stage(checked, calls, index, most_demos))
+        else:
+            stages.append(_weights_stage(checked, calls, index, most_demos))
+        if splits.dev:
+            stages.append(_runs(f"prefix {index} on dev", len(splits.dev), calls, demos=most_demos))
+    if splits.test:
+        detail = "zero-shot and shipped"
+        stages.append(_runs("test", 2 * len(splits.test), calls, demos=most_demos / 2, detail=detail))
+    return stages
+
+
+def _runs(
+    name: str, runs: int, calls: Sequence[CallEstimate], *, demos: float = 0, detail: str = "", more: int = 0
+) -> Stage:
+    """`runs` runs of the program with `demos` demos a module, and `more` calls of its mean size."""
+    each = sum(call.visits for call in calls)
+    prompt = sum(call.visits * (call.prompt_tokens + demos * call.demo_tokens) for call in calls)
+    completion = sum(call.visits * call.completion_tokens for call in calls)
+    scale = runs + more / max(1, each)
+    return Stage(
+        name=name,
+        runs=runs,
+        calls=runs * each + more,
+        prompt_tokens=round(prompt * scale),
+        completion_tokens=round(completion * scale),
+        detail=detail,
+    )
+
+
+def _prompts_stage(checked: CheckedSpec, calls: Sequence[CallEstimate], index: int, demos: int) -> Stage:
+    settings = checked.sections.optimize.prompts
+    inner = inner_split(checked.splits.train, settings, seed=0)
+    candidates = 3 + settings.candidates
+    teacher = len(inner.train) if settings.max_bootstrapped_demos else 0
+    detail = f"bootstrap {teacher} + {candidates} candidates x {len(inner.val)}"
+    runs = teacher + candidates * len(inner.val)
+    return _runs(f"step {index} prompts", runs, calls, demos=demos * (candidates - 1) / candidates, detail=detail)
+
+
+def _weights_stage(checked: CheckedSpec, calls: Sequence[CallEstimate], index: int, demos: int) -> Stage:
+    optimize, train = checked.sections.optimize, len(checked.splits.train)
+    weights = optimize.weights
+    inner = inner_split(checked.splits.train, optimize.prompts, seed=0)
+    per_source: dict[RowSource, int] = {"self": train, "sampled": train * weights.samples, "teacher": train}
+    tracing = sum(runs for source, runs in per_source.items() if source in weights.sources)
+    reasoning = [module for module in checked.program.modules if module.kind == "chain_of_thought"]
+    hints = 2 * train * len(reasoning) if "hinted" in weights.sources else 0
+    scoring = (2 if index > 1 else 1) * len(inner.val)
+    rows, steps = _training(checked, calls, weights)
+    stage = _runs(
+        f"step {index} weights",
+        tracing + scoring,
+        calls,
+        demos=demos,
+        more=hints,
+        detail=f"traces {tracing}, scoring {scoring}, {rows} rows x {weights.epochs} epochs",
+    )
+    return Stage(**{**asdict(stage), "training_rows": rows, "training_steps": steps})
+
+
+def _training(checked: CheckedSpec, calls: Sequence[CallEstimate], weights: WeightsSection) -> tuple[int, int]:
+    """(rows, optimiser steps) if every train example gives all its rows; copies for balance are not counted."""
+    learnt = len(checked.splits.train) - round(len(checked.splits.train) * weights.validation)
+    trainable = {module.name for module in checked.program.modules if "weights" in module.train}
+    by_module: dict[str, int] = {}
+    for call in calls:
+        if call.module in trainable:
+            by_module[call.module] = by_module.get(call.module, 0) + call.visits * learnt
+    lessons = list(by_module.values()) if weights.adapters == "per_module" else [sum(by_module.values())]
+    steps = sum(-(-rows // weights.batch) for rows in lessons) * weights.epochs
+    return sum(lessons), steps
