@@ -11,8 +11,8 @@ from typing import Literal
 
 from bt_compiler.compiler.check import label_fields
 from bt_compiler.data import load_splits
-from bt_compiler.data.splits import load_examples
 from bt_compiler.data.example import Example
+from bt_compiler.data.splits import load_examples
 from bt_compiler.engine.cache import CompletionCache, cache_path, cache_root
 from bt_compiler.engine.metrics import build_metric
 from bt_compiler.engine.progress import Progress, Silent

@@ -1,0 +1,256 @@
+"""From a spec file to a bundle on an engine that answers by a rule: resume, up to date, starting over, bad places."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from answering import Asked, Killed, RuleBackend, coin, truth, wrong
+
+import bt_compiler.compiler.compile as story
+from bt_compiler.artifact.bundle import read_bundle
+from bt_compiler.compiler.compile import CompileSettings, compile_with
+from bt_compiler.compiler.evaluate import evaluate_bundle
+from bt_compiler.errors import BtcError, CompileError
+from bt_compiler.optimize.journal import Journal, journal_folder
+
+SPEC = """\
+version: 1
+name: moods
+model: {id: rule, engine: scripted}
+data: {train: train.jsonl, dev: dev.jsonl, test: test.jsonl}
+modules:
+  classify:
+    signature:
+      instructions: Say the mood.
+      inputs: {text: str}
+      outputs: {mood: {enum: [good, bad]}}
+metric: {kind: accuracy, output: mood}
+optimize: {strategy: [prompts, prompts], prompts: {candidates: 2}}
+"""
+
+
+class Lines:
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def begin(self, label: str, total: int | None) -> None: ...
+
+    def advance(self, units: int = 1, note: str = "") -> None: ...
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
+
+def sometimes(asked: Asked) -> str:
+    text = asked.value("Text")
+    solved = coin(text, asked.demo_texts) < 0.3 + 0.2 * asked.demos
+    return f"Mood: {truth(text) if solved else wrong(text)}"
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> Path:
+    for split, count in (("train", 12), ("dev", 8), ("test", 5)):
+        rows = [{"text": f"{'gb'[n % 2]} {split} {n}", "mood": ("good", "bad")[n % 2]} for n in range(count)]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = tmp_path / "moods.yaml"
+    path.write_text(SPEC)
+    return path
+
+
+Compile = Callable[..., tuple[str, RuleBackend, list[str]]]
+
+
+@pytest.fixture
+def run(spec: Path, tmp_path: Path) -> Compile:
+    """Compiles into `out` (a name) with a cache of that name; gives digest, backend and what was said."""
+
+    def compiled(out: str = "bundle", *, die_after: int | None = None, cache: str = "cache", **settings: Any) -> Any:
+        backend = RuleBackend(rule=sometimes, die_after=die_after)
+        lines = Lines()
+        folder = compile_with(
+            spec,
+            CompileSettings(
+                out=tmp_path / "artifacts" / out,
+                cache=tmp_path / cache,
+                progress=lines,
+                opener=lambda _section, _choices: backend,
+                **settings,
+            ),
+        )
+        assert backend.closed or not backend.asked
+        return read_bundle(folder).manifest.digest, backend, lines.said
+
+    return compiled
+
+
+def test_a_compile_writes_a_bundle_with_scores_and_lineage(run: Compile, tmp_path: Path) -> None:
+    _, backend, said = run()
+    bundle = read_bundle(tmp_path / "artifacts" / "bundle")
+    assert backend.asked
+    assert bundle.manifest.strategy == ("prompts", "prompts")
+    assert set(bundle.manifest.scores) >= {"zero_shot", "shipped"}
+    assert bundle.manifest.scores["shipped"]["test"]["n"] == 5
+    assert bundle.manifest.scores["shipped"]["dev"]["mean"] > bundle.manifest.scores["zero_shot"]["dev"]["mean"]
+    assert bundle.candidate.prompts["classify"].demos
+    assert any("zero-shot: dev" in line for line in said)
+    report = json.loads((bundle.folder / "report.json").read_text())
+    assert "scripted" in json.dumps(report)
+    assert [len(prefix["steps"]) for prefix in report["prefixes"]] == [0, 1, 2]
+
+
+def test_the_same_command_again_is_up_to_date(run: Compile) -> None:
+    digest, _, _ = run()
+    again, backend, said = run()
+    assert again == digest
+    assert backend.asked == []
+    assert any("up to date" in line for line in said)
+
+
+def test_fresh_compiles_again_to_the_same_digest(run: Compile) -> None:
+    digest, first, _ = run()
+    again, backend, said = run(fresh=True, cache="other-cache")
+    assert again == digest
+    assert len(backend.asked) == len(first.asked)
+    assert not any("up to date" in line for line in said)
+
+
+def test_a_bundle_that_was_damaged_is_written_again_from_the_journal(run: Compile, tmp_path: Path) -> None:
+    digest, _, _ = run()
+    (tmp_path / "artifacts" / "bundle" / "prompts.json").write_text("{}")
+    again, backend, _ = run(cache="other-cache")
+    assert again == digest
+    assert backend.asked == []
+
+
+def test_killed_anywhere_the_same_command_ends_in_the_same_digest(run: Compile) -> None:
+    digest, first, _ = run()
+    calls = len(first.asked)
+    for kill in range(0, calls, 11):
+        name = f"killed-{kill}"
+        with pytest.raises(Killed):
+            run(name, die_after=kill, cache=name)
+        again, backend, said = run(name, cache=name)
+        assert again == digest
+        assert len(backend.asked) == calls - kill
+        assert any("resuming" in line for line in said)
+
+
+def test_a_cache_that_is_partly_warm_from_another_seed_changes_nothing(run: Compile) -> None:
+    digest, first, _ = run(cache="cold")
+    run("other", seed=1, cache="shared")
+    again, backend, _ = run("warm", cache="shared")
+    assert again == digest
+    assert 0 < len(backend.asked) < len(first.asked)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda folder: {"seed": 1}, "seed"),
+        (lambda folder: {"overrides": ["optimize.prompts.candidates=3"]}, "spec optimize"),
+        (lambda folder: (folder / "dev.jsonl").write_text('{"text": "g new", "mood": "good"}\n') and {}, "data dev"),
+    ],
+)
+def test_a_change_starts_over_and_says_why(run: Compile, tmp_path: Path, change: Any, why: str) -> None:
+    digest, _, _ = run()
+    again, _, said = run(**change(tmp_path))
+    assert again != digest
+    assert [line for line in said if "starting over" in line] == [
+        f"starting over, for this has changed since the last compile: {why}"
+    ]
+
+
+def test_the_second_compile_into_a_folder_is_refused(run: Compile, tmp_path: Path) -> None:
+    digest, _, _ = run()
+    with (
+        Journal.open(journal_folder(tmp_path / "artifacts" / "bundle"), {"other": 1}),
+        pytest.raises(CompileError, match="BTC460"),
+    ):
+        run()
+    assert read_bundle(tmp_path / "artifacts" / "bundle").manifest.digest == digest
+
+
+def test_a_place_that_cannot_be_written_is_a_clear_error(run: Compile, tmp_path: Path) -> None:
+    (tmp_path / "artifacts").write_text("a file where the folder should be")
+    with pytest.raises(CompileError, match="BTC461"):
+        run()
+
+
+def test_a_full_disk_is_a_clear_error_and_the_old_bundle_is_intact(
+    run: Compile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest, _, _ = run()
+
+    def full(*_: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(story, "run_strategy", lambda *_args, **_kwargs: full())
+        with pytest.raises(CompileError, match="BTC462"):
+            run(seed=1)
+    assert read_bundle(tmp_path / "artifacts" / "bundle").manifest.digest == digest
+    again, _, _ = run(seed=1)
+    assert again != digest
+
+
+def test_ctrl_c_passes_through_and_leaves_a_journal_to_resume(run: Compile, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest, first, _ = run(cache="first")
+
+    answer = RuleBackend.poll
+
+    def poll(self: RuleBackend) -> Any:
+        if len(self.asked) >= 20:
+            raise KeyboardInterrupt
+        return answer(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RuleBackend, "poll", poll)
+        with pytest.raises(KeyboardInterrupt):
+            run("stopped", cache="second")
+    again, backend, _ = run("stopped", cache="second")
+    assert again == digest
+    assert len(backend.asked) == len(first.asked) - 20
+
+
+def test_an_empty_strategy_gives_a_zero_shot_bundle(run: Compile, tmp_path: Path) -> None:
+    run(overrides=["optimize.strategy=[]"])
+    bundle = read_bundle(tmp_path / "artifacts" / "bundle")
+    assert bundle.candidate.id == "zero-shot"
+    assert bundle.manifest.scores["shipped"]["test"]["mean"] == bundle.manifest.scores["zero_shot"]["test"]["mean"]
+
+
+def test_a_bundle_scores_again_as_it_did(run: Compile, tmp_path: Path) -> None:
+    run()
+    folder = tmp_path / "artifacts" / "bundle"
+    scores = read_bundle(folder).manifest.scores["shipped"]
+    for split in ("dev", "test"):
+        backend = RuleBackend(rule=sometimes)
+        report = evaluate_bundle(folder, split=split, cache=tmp_path / "elsewhere", opener=lambda _, b=backend: b)
+        assert report.mean == scores[split]["mean"]
+        assert backend.closed
+
+
+def test_a_bundle_is_scored_on_a_file_given(run: Compile, tmp_path: Path) -> None:
+    run()
+    (tmp_path / "fresh.jsonl").write_text('{"text": "g fresh", "mood": "good"}\n{"text": "b fresh", "mood": "bad"}\n')
+    report = evaluate_bundle(
+        tmp_path / "artifacts" / "bundle",
+        data=tmp_path / "fresh.jsonl",
+        cache=tmp_path / "elsewhere",
+        opener=lambda _: RuleBackend(rule=lambda asked: f"Mood: {truth(asked.value('Text'))}"),
+    )
+    assert [score for _, score in report.scores] == [1.0, 1.0]
+
+
+def test_a_split_without_examples_is_an_error(run: Compile, spec: Path, tmp_path: Path) -> None:
+    spec.write_text(SPEC.replace(", test: test.jsonl", ""))
+    run()
+    with pytest.raises(BtcError, match="BTC452"):
+        evaluate_bundle(tmp_path / "artifacts" / "bundle", split="test", cache=tmp_path / "cache")
