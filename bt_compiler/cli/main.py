@@ -10,7 +10,6 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.metadata import version
 
 import click
 
@@ -68,7 +67,7 @@ class CommandGroup(click.Group):
 
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(version("bt-compiler"), prog_name="btc")
+@click.version_option(package_name="bt-compiler", prog_name="btc")
 def cli() -> None:
     """Compile declarative language-model programs: prompts and LoRA weights optimised in turn.
 
