@@ -229,6 +229,23 @@ def test_a_folder_that_cannot_be_made_is_explained(tmp_path: Path) -> None:
     assert code_of(caught) == "BTC362"
 
 
+def test_a_full_disk_is_explained_and_loses_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "c.sqlite"
+    with CompletionCache(path) as cache:
+        cache.put("k", completion("x"))
+        cache._db.execute("PRAGMA max_page_count = 20")  # SQLite's own way to a full disk
+        with pytest.raises(BackendError) as caught:
+            for number in range(1000):
+                cache.put(str(number), completion("x" * 500))
+        assert code_of(caught) == "BTC362" and "full" in str(caught.value)
+        assert cache.get("k") == completion("x")
+        assert cache.get("0") is not None
+        cache.clear()
+        cache.put("after", completion("x"))
+    with CompletionCache(path) as cache:
+        assert cache.get("after") is not None and cache.get("k") is None
+
+
 def test_a_log_left_behind_by_a_deleted_file_is_not_replayed(tmp_path: Path) -> None:
     path = tmp_path / "c.sqlite"
     process = writer(path, "a", 1_000_000)
