@@ -8,6 +8,7 @@ from bt_compiler.spec.build import build_sections
 from bt_compiler.spec.convert import convert
 from bt_compiler.spec.declared import named_types
 from bt_compiler.spec.document import Spec
+from bt_compiler.spec.dump import yaml_text
 from bt_compiler.spec.load import load_spec
 from bt_compiler.spec.schema import schema_text
 from bt_compiler.spec.sections import Sections
@@ -32,4 +33,5 @@ __all__ = [
     "parse_type",
     "schema_text",
     "show_type",
+    "yaml_text",
 ]

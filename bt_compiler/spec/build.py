@@ -14,7 +14,7 @@ from bt_compiler.diagnostics import did_you_mean
 from bt_compiler.errors import SpecError
 from bt_compiler.spec.declared import named_types, type_finding
 from bt_compiler.spec.document import Spec
-from bt_compiler.spec.optimizing import Findings, build_optimize
+from bt_compiler.spec.optimizing import REMOTE_ENGINES, Findings, build_optimize
 from bt_compiler.spec.sections import (
     CorpusSection,
     DataSection,
@@ -36,13 +36,13 @@ DEFAULT_SPLIT: Mapping[str, float] = {"train": 0.6, "dev": 0.2, "test": 0.2}
 def build_sections(spec: Spec) -> Sections:
     """All settings of a spec with their defaults. Raises SpecError with every finding (BTC12x to BTC13x)."""
     findings = Findings(spec)
-    named: dict[str, Type] = {}
+    named: dict[str, Type] | None = None
     try:
         named = named_types(spec)
     except SpecError as error:
         findings.items.extend(error.diagnostics)
     models = _models(spec, findings)
-    outputs = output_names(spec, named)
+    outputs = output_names(spec, named or {})
     data = _data(spec, named, findings)
     retrievers = tuple(_retriever(spec, name) for name in spec.get(("retrievers",), {}))
     metric = _metric(spec, ("metric",), outputs, findings)
@@ -53,7 +53,7 @@ def build_sections(spec: Spec) -> Sections:
     )
     optimize = build_optimize(spec, models, accept, findings)
     if findings.items:
-        raise SpecError(findings.items)
+        raise SpecError(findings.sorted())
     return Sections(
         name=spec.get(("name",), default_name(spec.path)),
         models=models,
@@ -87,7 +87,7 @@ def _models(spec: Spec, findings: Findings) -> tuple[ModelSection, ...]:
 
 def _model(spec: Spec, name: str, place: Place, findings: Findings) -> ModelSection:
     written = spec.get(place, DEFAULT_MODEL)
-    settings = {"id": written} if isinstance(written, str) else dict(written)
+    settings: dict[str, Any] = {"id": written} if isinstance(written, str) else dict(written)
     engine = settings.get("engine", "transformers")
     endpoints = tuple(settings.get("endpoints", ()))
     if engine == "openai" and not endpoints:
@@ -98,7 +98,7 @@ def _model(spec: Spec, name: str, place: Place, findings: Findings) -> ModelSect
         findings.add("BTC127", f"the engine `{engine}` has no endpoints", (*place, "endpoints"), key=True, help=help)
     return ModelSection(
         name=name,
-        id=settings["id"] if engine == "openai" else _model_id(spec, place, settings["id"]),
+        id=_model_id(spec, place, settings.get("id", DEFAULT_MODEL), engine),
         engine=engine,
         revision=settings.get("revision"),
         endpoints=endpoints,
@@ -110,8 +110,10 @@ def _model(spec: Spec, name: str, place: Place, findings: Findings) -> ModelSect
     )
 
 
-def _model_id(spec: Spec, place: Place, written: str) -> str:
+def _model_id(spec: Spec, place: Place, written: str, engine: str) -> str:
     """Absolute where a folder or file of that name lies beside the spec, or where it is written as a path."""
+    if engine in REMOTE_ENGINES:
+        return written
     at = (*place, "id") if isinstance(spec.get(place), Mapping) else place
     if spec.get(at) is None:
         return written
@@ -128,7 +130,7 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _data(spec: Spec, named: Mapping[str, Type], findings: Findings) -> DataSection:
+def _data(spec: Spec, named: Mapping[str, Type] | None, findings: Findings) -> DataSection:
     written = spec.get(("data",))
     span = spec.span(("data",))
     if isinstance(written, str):
@@ -139,6 +141,8 @@ def _data(spec: Spec, named: Mapping[str, Type], findings: Findings) -> DataSect
         try:
             labels += parse_fields({name: node}, named)
         except TypeSyntaxError as error:
+            if named is None and error.unknown in spec.get(("types",)):
+                continue  # what is wrong with that type has been said
             findings.items.append(type_finding(spec, ("data", "labels"), error))
     columns = written.get("columns", {})
     if "path" in written:
@@ -149,7 +153,14 @@ def _data(spec: Spec, named: Mapping[str, Type], findings: Findings) -> DataSect
         _check_split(split, findings)
         return DataSection(path=source, split=split, columns=columns, labels=tuple(labels), span=span)
     sources = {name: _source(spec, name, written.get("limit")) for name in ("train", "dev", "test") if name in written}
-    return DataSection(**sources, columns=columns, labels=tuple(labels), span=span)
+    return DataSection(
+        train=sources["train"],
+        dev=sources.get("dev"),
+        test=sources.get("test"),
+        columns=columns,
+        labels=tuple(labels),
+        span=span,
+    )
 
 
 def _source(spec: Spec, split: str, limit: int | None) -> SourceSection:

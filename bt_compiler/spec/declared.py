@@ -43,7 +43,7 @@ def named_types(spec: Spec) -> dict[str, Type]:
 
 def type_finding(spec: Spec, place: Place, error: TypeSyntaxError) -> Diagnostic:
     """A type that cannot be read, at its place."""
-    code = "BTC121" if error.unknown else "BTC120"
+    code = error.code or ("BTC121" if error.unknown else "BTC120")
     return Diagnostic(code=code, message=error.message, help=error.help, span=spec.span((*place, *error.path)))
 
 
@@ -78,7 +78,7 @@ class _Reader:
             loop = " -> ".join([*self._open, name, needed] if needed != name else [name, name])
             message = f"type `{needed}` holds itself: {loop}"
             help = "a type is written out in full; recursion has no end for a prompt"
-            raise self._fail(name, TypeSyntaxError(message, help, error.path), name) from error
+            raise self._fail(name, TypeSyntaxError(message, help, error.path, code="BTC122"), name) from error
         self._open.append(name)
         try:
             self.read(needed)

@@ -1,4 +1,4 @@
-"""The spec as a document: merged, validated, every key and value with its place. Knows nothing of what settings mean."""
+"""The spec as a document: merged, validated, every key and value with its place. It does not know what they mean."""
 
 from __future__ import annotations
 
@@ -37,12 +37,10 @@ class Spec:
         """The plain value at `path`, or `default` where the document has none."""
         value: Any = self.document
         for step in path:
-            if (isinstance(value, Mapping) and step in value) or (
-                isinstance(value, list) and isinstance(step, int) and 0 <= step < len(value)
-            ):
-                value = value[step]
-            else:
+            inside = range(len(value)) if isinstance(value, list) else value if isinstance(value, Mapping) else ()
+            if step not in inside:
                 return default
+            value = value[step]
         return value
 
     def folder(self, path: Place) -> Path:

@@ -17,7 +17,7 @@ from bt_compiler.spec.sections import (
     StepKind,
     WeightsSection,
 )
-from bt_compiler.spec.tree import Place
+from bt_compiler.spec.tree import Place, position
 
 REMOTE_ENGINES = ("openai",)
 """Engines that answer from elsewhere: there are no weights to train."""
@@ -35,6 +35,10 @@ class Findings:
         span = self.spec.span(place, key=key)
         self.items.append(Diagnostic(code=code, message=message, span=span, help=help))
 
+    def sorted(self) -> list[Diagnostic]:
+        """By source, line and column."""
+        return sorted(self.items, key=position)
+
 
 def build_optimize(
     spec: Spec, models: tuple[ModelSection, ...], accept: MetricSection | None, findings: Findings
@@ -43,9 +47,10 @@ def build_optimize(
     written: Mapping[str, Any] = spec.get(("optimize",), {})
     remote = _first_remote(spec, models)
     strategy = _strategy(written, remote, findings)
-    weights = WeightsSection(
-        **{key: tuple(value) if isinstance(value, list) else value for key, value in written.get("weights", {}).items()}
-    )
+    settings: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in written.get("weights", {}).items()
+    }
+    weights = WeightsSection(**settings)
     _check_teacher(weights, models, findings)
     return OptimizeSection(
         strategy=strategy,

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from bt_compiler.diagnostics import Diagnostic, Source, Span
 from bt_compiler.errors import SpecError
 from bt_compiler.spec.scalars import ScalarError, plain_scalar
-from bt_compiler.spec.source import read_source
+from bt_compiler.spec.source import read_source, refuse_control_characters
 from bt_compiler.spec.tree import Node, Place
 from bt_compiler.spec.yaml import parse_yaml
 
@@ -68,15 +68,15 @@ def _file_with_parents(path: Path, shown: Path, sources: list[Source], folders: 
         folders[source.name] = path.parent
         node = _top_map(parse_yaml(source))
         chain.append(node)
+        if path.resolve() in seen:
+            loop = [*(each.name for each in seen[seen.index(path.resolve()) :]), path.name]
+            raise SpecError.of("BTC031", f"`extends` goes round in a circle: {' -> '.join(loop)}", span=named_at)
         seen.append(path.resolve())
         if "extends" not in node.value:
             break
         written = node.value["extends"]
         named_at, parent = written.span, source
         path = _parent_path(written, path.parent)
-        if path.resolve() in seen:
-            loop = [*(each.name for each in seen[seen.index(path.resolve()) :]), path.name]
-            raise SpecError.of("BTC031", f"`extends` goes round in a circle: {' -> '.join(loop)}", span=named_at)
         if len(chain) >= MAX_LEVELS:
             raise SpecError.of("BTC031", f"`extends` is more than {MAX_LEVELS} levels deep", span=named_at)
     tree = chain[-1]
@@ -160,12 +160,22 @@ def _with_override(tree: Node, source: Source) -> Node:
     name, equals, written = source.text.partition("=")
     steps = name.strip().split(".")
     whole = Span(source=source, line=1, column=1, end_line=1, end_column=max(2, len(name) + 1))
-    if not equals or not all(step.strip() for step in steps):
+    if not equals or not all(step.strip() for step in steps) or len(steps) > MAX_LEVELS:
         raise SpecError.of("BTC033", "`--set` takes NAME=VALUE", span=whole, help="write `--set data.limit=100`")
     if steps[0] == "extends":
         raise SpecError.of("BTC035", "`extends` cannot be set", span=whole, help="write it into the file")
     value = _override_value(source, len(name) + 1, written)
-    return _put(tree, tuple(steps), (), value, whole)
+    return _put(tree, _step_spans(name, source), (), value)
+
+
+def _step_spans(name: str, source: Source) -> tuple[_Step, ...]:
+    steps, column = [], 1
+    for part in name.split("."):
+        start = column + len(part) - len(part.lstrip())
+        end = start + len(part.strip())
+        steps.append(_Step(part.strip(), Span(source=source, line=1, column=start, end_line=1, end_column=end)))
+        column += len(part) + 1
+    return tuple(steps)
 
 
 def _override_value(source: Source, offset: int, written: str) -> Node:
@@ -177,15 +187,10 @@ def _override_value(source: Source, offset: int, written: str) -> Node:
     width = len(written.rsplit("\n", 1)[-1]) + (offset if lines == 1 else 0)
     span = Span(source=source, line=1, column=offset + 1, end_line=lines, end_column=width + 1)
     try:
-        return Node(value=_checked(plain_scalar(written.strip()), span), span=span)
+        refuse_control_characters(source)
+        return Node(value=plain_scalar(written.strip()), span=span)
     except ScalarError as error:
         raise SpecError.of("BTC020", str(error), span=span, help="put it in quotes where a text is meant") from error
-
-
-def _checked(value: object, span: Span) -> object:
-    if isinstance(value, str) and any(char == "\0" or "\ud800" <= char <= "\udfff" for char in value):
-        raise SpecError.of("BTC006", "a text holds a character that is no text", span=span)
-    return value
 
 
 def _at_source(node: Node, source: Source) -> Node:
@@ -198,15 +203,22 @@ def _at_source(node: Node, source: Source) -> Node:
     return Node(value=value, span=replace(node.span, source=source), keys=keys)
 
 
-def _put(node: Node, steps: tuple[str, ...], place: Place, value: Node, name: Span) -> Node:
-    """`node` with `value` at `steps` below it; `place` is where `node` stands, `name` the span of the name given."""
+class _Step(NamedTuple):
+    """One part of a name given to `--set`."""
+
+    key: str
+    span: Span
+
+
+def _put(node: Node, steps: tuple[_Step, ...], place: Place, value: Node) -> Node:
+    """`node` with `value` at `steps` below it; `place` is where `node` stands."""
     if not steps:
         return _merge(node, value, place) if node.is_map and value.is_map else value
-    step, rest = steps[0], steps[1:]
+    (step, name), rest = steps[0], steps[1:]
     if isinstance(node.value, str) and (key := _long_form(place)) is not None:
         node = _lengthened(node, key)
     if isinstance(node.value, list):
-        return _put_in_list(node, steps, place, value, name)
+        return _put_in_list(node, steps, place, value)
     if not node.is_map and node.value is not None:
         raise _no_way(place, step, name, "a map")
     children: dict[str, Node] = dict(node.value or {})
@@ -216,26 +228,26 @@ def _put(node: Node, steps: tuple[str, ...], place: Place, value: Node, name: Sp
         keys.pop(step, None)
         return replace(node, value=children, keys=keys)
     child = children.get(step, Node(value=None if rest else {}, span=name))
-    children[step] = value if not rest and not child.is_map else _put(child, rest, (*place, step), value, name)
+    children[step] = value if not rest and not child.is_map else _put(child, rest, (*place, step), value)
     keys[step] = name
     return replace(node, value=children, keys=keys)
 
 
-def _put_in_list(node: Node, steps: tuple[str, ...], place: Place, value: Node, name: Span) -> Node:
-    step = steps[0]
+def _put_in_list(node: Node, steps: tuple[_Step, ...], place: Place, value: Node) -> Node:
+    step, name = steps[0]
     if not (step.isascii() and step.isdigit()) or len(step) > 6 or int(step) >= len(node.value):
         raise _no_way(place, step, name, f"a list of {len(node.value)}")
     items = list(node.value)
     index = int(step)
-    items[index] = _put(items[index], steps[1:], (*place, index), value, name)
+    items[index] = _put(items[index], steps[1:], (*place, index), value)
     return replace(node, value=items)
 
 
 def _no_way(place: Place, step: str, name: Span, found: str) -> SpecError:
-    dotted = ".".join(str(each) for each in place)
+    dotted = ".".join(str(each)[:60] for each in place)
     if found == "a map":
-        message, help = f"`{dotted}` is a single value and has no `{step}`", f"set `{dotted}` as a whole"
+        message, help = f"`{dotted}` is a single value and has no `{step[:60]}`", f"set `{dotted}` as a whole"
     else:
-        message = f"`{dotted}` is {found} and has no `{step}`"
+        message = f"`{dotted}` is {found} and has no `{step[:60]}`"
         help = f"elements are numbered from 0; or set `{dotted}` as a whole"
     return SpecError.of("BTC034", message, span=name, help=help)

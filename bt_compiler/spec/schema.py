@@ -12,7 +12,7 @@ from importlib.resources import files
 from typing import Any, NamedTuple
 
 from bt_compiler.diagnostics import Diagnostic, did_you_mean
-from bt_compiler.spec.tree import Node, Place, find
+from bt_compiler.spec.tree import Node, Place, find, position
 
 MAX_FINDINGS = 50
 """Most findings of one spec; more say nothing new."""
@@ -43,18 +43,15 @@ def check_shape(tree: Node, document: Mapping[str, Any]) -> list[Diagnostic]:
     seen: set[tuple[Place, str]] = set()
     for error in errors:
         place: Place = tuple(error.absolute_path)
-        cause = (place, f"{error.validator} {error.message}" if error.validator == "required" else error.validator)
+        several = error.validator == "required" or "propertyNames" in error.absolute_schema_path
+        cause = (place, f"{error.validator} {error.message}" if several else error.validator)
         if cause in seen:
             continue
         seen.add(cause)
         found.extend(_SAY.get(error.validator, _say_other)(_Finding(error, place, tree)))
         if len(found) >= MAX_FINDINGS:
             break
-    return sorted(found, key=_position)
-
-
-def _position(item: Diagnostic) -> tuple[str, int, int]:
-    return (item.span.source.name, item.span.line, item.span.column) if item.span else ("", 0, 0)
+    return sorted(found, key=position)
 
 
 class _Finding(NamedTuple):
@@ -83,8 +80,14 @@ def dotted(place: Place) -> str:
     """`modules.answer.signature`, `strategy[0]`."""
     text = ""
     for step in place:
-        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else str(step)
+        name = short(str(step))
+        text += f"[{step}]" if isinstance(step, int) else f".{name}" if text else name
     return text
+
+
+def short(text: str) -> str:
+    """As much of a text of the user's as a message repeats."""
+    return text if len(text) <= 60 else text[:59] + "…"
 
 
 def shown(value: Any) -> str:
@@ -94,8 +97,7 @@ def shown(value: Any) -> str:
     if isinstance(value, bool):
         return f"`{json.dumps(value)}`"
     if isinstance(value, str):
-        text = value if len(value) <= 40 else value[:39] + "…"
-        return f"the text `{text}`" if text.strip() else "an empty text"
+        return f"the text `{short(value)}`" if value.strip() else "an empty text"
     if isinstance(value, int | float):
         return f"the number `{value}`"
     return "a map" if isinstance(value, Mapping) else "a list"
@@ -106,7 +108,7 @@ def _say_unknown(finding: _Finding) -> Iterator[Diagnostic]:
     where = f" in `{dotted(finding.place)}`" if finding.place else ""
     for key in [key for key in finding.error.instance if key not in allowed][:MAX_FINDINGS]:
         help = did_you_mean(key, allowed, what="keys here")
-        yield finding.of("BTC102", f"unknown key `{key}`{where}", help, key=key)
+        yield finding.of("BTC102", f"unknown key `{short(key)}`{where}", help, key=key)
 
 
 def _say_missing(finding: _Finding) -> Iterator[Diagnostic]:
@@ -114,16 +116,17 @@ def _say_missing(finding: _Finding) -> Iterator[Diagnostic]:
     span = find(finding.tree, finding.place, key=True)
     if "x-verbs" in schema:
         verbs = schema["x-verbs"]
-        guesses = [help for key in instance if (help := did_you_mean(key, verbs)).startswith("did")]
-        help = guesses[0] if guesses else "a step has one of " + ", ".join(f"`{verb}`" for verb in verbs)
-        yield Diagnostic(code="BTC108", message=f"step {finding.name} has no verb", span=span, help=help)
+        guesses = [guess for key in instance if (guess := did_you_mean(key, verbs)).startswith("did")]
+        choice = guesses[0] if guesses else "a step has one of " + ", ".join(f"`{verb}`" for verb in verbs)
+        yield Diagnostic(code="BTC108", message=f"step {finding.name} has no verb", span=span, help=choice)
         return
     if "x-forms" in schema:
         unknown = [key for key in instance if key not in schema["properties"]]
-        help = did_you_mean(unknown[0], schema["properties"], what="keys here") if unknown else None
+        likely = did_you_mean(unknown[0], schema["properties"], what="keys here") if unknown else None
         forms = " nor ".join(f"`{form}`" for form in schema["x-forms"])
         message = f"{finding.name} has neither {forms}"
-        yield Diagnostic(code="BTC103", message=message, span=span, help=help or "name a file: `path: data.csv`")
+        example = f"write it as `{schema['x-example']}`"
+        yield Diagnostic(code="BTC103", message=message, span=span, help=likely or example)
         return
     key = next((key for key in finding.limit if key not in instance and f"'{key}'" in finding.error.message), None)
     help = schema.get("properties", {}).get(key, {}).get("description")
@@ -133,16 +136,26 @@ def _say_missing(finding: _Finding) -> Iterator[Diagnostic]:
 
 def _say_type(finding: _Finding) -> Iterator[Diagnostic]:
     kinds = [finding.limit] if isinstance(finding.limit, str) else list(finding.limit)
-    expected = " or ".join(_KINDS[kind] for kind in kinds)
-    value = finding.error.instance
-    help = None
-    if isinstance(value, str) and any(kind in kinds for kind in ("integer", "number", "boolean")):
-        help = "write it without quotes" if _reads_as_number(value) else None
-    elif isinstance(value, int | float) and not isinstance(value, bool) and "string" in kinds:
-        help = "put it in quotes"
-    elif isinstance(value, str) and "array" in kinds:
-        help = f"write `[{value}]`" if len(value) <= 40 else "put it in brackets"
-    yield finding.of("BTC104", f"{finding.name} is {shown(value)}, {expected} is expected", help)
+    *first, last = [_KINDS[kind] for kind in kinds]
+    expected = f"{', '.join(first)} or {last}" if first else last
+    yield finding.of(
+        "BTC104",
+        f"{finding.name} is {shown(finding.error.instance)}, {expected} is expected",
+        _type_help(finding, kinds),
+    )
+
+
+def _type_help(finding: _Finding, kinds: list[str]) -> str | None:
+    value, example = finding.error.instance, finding.error.schema.get("x-example")
+    if example:
+        return f"write it as `{example}`"
+    if isinstance(value, str) and {"integer", "number", "boolean"} & set(kinds):
+        return "write it without quotes" if _reads_as_number(value) else None
+    if isinstance(value, int | float) and "string" in kinds:
+        return "put it in quotes"
+    if isinstance(value, str) and "array" in kinds:
+        return f"write `[{value}]`" if len(value) <= 40 else "put it in brackets"
+    return None
 
 
 def _reads_as_number(text: str) -> bool:
@@ -181,7 +194,7 @@ def _say_bound(finding: _Finding) -> Iterator[Diagnostic]:
 
 def _say_pattern(finding: _Finding) -> Iterator[Diagnostic]:
     value = finding.error.instance
-    text = value if len(value) <= 40 else value[:39] + "…"
+    text = short(value)
     schema_path = list(finding.error.absolute_schema_path)
     if "propertyNames" in schema_path:
         help = "names are letters, digits and `_`, and do not start with a digit"

@@ -6,7 +6,7 @@ import re
 import stat
 from pathlib import Path
 
-from bt_compiler.diagnostics import Diagnostic, Source, Span
+from bt_compiler.diagnostics import Source, Span
 from bt_compiler.errors import SpecError
 
 MAX_BYTES = 1 << 20
@@ -22,9 +22,9 @@ def shown_name(path: Path) -> str:
 
 
 def read_source(path: Path, *, parent: Source | None = None, named_at: Span | None = None) -> Source:
-    """The text of a spec file. `named_at` is where another file names it. Raises SpecError (BTC001 to BTC007)."""
+    """The text of a spec file. `named_at` is where another file names it. Raises SpecError (BTC001 to BTC005, BTC007)."""
     name = shown_name(path)
-    return Source(name=name, text=_decode(_read_bytes(path, name, named_at), name, parent), parent=parent)
+    return Source(name=name, text=_decode(_read_bytes(path, name, named_at), name), parent=parent)
 
 
 def _read_bytes(path: Path, name: str, named_at: Span | None) -> bytes:
@@ -58,7 +58,7 @@ def _first_spec(folder: Path) -> Path | None:
     return found[0] if found else None
 
 
-def _decode(raw: bytes, name: str, parent: Source | None) -> str:
+def _decode(raw: bytes, name: str) -> str:
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -73,22 +73,18 @@ def _decode(raw: bytes, name: str, parent: Source | None) -> str:
             help="save the file as UTF-8",
             notes=[f"it looks like {kind}; the byte stands on line {line}"],
         ) from error
-    found = _NOT_YAML.search(text)
-    if found is not None:
-        source = Source(name=name, text=text, parent=parent)
-        raise SpecError(
-            [
-                Diagnostic(
-                    code="BTC006",
-                    message=f"the control character U+{ord(found.group()):04X} has no place in a spec",
-                    span=span_at(source, found.start()),
-                    help="is this the right file? in quotes such a character is written as `\\x00`",
-                )
-            ]
-        )
     if not text.strip():
         raise SpecError.of("BTC007", f"`{name}` is empty", help="`btc init NAME` writes a spec to start from")
     return text
+
+
+def refuse_control_characters(source: Source) -> None:
+    """Raises SpecError (BTC006) at the first character that YAML does not take."""
+    found = _NOT_YAML.search(source.text)
+    if found is not None:
+        message = f"the control character U+{ord(found.group()):04X} has no place in a spec"
+        help = "is this the right file? in quotes such a character is written as `\\x00`"
+        raise SpecError.of("BTC006", message, span=span_at(source, found.start()), help=help)
 
 
 def span_at(source: Source, index: int, length: int = 1) -> Span:

@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 from bt_compiler.diagnostics import Diagnostic, Source, Span
 from bt_compiler.spec.type_syntax import foreign_help
 
+_NEAR = 200
+"""Characters on either side that are looked at: a slip is where it is, and lines may be very long."""
+
 
 class _Slip(NamedTuple):
     code: str
@@ -33,7 +36,8 @@ def explain_syntax(error: Any, source: Source) -> Diagnostic:
     opened = error.context_mark
     line, column = (mark.line + 1, mark.column + 1) if mark is not None else (1, 1)
     text = source.line(line) or ""
-    scene = _Scene(f"{error.context or ''}: {error.problem or ''}", text[: column - 1], text[column - 1 :])
+    words = f"{error.context or ''}: {error.problem or ''}"
+    scene = _Scene(words, text[max(0, column - 1 - _NEAR) : column - 1], text[column - 1 : column - 1 + _NEAR])
     slip = next((found for look in _LOOKS if (found := look(scene)) is not None), None)
     if slip is None:
         slip = _Slip("BTC010", f"not valid YAML: {error.problem or error}")
@@ -45,7 +49,8 @@ def explain_syntax(error: Any, source: Source) -> Diagnostic:
         and ("flow" in scene.problem or "quoted" in scene.problem)
     ):
         notes = (f"it begins at line {opened.line + 1}, column {opened.column + 1}",)
-    at_end = line > len(source.text.splitlines()) or not text[column - 1 :]
+    never_closed = slip.message.startswith("in a ") and scene.after[:1] == ":" and bool(notes)
+    at_end = never_closed or "simple key" in words or line > len(source.text.splitlines()) or not text[column - 1 :]
     if at_end and opened is not None:  # show what was left open, not the end of the text
         line, column, notes = opened.line + 1, opened.column + 1, ()
     span = Span(source=source, line=line, column=column, end_line=line, end_column=column + 1)
@@ -95,7 +100,9 @@ def _open_quote(scene: _Scene) -> _Slip | None:
     if "quoted scalar" not in scene.problem:
         return None
     if "end of stream" in scene.problem or "document" in scene.problem:
-        return _Slip("BTC010", "a quote is opened and never closed", "close it, or double a quote within a text: `''`")
+        return _Slip(
+            "BTC010", "a quote is opened and never closed", "close it; within a text in quotes, use the other kind"
+        )
     if "escape" in scene.problem:
         return _Slip(
             "BTC010", "there is no such escape in a text in double quotes", "in single quotes a backslash is itself"
@@ -126,7 +133,7 @@ def _indentation(scene: _Scene) -> _Slip | None:
 def _no_colon(scene: _Scene) -> _Slip | None:
     if "could not find expected ':'" not in scene.problem:
         return None
-    return _Slip("BTC010", "the line before is no `key: value`", "put a colon and a blank after the key")
+    return _Slip("BTC010", "this is no `key: value`", "put a colon and a blank after the key")
 
 
 _LOOKS: tuple[Callable[[_Scene], _Slip | None], ...] = (

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bt_compiler.diagnostics import Span
+from bt_compiler.diagnostics import Diagnostic, Span
 
 Place = tuple[str | int, ...]
 """Keys and indexes from the top of a document."""
@@ -53,3 +53,8 @@ def find(root: Node, path: Sequence[str | int], *, key: bool = False) -> Span:
         else:
             return spot
     return spot
+
+
+def position(item: Diagnostic) -> tuple[str, int, int]:
+    """What findings are sorted by: source, line, column."""
+    return (item.span.source.name, item.span.line, item.span.column) if item.span else ("", 0, 0)

@@ -48,13 +48,20 @@ _FOREIGN = {
 _TOKEN = re.compile(r'\s*(?:(?P<name>[^\W\d]\w*)|(?P<quoted>"(?:[^"\\]|\\.)*")|(?P<word>[\w.+-]+)|(?P<sign>\S))')
 _OBJECT_KEYS = ("type", "enum", "fields", "description", "min", "max", "among", "max_tokens")
 _MAX_DEPTH = 16
+_SHOWN = 120
+"""Characters of a written type or signature that a message repeats."""
 
 
 class TypeSyntaxError(Exception):
     """A type that cannot be read; `message` and `help` are ready for a diagnostic."""
 
     def __init__(
-        self, message: str, help: str | None = None, path: tuple[str | int, ...] = (), unknown: str | None = None
+        self,
+        message: str,
+        help: str | None = None,
+        path: tuple[str | int, ...] = (),
+        unknown: str | None = None,
+        code: str | None = None,
     ) -> None:
         self.message = message
         self.help = help
@@ -62,6 +69,8 @@ class TypeSyntaxError(Exception):
         """Where in the written type it stands: `("fields", "amount")`."""
         self.unknown = unknown
         """The name in question where the type is well-formed and only names what nobody declares."""
+        self.code = code
+        """Code of the diagnostic where it is more than a type that cannot be read."""
         super().__init__(message)
 
 
@@ -82,11 +91,12 @@ def parse_signature_text(text: str, named: Mapping[str, Type] | None = None) -> 
 
     A field without a type is `str`. Raises TypeSyntaxError.
     """
+    shown = text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
     sides = text.split("->")
     if len(sides) != 2:
         count = "no" if len(sides) == 1 else "more than one"
-        raise TypeSyntaxError(f"signature `{text}` has {count} `->`", 'write `"inputs -> outputs"`')
-    inputs, outputs = (_signature_side(side, named or {}, text) for side in sides)
+        raise TypeSyntaxError(f"signature `{shown}` has {count} `->`", 'write `"inputs -> outputs"`')
+    inputs, outputs = (_signature_side(side, named or {}, shown) for side in sides)
     return SignatureFields(inputs, outputs)
 
 
@@ -98,18 +108,18 @@ def parse_fields(node: Mapping[str, Any], named: Mapping[str, Type] | None = Non
     return _fields(node, named or {}, 0)
 
 
-def _signature_side(side: str, named: Mapping[str, Type], text: str) -> tuple[Field, ...]:
+def _signature_side(side: str, named: Mapping[str, Type], shown: str) -> tuple[Field, ...]:
     fields: list[Field] = []
     for part in _split_outside_brackets(side):
         name, colon, type_text = part.partition(":")
         name = name.strip()
         if not name.isidentifier():
-            what = f"`{name}` in it is no name of a field" if name else "a field in it has no name"
+            what = f"`{name[:40]}` in it is no name of a field" if name else "a field in it has no name"
             raise TypeSyntaxError(
-                f"signature `{text}` cannot be read: {what}", 'write `"question, hint -> answer: int"`'
+                f"signature `{shown}` cannot be read: {what}", 'write `"question, hint -> answer: int"`'
             )
         if name in {field.name for field in fields}:
-            raise TypeSyntaxError(f"signature `{text}` has the field `{name}` twice")
+            raise TypeSyntaxError(f"signature `{shown}` has the field `{name[:40]}` twice")
         fields.append(Field(name=name, type=parse_type(type_text.strip(), named) if colon else STR))
     return tuple(fields)
 
@@ -274,7 +284,7 @@ class _TextParser:
         return token
 
     def _wrong(self) -> TypeSyntaxError:
-        return TypeSyntaxError(f"`{self._text}` is not a type", foreign_help(self._text))
+        return TypeSyntaxError(f"`{self._text[:_SHOWN]}` is not a type", foreign_help(self._text))
 
     def _union(self, depth: int) -> Type:
         options = [self._option(depth)]
@@ -308,7 +318,7 @@ class _TextParser:
             return self._wrong()
         names = [*BUILT_IN, *self._named]
         help = did_you_mean(name, names, what="types")
-        return TypeSyntaxError(f"unknown type `{name}`", help, unknown=name)
+        return TypeSyntaxError(f"unknown type `{name[:_SHOWN]}`", help, unknown=name)
 
     def _enum(self) -> Type:
         self._take("(")
@@ -328,7 +338,7 @@ def foreign_help(text: str, *, exact: bool = False) -> str | None:
 
     With `exact` None where nothing fits, else the list of what can be written.
     """
-    written = text.strip()
+    written = text.strip()[:_SHOWN]
     if written in _FOREIGN:
         return f"write `{_FOREIGN[written]}`"
     if match := re.fullmatch(r"(?:typing\.)?(?:list|List|Sequence|array|Array|tuple|set)\s*[\[<(](.+)[\])>]", written):

@@ -16,10 +16,11 @@ import yaml
 from bt_compiler.diagnostics import Diagnostic, Source, Span
 from bt_compiler.errors import SpecError
 from bt_compiler.spec.scalars import ScalarError, plain_scalar
+from bt_compiler.spec.source import refuse_control_characters
 from bt_compiler.spec.syntax import explain_syntax
 from bt_compiler.spec.tree import Node
 
-MAX_DEPTH = 64
+MAX_DEPTH = 32
 """Deepest nesting of maps and lists. A repeat in a repeat takes two levels each; nothing real comes near."""
 MAX_FINDINGS = 20
 """Most findings of one text; more say nothing new."""
@@ -30,6 +31,7 @@ _SURROGATE = re.compile("[\\ud800-\\udfff\\x00]")
 
 def parse_yaml(source: Source) -> Node:
     """The one document of `source`. Raises SpecError (BTC01x, BTC02x) with all findings."""
+    refuse_control_characters(source)
     builder = _Builder(source)
     try:
         for event in _events(source.text):
@@ -91,12 +93,8 @@ class _Builder:
                 self._refuse("BTC014", message, event, "remove the `---`")
                 raise _Abandoned
         elif isinstance(event, yaml.AliasEvent):
-            self._refuse(
-                "BTC015",
-                f"the alias `*{event.anchor}` is not allowed",
-                event,
-                "write the value out, or share signatures, types and models by their names",
-            )
+            help = "write the value out, or share signatures, types and models by their names"
+            self._refuse("BTC015", f"the alias `*{str(event.anchor)[:60]}` is not allowed", event, help)
             raise _Abandoned
         elif isinstance(event, yaml.NodeEvent):
             self._check(event)
@@ -123,11 +121,11 @@ class _Builder:
     def _check(self, event: Any) -> None:
         if event.anchor is not None:
             help = "write the value out where it is needed"
-            self._refuse("BTC015", f"the anchor `&{event.anchor}` is not allowed", event, help)
+            self._refuse("BTC015", f"the anchor `&{event.anchor[:60]}` is not allowed", event, help)
             raise _Abandoned
         if event.tag is not None:
             help = "write plain values; put a value in quotes to make it a text"
-            self._refuse("BTC017", f"the tag `{event.tag}` is not allowed", event, help)
+            self._refuse("BTC017", f"the tag `{event.tag[:60]}` is not allowed", event, help)
 
     def _node(self, event: Any) -> None:
         parent = self._stack[-1] if self._stack else None
@@ -158,7 +156,7 @@ class _Builder:
         elif event.value in parent.keys:
             first = parent.keys[event.value]
             note = f"the first one stands on line {first.line}"
-            self._refuse("BTC018", f"the key `{event.value}` is there twice", event, "remove one of them", note)
+            self._refuse("BTC018", f"the key `{event.value[:60]}` is there twice", event, "remove one of them", note)
 
     def _scalar(self, event: Any) -> Node:
         span = self._span(event.start_mark, event.end_mark)
