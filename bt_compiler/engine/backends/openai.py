@@ -26,6 +26,8 @@ Result = Completion | ExampleError
 
 DEFAULT_WINDOW = 8192
 """Context window of a server that does not say."""
+DOWN_FOR = 10.0
+"""Seconds that an endpoint which cannot be connected to gets no work while another can be."""
 
 
 class Patience(NamedTuple):
@@ -68,6 +70,7 @@ class OpenAIBackend:
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self.context_window = self._ask_windows()
         self._loads = dict.fromkeys(self._endpoints, 0)
+        self._down_until = dict.fromkeys(self._endpoints, 0.0)
         self._refused: frozenset[str] = frozenset()
         self._adapters: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._tasks: dict[str, Future[Result]] = {}
@@ -177,12 +180,18 @@ class OpenAIBackend:
         return ExampleError("BTC532", f"the server gave no completion: {why}")
 
     async def _once(self, request: Request) -> Result | Again:
-        endpoint = min(self._endpoints, key=lambda url: self._loads[url])
+        import httpx
+
+        now = self._loop.time()
+        endpoint = min(self._endpoints, key=lambda url: (self._down_until[url] > now, self._loads[url]))
         self._loads[endpoint] += 1
         try:
             served = self._model if request.adapter is None else await self._served(request.adapter, endpoint)
             body = body_of(request, served, self._refused)
             answer = read(await self._client.post(f"{endpoint}/{path_of(request)}", json=body), request, served)
+        except httpx.ConnectError:
+            self._down_until[endpoint] = self._loop.time() + DOWN_FOR
+            raise
         finally:
             self._loads[endpoint] -= 1
         if isinstance(answer, Again) and answer.without is not None:

@@ -1,0 +1,112 @@
+"""A server process that speaks OpenAI's API over a canned function, good and bad manners included.
+
+What it does is chosen by a word in the last turn: `hang`, `flaky` (500, then well), `limited` (429 with Retry-After,
+then well), `hidden` (an error inside a 200), `nonsense`, `broken` (always 500), `long` (400), `filtered`, `empty`.
+Paths: `/v1` (vLLM's ways), `/secret/v1` (wants a key), `/plain/v1` (knows no structured outputs, no adapters, no list
+of models). `GET /log` tells what came in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import Counter
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+
+app = FastAPI()
+log: list[dict[str, Any]] = []
+seen: Counter[str] = Counter()
+adapters: dict[str, str] = {}
+active = {"now": 0, "most": 0}  # requests answered at once
+
+
+def error(status: int, message: str, **headers: str) -> JSONResponse:
+    return JSONResponse({"error": {"message": message}}, status_code=status, headers=headers)
+
+
+@app.get("/log")
+def read_log() -> dict[str, Any]:
+    return {"requests": log, "adapters": adapters, "most": active["most"]}
+
+
+@app.get("/v1/models")
+@app.get("/secret/v1/models")
+def models(request: Request) -> Any:
+    if "secret" in request.url.path and request.headers.get("authorization") != "Bearer open-sesame":
+        return error(401, "invalid key")
+    return {"data": [{"id": "lm", "max_model_len": 4096}, {"id": "other", "max_model_len": 16}]}
+
+
+@app.post("/v1/load_lora_adapter")
+async def load(request: Request) -> Response:
+    body = await request.json()
+    if body["lora_name"] in adapters:
+        return error(400, f"The lora adapter '{body['lora_name']}' has already been loaded.")
+    if "too-large" in body["lora_name"]:
+        return error(400, "LoRA rank 512 is greater than max_lora_rank 32")
+    await asyncio.sleep(0.05)
+    adapters[body["lora_name"]] = body["lora_path"]
+    return Response("Success")
+
+
+@app.post("/{rest:path}/completions")
+async def complete(rest: str, request: Request) -> Any:
+    return await answer(rest, await request.json(), request.headers.get("authorization"))
+
+
+async def answer(path: str, body: dict[str, Any], key: str | None) -> Any:
+    chat = path.endswith("/chat")
+    text = body["messages"][-1]["content"] if chat else body["prompt"]
+    log.append({"path": path, "body": body})
+    seen[text] += 1
+    if path.startswith("secret") and key != "Bearer open-sesame":
+        return error(401, "invalid key")
+    if path.startswith("plain") and ("structured_outputs" in body or "response_format" in body):
+        return error(400, "Unrecognized request argument supplied: structured_outputs")
+    if body["model"] != "lm" and body["model"] not in adapters:
+        return error(404, f"The model `{body['model']}` does not exist.")
+    return await manners(text, body, chat=chat)
+
+
+async def manners(text: str, body: dict[str, Any], *, chat: bool) -> Any:
+    if "hang" in text:
+        await asyncio.sleep(30)
+    if "broken" in text or ("flaky" in text and seen[text] == 1):
+        return error(500, "out of order")
+    if "limited" in text and seen[text] == 1:
+        return error(429, "slow down", **{"Retry-After": "0.2"})
+    if "hidden" in text:
+        return {"error": {"message": "engine died", "code": 500}}
+    if "nonsense" in text:
+        return Response("<html>hello", media_type="text/html")
+    if "empty" in text:
+        return {"choices": []}
+    if "long" in text:
+        return error(400, "This model's maximum context length is 4096 tokens")
+    active["now"] += 1
+    active["most"] = max(active["most"], active["now"])
+    await asyncio.sleep(0.02)
+    active["now"] -= 1
+    stated = "Species: rose" if "ignores" in text and body["temperature"] == 0 else "Species: setosa"
+    if body.get("response_format"):
+        stated = '{"species": "setosa"}'
+    if body["model"] != "lm":
+        stated = "Species: virginica"
+    return done(stated, body, "content_filter" if "filtered" in text else "stop", chat=chat)
+
+
+def done(text: str, body: dict[str, Any], reason: str, *, chat: bool) -> dict[str, Any]:
+    said = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+    return {
+        "model": "lm" if "impostor" in body["model"] else body["model"],
+        "choices": [said | {"index": 0, "finish_reason": reason}],
+        "usage": {"prompt_tokens": 20, "completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": 16}},
+    }
+
+
+if __name__ == "__main__":
+    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="warning", timeout_graceful_shutdown=1)

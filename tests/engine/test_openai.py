@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from engine_parts import SPECIES, candidate_of, examples, module, single
+
+from bt_compiler.canonical import digest
+from bt_compiler.engine.backends import engine_names, open_backend
+from bt_compiler.engine.backends.openai import OpenAIBackend, Patience
+from bt_compiler.engine.executor import Engine
+from bt_compiler.engine.progress import Silent
+from bt_compiler.engine.request import Message, PromptText, Request
+from bt_compiler.errors import BackendError, BtcError, SpecError
+from bt_compiler.graph.candidate import SHARED, Adapter
+from bt_compiler.spec.sections import ModelSection
+from bt_compiler.spec.types import STR, Type
+
+QUICK = Patience(attempts=4, backoff=0.01, timeout=0.5)
+LABEL = module({"text": STR}, {"species": SPECIES}, name="label")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    port = free_port()
+    process = subprocess.Popen([sys.executable, str(Path(__file__).parent / "openai_server.py"), str(port)])
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(200):
+            try:
+                httpx.get(f"{url}/log")
+                break
+            except httpx.TransportError:
+                assert process.poll() is None
+                time.sleep(0.05)
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def log(server: str) -> dict[str, Any]:
+    return dict(httpx.get(f"{server}/log").json())
+
+
+def run(backend: OpenAIBackend, *texts: str, of=LABEL, adapter: Adapter | None = None):
+    program = single(of)
+    candidate = replace(candidate_of(program), adapters={SHARED: adapter} if adapter else {})
+    try:
+        return Engine(backends={"default": backend}).run(
+            program, candidate, examples([{"text": text} for text in texts])
+        )
+    finally:
+        backend.close()
+
+
+def opened(*urls: str, **settings: Any) -> OpenAIBackend:
+    return OpenAIBackend(model="lm", endpoints=urls, **({"patience": QUICK} | settings))
+
+
+def adapter(name: str) -> Adapter:
+    return Adapter(name=name, path=Path("/tmp/x"), base_model="lm", base_digest="", rank=8, sha256=digest(name))
+
+
+def test_a_program_runs_on_a_server(server):
+    backend = opened(f"{server}/v1")
+    assert backend.context_window == 4096
+    (trace,) = run(backend, "hello one")
+    assert trace.outputs == {"species": "setosa"}
+    completion = trace.steps[0].completion
+    assert (completion.prompt_tokens, completion.completion_tokens, completion.shared_tokens) == (20, 4, 16)
+    body = log(server)["requests"][-1]["body"]
+    assert body["structured_outputs"] == {"regex": "Species: (setosa|versicolor|virginica)"}
+    assert [turn["role"] for turn in body["messages"]] == ["system", "user"]
+    assert (body["temperature"], body["model"]) == (0.0, "lm")
+
+
+def test_json_goes_as_a_response_format_and_lists_as_a_grammar(server):
+    (trace,) = run(opened(f"{server}/v1"), "as json", of=replace(LABEL, format="json"))
+    assert trace.outputs == {"species": "setosa"}
+    schema = log(server)["requests"][-1]["body"]["response_format"]["json_schema"]["schema"]
+    assert schema["properties"]["species"]["enum"] == list(SPECIES.values)
+    tagged = module({"text": STR}, {"tags": Type(kind="list", item=STR)})
+    run(opened(f"{server}/v1"), "as grammar", of=tagged)
+    assert log(server)["requests"][-1]["body"]["structured_outputs"]["grammar"].startswith('start: "Tags: "')
+
+
+def test_plain_text_goes_to_completions(server):
+    (trace,) = run(opened(f"{server}/v1"), "as text", of=replace(LABEL, format="completion"))
+    assert trace.outputs == {"species": "setosa"}
+    last = log(server)["requests"][-1]
+    assert last["path"] == "v1"
+    assert last["body"]["prompt"].endswith("Text: as text\n")
+
+
+def test_a_server_without_structured_outputs_is_asked_without(server):
+    backend = opened(f"{server}/plain/v1")
+    traces = run(backend, "plain one", "plain two")
+    assert backend.context_window == 8192
+    assert [trace.outputs for trace in traces] == [{"species": "setosa"}] * 2
+    assert backend.facts()["constraints_refused"] == ["regex"]
+
+
+@pytest.mark.parametrize("word", ["flaky", "limited"])
+def test_passing_troubles_are_tried_again(server, word):
+    (trace,) = run(opened(f"{server}/v1", patience=Patience(attempts=3, backoff=0.01)), f"{word} once")
+    assert trace.outputs == {"species": "setosa"}
+    assert sum(word in str(one["body"]) for one in log(server)["requests"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("word", "code", "said", "tries"),
+    [
+        ("broken", "BTC532", "status 500: out of order", 4),
+        ("hidden", "BTC532", "an error with status 200: engine died", 4),
+        ("nonsense", "BTC532", "not JSON: '<html>hello'", 4),
+        ("empty", "BTC532", "no completion", 4),
+        ("hang", "BTC532", "no answer within 0.5 s", 2),
+        ("long", "BTC534", "maximum context length is 4096", 1),
+        ("filtered", "BTC534", "content_filter", 1),
+    ],
+)
+def test_lasting_troubles_end_the_example_alone(server, word, code, said, tries):
+    traces = run(opened(f"{server}/v1"), f"{word} forever", f"well beside {word[::-1]}")
+    assert (traces[0].error.code, traces[0].outputs) == (code, None)
+    assert said in traces[0].error.message
+    assert traces[1].outputs == {"species": "setosa"}
+    assert sum(f"{word} forever" in str(one["body"]) for one in log(server)["requests"]) == tries
+
+
+def test_an_answer_outside_the_grammar_is_asked_for_once_more(server):
+    (trace,) = run(opened(f"{server}/v1"), "ignores constraints")
+    assert trace.outputs == {"species": "setosa"}
+    asked = [one["body"] for one in log(server)["requests"] if "ignores constraints" in str(one["body"])]
+    assert [body["temperature"] for body in asked] == [0.0, 0.7]
+    assert asked[0]["seed"] != asked[1]["seed"]
+
+
+def test_several_endpoints_share_the_work_and_the_window_holds(server):
+    backend = opened(f"{server}/v1", f"{server}/plain/v1", batch=4)
+    traces = run(backend, *[f"share {n}" for n in range(24)])
+    assert all(trace.error is None for trace in traces)
+    came = [one["path"].split("/")[0] for one in log(server)["requests"] if "share" in str(one["body"])]
+    assert min(came.count("v1"), came.count("plain")) >= 8
+    assert log(server)["most"] <= 4
+
+
+def test_a_dead_endpoint_leaves_the_work_to_the_others(server):
+    backend = opened(f"http://127.0.0.1:{free_port()}/v1", f"{server}/v1", patience=Patience(attempts=6, backoff=0.01))
+    traces = run(backend, *[f"survivor {n}" for n in range(6)])
+    assert [trace.outputs for trace in traces] == [{"species": "setosa"}] * 6
+
+
+def test_no_server_at_all_is_a_broken_configuration():
+    with pytest.raises(BackendError) as caught:
+        opened(f"http://127.0.0.1:{free_port()}/v1")
+    assert caught.value.diagnostics[0].code == "BTC528"
+
+
+def test_a_wrong_model_is_a_broken_configuration(server):
+    with pytest.raises(BackendError, match=r"BTC530(.|\n)*no model `elephant`"):
+        run(OpenAIBackend(model="elephant", endpoints=[f"{server}/v1"], patience=QUICK), "x")
+
+
+def test_adapters_are_loaded_once_and_answer_under_their_name(server):
+    tuned = adapter("tuned")
+    traces = run(opened(f"{server}/v1"), *[f"tuned {n}" for n in range(6)], adapter=tuned)
+    assert [trace.outputs for trace in traces] == [{"species": "virginica"}] * 6
+    assert traces[0].steps[0].completion.adapter == tuned.sha256
+    name = f"tuned-{tuned.sha256[:12]}"
+    assert log(server)["adapters"][name] == "/tmp/x"
+    again = run(opened(f"{server}/v1"), "tuned again", adapter=tuned)  # the server has it already
+    assert again[0].outputs == {"species": "virginica"}
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "said"),
+    [
+        ("v1", "too-large", "max_lora_rank"),
+        ("plain/v1", "any", "status 404"),
+        ("v1", "impostor", "answered as `lm`"),
+    ],
+)
+def test_an_adapter_that_does_not_answer_is_never_taken_for_one_that_does(server, path, name, said):
+    with pytest.raises(BackendError) as caught:
+        run(opened(f"{server}/{path}"), "which", adapter=adapter(name))
+    assert caught.value.diagnostics[0].code == "BTC531"
+    assert said in caught.value.diagnostics[0].message
+
+
+def section(**settings: Any) -> ModelSection:
+    return ModelSection(name="default", id="lm", **({"engine": "openai"} | settings))
+
+
+def open_section(one: ModelSection) -> Any:
+    return open_backend(one, cache_root=Path("/nonexistent"), choices=lambda _, measure: measure(), progress=Silent())
+
+
+def test_the_key_comes_from_the_environment_and_is_never_in_an_error(server, monkeypatch):
+    secret = section(endpoints=(f"{server}/secret/v1",), api_key_env="BTC_TEST_KEY")
+    monkeypatch.delenv("BTC_TEST_KEY", raising=False)
+    with pytest.raises(BackendError, match="BTC533"):
+        open_section(secret)
+    monkeypatch.setenv("BTC_TEST_KEY", "wrong-and-private")
+    with pytest.raises(BackendError, match="BTC529") as caught:
+        open_section(secret)
+    assert "wrong-and-private" not in str(caught.value)
+    monkeypatch.setenv("BTC_TEST_KEY", "open-sesame")
+    backend = open_section(secret)
+    assert run(backend, "with key")[0].outputs == {"species": "setosa"}
+    assert "open-sesame" not in repr([backend.identity(), backend.facts(), vars(backend)["_client"].headers])
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "code", "help"),
+    [
+        ({"engine": "openal"}, SpecError, "BTC527", "did you mean `openai`?"),
+        ({"engine": "vllm"}, SpecError, "BTC527", "engines: `openai`, `scripted`, `transformers`"),
+        ({}, BackendError, "BTC527", "endpoints"),
+        ({"engine": "scripted", "id": "/nowhere.json"}, BackendError, "BTC525", "schema_version"),
+    ],
+)
+def test_what_cannot_be_opened_says_why(settings, kind, code, help):
+    with pytest.raises(kind) as caught:
+        open_section(replace(section(), **settings))
+    assert isinstance(caught.value, BtcError)
+    assert caught.value.diagnostics[0].code == code
+    assert help in caught.value.diagnostics[0].help
+
+
+def test_closing_does_not_wait_for_an_answer(server):
+    backend = opened(f"{server}/v1", patience=Patience(timeout=60.0))
+    prompt = PromptText(messages=(Message(role="user", content="hang for long"),))
+    backend.submit([Request(id="1", prompt=prompt, grammar=None)])
+    closer = threading.Thread(target=backend.close, daemon=True)
+    closer.start()
+    closer.join(10)
+    assert not closer.is_alive()
+    assert backend.poll() == []
+
+
+def test_engines():
+    assert engine_names() == ("openai", "scripted", "transformers")
