@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
+from bt_compiler.canonical import canonical_json
 from bt_compiler.data.table import Row, Table, cut_short, line_span, shown_name
 from bt_compiler.diagnostics import Diagnostic, Span
 from bt_compiler.errors import DataError
@@ -28,7 +29,7 @@ def read_file(path: Path, *, span: Span | None, limit: int | None = None) -> Tab
     BTC306 no rows, BTC307 broken JSON lines, BTC308 broken CSV rows.
     """
     suffix = path.suffix.lower()
-    if path.is_dir():
+    if _is_folder(path, span):
         help = "name a file in it: `data: {train: train.jsonl, dev: …, test: …}`"
         raise DataError.of("BTC302", f"`{shown_name(path)}` is a folder, not a data file", span=span, help=help)
     if suffix not in (*JSONL_SUFFIXES, *CSV_SUFFIXES):
@@ -46,6 +47,18 @@ def read_file(path: Path, *, span: Span | None, limit: int | None = None) -> Tab
     return table
 
 
+def _is_folder(path: Path, span: Span | None) -> bool:
+    try:
+        return path.is_dir()
+    except OSError as error:  # a name too long for the file system
+        raise _unreadable(path, error, span) from error
+
+
+def _unreadable(path: Path, error: OSError, span: Span | None) -> DataError:
+    why = (error.strerror or str(error)).lower()
+    return DataError.of("BTC304", f"`{shown_name(path)}` cannot be read: {why}", span=span)
+
+
 def _text_of(path: Path, span: Span | None) -> str:
     name = shown_name(path)
     try:
@@ -54,7 +67,7 @@ def _text_of(path: Path, span: Span | None) -> str:
         help = _neighbours(path)
         raise DataError.of("BTC301", f"data file `{name}` does not exist", span=span, help=help) from error
     except OSError as error:
-        raise DataError.of("BTC304", f"`{name}` cannot be read: {error.strerror}", span=span) from error
+        raise _unreadable(path, error, span) from error
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -95,6 +108,8 @@ def _read_jsonl(path: Path, text: str, limit: int | None) -> Table:
             break
         try:
             value = json.loads(line, parse_constant=_refuse_constant)
+            if "\\u" in line:
+                canonical_json(value).encode("utf-8")  # half a surrogate pair is no text that can be passed on
         except (ValueError, RecursionError) as error:
             broken.append(_broken_line(name, number, line, error))
             continue
@@ -115,6 +130,8 @@ def _read_jsonl(path: Path, text: str, limit: int | None) -> Table:
 def _broken_line(name: str, number: int, line: str, error: Exception) -> Diagnostic:
     span = line_span(name, number, line)
     why = str(error) if not isinstance(error, RecursionError) else "it is nested too deep"
+    if isinstance(error, UnicodeEncodeError):
+        why = "half a surrogate pair is no character"
     if isinstance(error, json.JSONDecodeError):
         start = min(error.colno, len(line) + 1)
         why = error.msg[:1].lower() + error.msg[1:]

@@ -160,7 +160,7 @@ def _split_off_dev(train: _Split, data: DataSection) -> tuple[_Split, _Split]:
     if not rest or not dev:
         raise DataError.of(
             "BTC324",
-            f"train has {len(train)} rows, too few to split a dev off",
+            f"too few rows in train to split a dev off: {len(train)}",
             span=data.train.span if data.train is not None else data.span,
             help="name a `dev` file, or give more rows",
         )
@@ -203,7 +203,7 @@ def _counts(split: Mapping[str, float], rows: int, data: DataSection) -> dict[st
             raise DataError.of("BTC320", message, span=data.span, help="they may add up to 1 at most")
         ends = [round(sum(list(given.values())[: place + 1]) * rows) for place in range(len(NAMES))]
         counts = {name: end - start for name, start, end in zip(NAMES, [0, *ends], ends, strict=False)}
-    empty = [name for name in ("train", "dev") if name in split and counts[name] == 0]
+    empty = [name for name in NAMES if name in split and counts[name] == 0]
     if empty:
         message = f"`split` leaves no rows for `{empty[0]}` ({rows} rows in all)"
         raise DataError.of("BTC324", message, span=data.span, help="give it a share, or give more rows")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from bt_compiler.diagnostics import did_you_mean
@@ -36,7 +37,8 @@ def bind_inputs(
             continue
         bound[name] = _bind(node, fields.get(name), what=what, step=step, path=at, scope=scope, findings=findings)
     missing = [item for item in fields.values() if item.name not in given]
-    if missing:
+    misspelt = [close for name in given if name not in fields for close in get_close_matches(name, fields, 1)]
+    if any(item.name not in misspelt for item in missing):
         _add_missing(missing, what, path, raw, scope, findings)
     if expected is None or missing or any(item is None for item in bound.values()) or len(bound) != len(fields):
         return None

@@ -22,8 +22,8 @@ from bt_compiler.spec.types import PASSAGES, STR
 
 RETRIEVED = (Field(name="passages", type=PASSAGES),)
 _QUERY = (Field(name="query", type=STR),)
-_UNRESOLVED = frozenset({"BTC200", "BTC201", "BTC205", "BTC210", "BTC211", "BTC212", "BTC216"})
-"""Codes of references that lead nowhere: while there is one, a step that nothing refers to is not blamed for it."""
+_MISLED = frozenset(f"BTC2{number:02d}" for number in (0, 1, 3, 4, 5, 10, 11, 12, 16, 17))
+"""Codes of values that lead nowhere or to the wrong place: while there is one, a step without use is not blamed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +76,7 @@ def ordered(
             key=True,
             help="a value from the visit before comes through `repeat` with `carry`",
         )
-    if not any(item.code in _UNRESOLVED for item in findings.items):
+    if not any(item.code in _MISLED for item in findings.items):
         for name in lowered:
             if name not in scope.used:
                 findings.add(
@@ -148,21 +148,16 @@ def _lower_retrieve(
 
 def _lower_repeat(name: str, raw: Mapping[str, Any], path: SpecPath, scope: Scope, declared: Declared) -> Repeat | None:
     findings, inside = declared.findings, scope.children[name]
-    times = raw["repeat"]
-    if isinstance(times, bool) or not isinstance(times, int) or times < 1:
-        help = "write a number from 1; an earlier end comes from `until`"
-        findings.add("BTC213", f"`repeat` takes a count, got `{times}`", (*path, "repeat"), help=help)
-        times = None
     steps_path: SpecPath = (*path, "steps")
     lowered = lower_steps(raw.get("steps", {}), steps_path, inside, declared)
     parts = lower_loop_parts(name, raw, path, inside, findings)
     body = ordered(lowered, steps_path, inside, findings)
     outputs = scope.steps[name]()
-    if times is None or parts is None or body is None or outputs is None:
+    if parts is None or body is None or outputs is None:
         return None
     return Repeat(
         name=name,
-        times=times,
+        times=raw["repeat"],
         carry=parts.carry,
         body=body,
         out=parts.out,
