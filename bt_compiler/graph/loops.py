@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from bt_compiler.graph.bindings import bind_outputs, reference_or_constant
 from bt_compiler.graph.findings import Findings, SpecPath
 from bt_compiler.graph.program import Binding, Carry, Ref
 from bt_compiler.graph.scope import Outputs, Resolved, Scope, is_reference, look_up, resolve
 from bt_compiler.spec import Field, Type, assignable, show_type
+
+T = TypeVar("T")
 
 
 class LoopParts(NamedTuple):
@@ -20,28 +22,28 @@ class LoopParts(NamedTuple):
     until: Ref | None
 
 
-class _Once:
-    """A type that is worked out when first asked for; None also where it follows from nothing but itself."""
+class _Once(Generic[T]):
+    """A value that is worked out when first asked for; None also where it follows from nothing but itself."""
 
-    __slots__ = ("_make", "_running", "circular", "done", "found")
+    __slots__ = ("_done", "_found", "_make", "_running", "circular")
 
-    def __init__(self, make: Callable[[], Type | None]) -> None:
+    def __init__(self, make: Callable[[], T | None]) -> None:
         self._make = make
         self._running = False
+        self._done = False
+        self._found: T | None = None
         self.circular = False
-        self.done = False
-        self.found: Type | None = None
 
-    def __call__(self) -> Type | None:
+    def __call__(self) -> T | None:
         if self._running:
             self.circular = True
             return None
-        if not self.done:
+        if not self._done:
             self._running = True
-            self.found = self._make()
+            self._found = self._make()
             self._running = False
-            self.done = True
-        return self.found
+            self._done = True
+        return self._found
 
 
 def _type_of(node: Any, scope: Scope) -> Type | None:
@@ -63,7 +65,7 @@ def declare_loop(raw: Mapping[str, Any], inside: Scope) -> Callable[[], Outputs]
         fields = tuple(Field(name=name, type=type) for name, type in types.items() if type is not None)
         return fields if len(fields) == len(types) else None
 
-    return outputs
+    return _Once(outputs)
 
 
 def _carried(node: Mapping[str, Any], inside: Scope) -> Callable[[], Type | None]:
