@@ -44,7 +44,7 @@ class ModelSection:
     batch: int | None = None
     """Rows decoded together in process, or requests in flight to a server; None: the engine's choice."""
     generation: Generation = field(default_factory=Generation)
-    span: Span | None = None
+    span: Span | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +54,7 @@ class SourceSection:
     path: str
     limit: int | None = None
     """First n rows only."""
-    span: Span | None = None
+    span: Span | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +71,7 @@ class DataSection:
     """Program field -> column of the data, where the names differ."""
     labels: tuple[Field, ...] = ()
     """Label fields beyond the program's outputs, with their types."""
-    span: Span | None = None
+    span: Span | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +85,7 @@ class CorpusSection:
     """Column of the title; None: `title` where there is one."""
     text: str = "{text}"
     """What is indexed and shown, columns in braces."""
-    span: Span | None = None
+    span: Span | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +97,7 @@ class RetrieverSection:
     corpus: CorpusSection | None = None
     k: int = 3
     options: Mapping[str, Any] = field(default_factory=dict)
-    span: Span | None = None
+    span: Span | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +109,7 @@ class MetricSection:
     label: str
     """Defaults to the name of the output."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    span: Span | None = None
+    span: Span | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,7 @@ def shown_name(path: Path) -> str:
 
 
 def read_source(path: Path, *, parent: Source | None = None, named_at: Span | None = None) -> Source:
-    """The text of a spec file. `named_at` is where another file names it. Raises SpecError (BTC001 to BTC005, BTC007)."""
+    """The text of a spec file; `named_at` is where another file names it. Raises SpecError (BTC001 to BTC007)."""
     name = shown_name(path)
     return Source(name=name, text=_decode(_read_bytes(path, name, named_at), name), parent=parent)
 

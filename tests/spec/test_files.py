@@ -69,7 +69,9 @@ def test_ten_megabytes(tmp_path: Path) -> None:
     assert code_of(written(tmp_path, b"a: b\n" * 2_000_000)) == "BTC004"
 
 
-@pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n", "version: 1".encode("utf-16"), b"a: caf\xe9\n", b"\xff" * 100])
+@pytest.mark.parametrize(
+    "content", [b"\x89PNG\r\n\x1a\n", "version: 1".encode("utf-16"), b"a: caf\xe9\n", b"\xff" * 100]
+)
 def test_bytes_that_are_no_text(tmp_path: Path, content: bytes) -> None:
     assert code_of(written(tmp_path, content)) == "BTC005"
 

@@ -1,0 +1,325 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bt_compiler.spec import (
+    Field,
+    Type,
+    TypeSyntaxError,
+    assignable,
+    convert,
+    json_schema,
+    json_schema_of_fields,
+    parse_fields,
+    parse_signature_text,
+    parse_type,
+    show_type,
+)
+from bt_compiler.spec.types import BOOL, FLOAT, INT, NULL, PASSAGE, PASSAGES, STR
+
+SCALAR_TYPES = st.sampled_from([STR, INT, FLOAT, BOOL])
+VALUES = st.text(min_size=1, max_size=8).filter(
+    lambda text: text == text.strip() and "\n" not in text and "\0" not in text
+)
+ENUMS = st.lists(VALUES, min_size=1, max_size=4, unique=True).map(
+    lambda values: Type(kind="enum", values=tuple(values))
+)
+NULLABLE = (SCALAR_TYPES | ENUMS).map(lambda t: Type(kind="union", options=(t, NULL)))
+WRITTEN = st.recursive(
+    SCALAR_TYPES | ENUMS | NULLABLE | st.just(PASSAGE), lambda inner: inner.map(lambda t: Type(kind="list", item=t))
+)
+NAMES = st.sampled_from(["a", "b", "größe", "名前", "c_1"])
+TYPES = st.recursive(
+    WRITTEN,
+    lambda inner: st.dictionaries(NAMES, inner, min_size=1).map(
+        lambda fields: Type(kind="object", fields=tuple(Field(name=name, type=t) for name, t in fields.items()))
+    ),
+    max_leaves=8,
+)
+
+
+def values_of(t: Type) -> st.SearchStrategy[Any]:
+    if t.kind == "str":
+        return st.text()
+    if t.kind == "int":
+        return st.integers(-(10**15), 10**15)
+    if t.kind == "float":
+        return st.floats(allow_nan=False, allow_infinity=False)
+    if t.kind == "bool":
+        return st.booleans()
+    if t.kind == "null":
+        return st.none()
+    if t.kind == "enum":
+        return st.sampled_from(t.values)
+    if t.kind == "union":
+        return st.one_of([values_of(option) for option in t.options])
+    if t.kind == "list":
+        assert t.item is not None
+        return st.lists(values_of(t.item), max_size=3)
+    return st.fixed_dictionaries({field.name: values_of(field.type) for field in t.fields})
+
+
+@given(WRITTEN)
+def test_what_a_message_shows_can_be_written(t: Type) -> None:
+    assert parse_type(show_type(t)) == t
+
+
+@given(TYPES, st.data())
+def test_a_value_of_a_type_converts_to_itself_and_fits_its_schema(t: Type, data: st.DataObject) -> None:
+    value = data.draw(values_of(t))
+    assert convert(value, t) == value
+    jsonschema.Draft202012Validator(json_schema(t)).validate(value)
+
+
+@given(TYPES, st.data())
+def test_a_value_survives_csv(t: Type, data: st.DataObject) -> None:
+    value = data.draw(values_of(t))
+    if t.kind in ("union", "null"):
+        return  # an empty cell and an empty text are the same in CSV
+    cell = value if isinstance(value, str) else json.dumps(value)
+    assert convert(cell, t) == value
+
+
+@given(TYPES, st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists, max_leaves=5))
+def test_whatever_is_converted_fits_the_schema_or_is_refused_in_words(t: Type, value: Any) -> None:
+    try:
+        converted = convert(value, t)
+    except ValueError as error:
+        assert str(error)
+    else:
+        jsonschema.Draft202012Validator(json_schema(t)).validate(converted)
+
+
+@given(TYPES, TYPES, st.data())
+def test_assignable_types_take_each_others_values(source: Type, target: Type, data: st.DataObject) -> None:
+    assert assignable(source, source)
+    if assignable(source, target):
+        jsonschema.Draft202012Validator(json_schema(target)).validate(data.draw(values_of(source)))
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "fits"),
+    [
+        ("int", "float", True),
+        ("float", "int", False),
+        ("str", "str | null", True),
+        ("str | null", "str", False),
+        ("int | null", "float | null", True),
+        ("enum(a, b)", "str", True),
+        ("str", "enum(a, b)", False),
+        ("enum(a)", "enum(b, a)", True),
+        ("enum(a, c)", "enum(b, a)", False),
+        ("[int]", "[float]", True),
+        ("[str]", "str", False),
+        ("[Passage]", "[Passage]", True),
+        ("bool", "int", False),
+        ("null", "str | null", True),
+    ],
+)
+def test_assignable(source: str, target: str, fits: bool) -> None:
+    assert assignable(parse_type(source), parse_type(target)) is fits
+
+
+@pytest.mark.parametrize(
+    ("node", "shown"),
+    [
+        ("str", "str"),
+        (" [ [ int ] ] ", "[[int]]"),
+        (["str"], "[str]"),
+        ([["Passage"]], "[[Passage]]"),
+        ("str|null", "str | null"),
+        ({"enum": ["setosa", "versicolor"]}, "enum(setosa, versicolor)"),
+        ({"enum": [1, 2, "two words"]}, 'enum("1", "2", "two words")'),
+        ({"type": ["str"], "max": 3, "description": "few"}, "[str]"),
+        ({"fields": {"a": "int", "b": ["str"]}}, "{a: int, b: [str]}"),
+        ("Mood", "Mood"),
+        ({"type": "Mood", "description": "how"}, "Mood"),
+        (None, "null"),
+    ],
+)
+def test_parse_and_show(node: Any, shown: str) -> None:
+    mood = Type(kind="enum", name="Mood", values=("good", "bad"))
+    assert show_type(parse_type(node, {"Mood": mood})) == shown
+
+
+@pytest.mark.parametrize(
+    ("node", "help"),
+    [
+        ("list[str]", "write `[str]`"),
+        ("List[List[int]]", "write `[[int]]`"),
+        ("str[]", "write `[str]`"),
+        ("Optional[str]", "write `str | null`"),
+        ("str?", "write `str | null`"),
+        ("str | None", "write `str | null`"),
+        ("string", "write `str`"),
+        ("integer", "write `int`"),
+        ("Literal[a, b]", "write `{enum: [a, b]}`"),
+        ("dict[str, int]", "declare its fields under `types` and write the name of that type"),
+        ("Pasage", "did you mean `Passage`?"),
+        (["str", "int"], "write `[str]` for a list of texts"),
+    ],
+)
+def test_types_of_other_languages_get_help(node: Any, help: str) -> None:
+    with pytest.raises(TypeSyntaxError) as caught:
+        parse_type(node)
+    assert caught.value.help == help
+
+
+@pytest.mark.parametrize(
+    ("node", "path"),
+    [
+        ({"type": "str", "among": 3}, ("among",)),
+        ({"fields": {"a": {"type": "strr"}}}, ("fields", "a", "type")),
+        ({"fields": {"a": ["x"]}}, ("fields", "a", 0)),
+        ({"enum": ["a", True]}, ("enum", 1)),
+        ({"type": "str", "mni": 3}, ("mni",)),
+        ({"type": "int", "max_tokens": 3}, ("max_tokens",)),
+        ({"type": "int", "min": 3, "max": 1}, ("min",)),
+    ],
+)
+def test_errors_say_where_in_the_type_they_stand(node: Any, path: tuple[str | int, ...]) -> None:
+    with pytest.raises(TypeSyntaxError) as caught:
+        parse_type(node)
+    assert caught.value.path == path
+
+
+@given(
+    st.text()
+    | st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
+    )
+)
+def test_any_node_is_a_type_or_refused(node: Any) -> None:
+    try:
+        assert isinstance(parse_type(node), Type)
+    except TypeSyntaxError as error:
+        assert error.message
+
+
+def test_deep_types_are_refused() -> None:
+    with pytest.raises(TypeSyntaxError):
+        parse_type("[" * 100_000)
+
+
+def test_fields_carry_descriptions_and_bounds() -> None:
+    named = {"Invoice": Type(kind="object", name="Invoice", description="a bill", fields=(Field(name="n", type=INT),))}
+    stars, bill = parse_fields(
+        {"stars": {"type": "int", "min": 1, "max": 5, "description": "how good"}, "bill": "Invoice"}, named
+    )
+    assert stars == Field(name="stars", type=Type(kind="int", minimum=1, maximum=5), description="how good")
+    assert bill == Field(name="bill", type=named["Invoice"])
+
+
+def test_json_schema() -> None:
+    t = parse_type({"type": ["str"], "min": 1, "max": 3, "description": "tags"})
+    assert json_schema(t) == {
+        "type": "array",
+        "items": {"type": "string"},
+        "minItems": 1,
+        "maxItems": 3,
+        "description": "tags",
+    }
+    assert json_schema(parse_type("int | null")) == {"anyOf": [{"type": "integer"}, {"type": "null"}]}
+    schema = json_schema_of_fields([Field(name="passages", type=PASSAGES, description="found")])
+    assert schema["required"] == ["passages"]
+    assert schema["additionalProperties"] is False
+    assert schema["properties"]["passages"]["description"] == "found"
+    assert schema["properties"]["passages"]["items"]["title"] == "Passage"
+    jsonschema.Draft202012Validator.check_schema(schema)
+
+
+@pytest.mark.parametrize(
+    ("value", "t", "converted"),
+    [
+        ("7", INT, 7),
+        (" 7.0 ", INT, 7),
+        (7.0, INT, 7),
+        ("1e3", FLOAT, 1000.0),
+        (3, FLOAT, 3.0),
+        ("Yes", BOOL, True),
+        ("0", BOOL, False),
+        (42, STR, "42"),
+        ('["a", "b"]', parse_type("[str]"), ["a", "b"]),
+        ('{"a": "1"}', parse_type({"fields": {"a": "int", "b": "str | null"}}), {"a": 1, "b": None}),
+        (" versicolor", parse_type({"enum": ["setosa", "versicolor"]}), "versicolor"),
+        (2, parse_type({"enum": [1, 2]}), "2"),
+        ("", parse_type("int | null"), None),
+        ("5", parse_type("int | null"), 5),
+        ("5", parse_type("str | int"), "5"),
+    ],
+)
+def test_convert(value: Any, t: Type, converted: Any) -> None:
+    found = convert(value, t)
+    assert found == converted
+    assert type(found) is type(converted)
+
+
+@pytest.mark.parametrize(
+    ("value", "t", "message"),
+    [
+        ("x", INT, "`x` is not `int`"),
+        (True, INT, "`true` is not `int`"),
+        (7.5, INT, "`7.5` is not `int`"),
+        ("١", INT, "`١` is not `int`"),
+        ("nan", FLOAT, "`nan` is not `float`"),
+        (float("inf"), FLOAT, "not a finite number"),
+        (10**400, FLOAT, "too large"),
+        ("maybe", BOOL, "`maybe` is not `bool`"),
+        (None, STR, "null is not `str`"),
+        (["a"], STR, "a list is not `str`"),
+        ("a, b", parse_type("[str]"), "it has to be JSON"),
+        ("[NaN]", parse_type("[float]"), "element 1: `NaN` is not `float`"),
+        ([1, "x"], parse_type("[int]"), "element 2: `x` is not `int`"),
+        ({"a": 1, "z": 1}, parse_type({"fields": {"a": "int"}}), "has no field `z`"),
+        ({}, parse_type({"fields": {"a": "int"}}), "lacks its field `a`"),
+        ("setsa", parse_type({"enum": ["setosa"]}), "did you mean `setosa`"),
+        (7, parse_type({"type": "int", "max": 5}), "`7` is more than 5"),
+        ([], parse_type({"type": ["str"], "min": 1}), "a list of 0 is shorter than 1"),
+        ("x", parse_type("int | null"), "`x` is not `int`"),
+        ("[" * 100_000, parse_type("[str]"), "it has to be JSON"),
+    ],
+)
+def test_convert_refuses_in_words(value: Any, t: Type, message: str) -> None:
+    with pytest.raises(ValueError, match=r"\S") as caught:
+        convert(value, t)
+    assert message in str(caught.value)
+    assert len(str(caught.value)) < 200
+
+
+def test_signature_text() -> None:
+    found = parse_signature_text("question: str, context: [Passage] -> mood: enum(good, bad), score: float | null")
+    assert [(field.name, show_type(field.type)) for field in found.inputs] == [
+        ("question", "str"),
+        ("context", "[Passage]"),
+    ]
+    assert [(field.name, show_type(field.type)) for field in found.outputs] == [
+        ("mood", "enum(good, bad)"),
+        ("score", "float | null"),
+    ]
+    assert parse_signature_text("a,b->c").inputs == (Field(name="a", type=STR), Field(name="b", type=STR))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "question", "a -> b -> c", "-> b", "a ->", "a, -> b", "a, a -> b", "1a -> b", "a: strng -> b", "a: -> b"],
+)
+def test_signature_text_that_cannot_be_read(text: str) -> None:
+    with pytest.raises(TypeSyntaxError):
+        parse_signature_text(text)
+
+
+@given(
+    st.text()
+    | st.lists(st.sampled_from(["->", ",", ":", "[", "]", "a", "str", "|", " ", "enum(", ")", '"'])).map("".join)
+)
+def test_any_signature_text_is_read_or_refused(text: str) -> None:
+    try:
+        parse_signature_text(text)
+    except TypeSyntaxError as error:
+        assert error.message
