@@ -132,7 +132,7 @@ def test_a_bundle_that_was_damaged_is_written_again_from_the_journal(run: Compil
 def test_killed_anywhere_the_same_command_ends_in_the_same_digest(run: Compile) -> None:
     digest, first, _ = run()
     calls = len(first.asked)
-    for kill in range(0, calls, 11):
+    for kill in range(0, calls, 23):
         name = f"killed-{kill}"
         with pytest.raises(Killed):
             run(name, die_after=kill, cache=name)
