@@ -175,6 +175,7 @@ def _split_by_content(rows: _Split, data: DataSection) -> tuple[list[_Split], li
     for name in NAMES:
         part, left = _take(left, counts[name])
         parts.append(part)
+    _refuse_empty({name: len(part) for name, part in zip(NAMES, parts, strict=True) if name in split}, rows, data)
     notes = []
     if "dev" not in split:
         parts[0], parts[1] = _split_off_dev(parts[0], data)
@@ -203,11 +204,15 @@ def _counts(split: Mapping[str, float], rows: int, data: DataSection) -> dict[st
             raise DataError.of("BTC320", message, span=data.span, help="they may add up to 1 at most")
         ends = [round(sum(list(given.values())[: place + 1]) * rows) for place in range(len(NAMES))]
         counts = {name: end - start for name, start, end in zip(NAMES, [0, *ends], ends, strict=False)}
-    empty = [name for name in NAMES if name in split and counts[name] == 0]
-    if empty:
-        message = f"`split` leaves no rows for `{empty[0]}` ({rows} rows in all)"
-        raise DataError.of("BTC324", message, span=data.span, help="give it a share, or give more rows")
     return counts
+
+
+def _refuse_empty(sizes: Mapping[str, int], rows: _Split, data: DataSection) -> None:
+    for name, size in sizes.items():
+        if size == 0:
+            distinct = len({item.example.id for item in rows})
+            message = f"`split` leaves no rows for `{name}` ({distinct} different rows in all)"
+            raise DataError.of("BTC324", message, span=data.span, help="give it a share, or give more rows")
 
 
 def _take(rows: _Split, count: int) -> tuple[_Split, _Split]:

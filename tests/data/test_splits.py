@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bt_compiler.data import Example, check_data, load_examples, load_splits, make_example
+from bt_compiler.errors import DataError
+from bt_compiler.spec import Field
+from bt_compiler.spec.sections import DataSection, SourceSection
+from bt_compiler.spec.types import FLOAT, STR, Type
+
+INPUTS = (Field(name="text", type=STR),)
+LABELS = (Field(name="label", type=Type(kind="enum", values=("a", "b"))),)
+
+
+def write(path: Path, texts: Sequence[str]) -> SourceSection:
+    path.write_text("".join(json.dumps({"text": text, "label": "a", "more": 1}) + "\n" for text in texts))
+    return SourceSection(path=str(path))
+
+
+def texts(examples: Sequence[Example]) -> list[str]:
+    return [example.inputs["text"] for example in examples]
+
+
+def test_one_path_is_split_the_same_whatever_its_order(tmp_path: Path) -> None:
+    names = [f"text {number}" for number in range(40)]
+    shuffled = random.Random(1).sample(names, len(names))
+    split = {"train": 20, "dev": 10, "test": 10}
+    first = load_splits(DataSection(path=write(tmp_path / "a.jsonl", names), split=split), inputs=INPUTS, labels=LABELS)
+    second = load_splits(
+        DataSection(path=write(tmp_path / "b.jsonl", shuffled), split=split), inputs=INPUTS, labels=LABELS
+    )
+    assert first == second
+    assert [len(part) for part in first] == [20, 10, 10]
+    assert texts(first.train) != sorted(texts(first.train))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    numbers=st.lists(st.integers(0, 12), min_size=12, max_size=40),
+    shares=st.sampled_from([{"train": 0.5, "dev": 0.25, "test": 0.25}, {"train": 0.4, "dev": 0.4}, {"train": 0.9}]),
+)
+def test_parts_are_disjoint_complete_and_unique(
+    tmp_path_factory: pytest.TempPathFactory, numbers: list[int], shares: dict[str, float]
+) -> None:
+    source = write(tmp_path_factory.getbasetemp() / "any.jsonl", [str(number) for number in numbers])
+    try:
+        splits = load_splits(DataSection(path=source, split=shares), inputs=INPUTS, labels=LABELS)
+    except DataError as error:
+        assert [item.code for item in error.diagnostics] == ["BTC324"]
+        return
+    contents = [{example.content for example in part} for part in splits]
+    assert sum(len(part) for part in contents) == len(set.union(*contents))
+    ids = [example.id for part in splits for example in part]
+    assert len(ids) == len(set(ids))
+    assert Counter(text for part in splits for text in texts(part)) <= Counter(map(str, numbers))
+    assert all(part for part, name in zip(splits, ("train", "dev", "test"), strict=True) if name in shares)
+
+
+def test_counts_are_exact_with_copies_kept_together(tmp_path: Path) -> None:
+    names = ["twin", "twin", *(f"text {number}" for number in range(10))]
+    source = write(tmp_path / "a.jsonl", names)
+    splits = load_splits(
+        DataSection(path=source, split={"train": 5, "dev": 4, "test": 3}), inputs=INPUTS, labels=LABELS
+    )
+    assert [len(part) for part in splits] == [5, 4, 3]
+    assert [texts(part).count("twin") for part in splits if "twin" in texts(part)] == [2]
+
+
+def test_copies_have_ids_of_their_own_and_one_content(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.jsonl", ["twin", "twin", "twin", "other"])
+    found = load_examples(source, columns={}, inputs=INPUTS, labels=LABELS)
+    first = make_example({"text": "twin"}, {"label": "a"}).id
+    assert [example.id for example in found[:3]] == [first, f"{first}.2", f"{first}.3"]
+    assert {example.content for example in found[:3]} == {first}
+
+
+def test_three_files_are_taken_as_they_are(tmp_path: Path) -> None:
+    data = DataSection(
+        train=write(tmp_path / "a.jsonl", ["z", "a", "m"]),
+        dev=write(tmp_path / "b.jsonl", ["d"]),
+        test=SourceSection(path=write(tmp_path / "c.jsonl", ["t", "s"]).path, limit=1),
+    )
+    loaded = check_data(data, inputs=INPUTS, labels=LABELS)
+    assert [texts(part) for part in loaded.splits] == [["z", "a", "m"], ["d"], ["t"]]
+    assert loaded.notes == ()
+
+
+def test_a_dev_that_is_split_off_keeps_the_order_of_the_file(tmp_path: Path) -> None:
+    names = [f"text {number:02}" for number in range(20)]
+    splits = load_splits(DataSection(train=write(tmp_path / "a.jsonl", names)), inputs=INPUTS, labels=LABELS)
+    assert [len(part) for part in splits] == [15, 5, 0]
+    assert texts(splits.train) == sorted(texts(splits.train))
+    assert texts(splits.dev) == sorted(texts(splits.dev))
+    assert sorted(texts(splits.train) + texts(splits.dev)) == names
+
+
+def test_only_what_is_asked_for_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("body,label,length,extra\nhello,a,long,x\n")
+    source = SourceSection(path=str(path))
+    (example,) = load_examples(source, columns={"text": "body"}, inputs=INPUTS, labels=LABELS)
+    assert (example.inputs, example.labels) == ({"text": "hello"}, {"label": "a"})
+    extra, missing = Field(name="extra", type=STR), Field(name="missing", type=FLOAT)
+    (example,) = load_examples(
+        source, columns={"text": "body"}, inputs=INPUTS, labels=LABELS, optional=(extra, missing)
+    )
+    assert example.labels == {"label": "a", "extra": "x"}
+
+
+def test_a_null_is_what_a_row_does_not_have(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "x", "label": "a"}\n{"text": "y", "label": "b", "size": 2}\n')
+    size = Field(name="size", type=Type(kind="union", options=(FLOAT, Type(kind="null"))))
+    found = load_examples(SourceSection(path=str(path)), columns={}, inputs=(*INPUTS, size), labels=LABELS)
+    assert [example.inputs["size"] for example in found] == [None, 2.0]
