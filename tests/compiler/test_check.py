@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bt_compiler.compiler.check import checked, label_fields, optional_label_fields
+from bt_compiler.errors import CompileError
+from bt_compiler.spec import show_type
+
+ROOT = Path(__file__).parents[2]
+IRIS = ROOT / "specs" / "iris.yaml"
+HOTPOTQA = ROOT / "specs" / "hotpotqa.yaml"
+
+QA = """
+version: 1
+data: {path: qa.jsonl, labels: {answers: [str]}}
+modules:
+  answer: {kind: chain_of_thought, signature: "question -> answer, sure: bool"}
+program:
+  inputs: {question: str}
+  steps: {one: {call: answer, in: [question]}}
+  out: {answer: $one.answer, sure: $one.sure, reasoning: $one.reasoning}
+metric: {kind: exact_match, output: answer, label: answers}
+"""
+
+
+def qa(folder: Path) -> Path:
+    rows = [{"question": f"q{n}", "answers": [f"a{n}", "b"], "sure": n % 2 == 0} for n in range(12)]
+    (folder / "qa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "qa.yaml").write_text(QA)
+    return folder / "qa.yaml"
+
+
+def test_iris_has_the_splits_of_the_paper() -> None:
+    pytest.importorskip("sklearn")
+    found = checked(IRIS)
+    assert [len(part) for part in found.splits] == [50, 50, 50]
+    assert set(found.splits.train[0].inputs) == {"sepal_length", "sepal_width", "petal_length", "petal_width"}
+    assert [item.code for item in found.warnings] == ["BTC333"]
+
+
+def test_the_variant_has_the_same_examples() -> None:
+    pytest.importorskip("sklearn")
+    assert checked(ROOT / "specs" / "iris_cot.yaml").splits == checked(IRIS).splits
+
+
+def test_labels_are_what_the_metric_needs_and_what_the_data_has(tmp_path: Path) -> None:
+    found = checked(qa(tmp_path))
+    required = label_fields(found.program, found.sections)
+    assert [(field.name, show_type(field.type)) for field in required] == [("answers", "[str]")]
+    optional = optional_label_fields(found.program, found.sections)
+    assert [field.name for field in optional] == ["answer", "sure", "reasoning"]
+    assert set(found.splits.train[0].labels) == {"answers", "sure"}
+
+
+def test_hotpotqa_runs_on_other_files_by_set(tmp_path: Path) -> None:
+    for split in ("train", "dev", "test"):
+        rows = [{"question": f"{split} {n}?", "answer": "x", "id": n} for n in range(4)]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "corpus.jsonl").write_text('{"title": "T", "text": "words"}\n')
+    overrides = [f"data.{split}={tmp_path / split}.jsonl" for split in ("train", "dev", "test")]
+    overrides.append(f"retrievers.wiki.corpus.path={tmp_path}/corpus.jsonl")
+    found = checked(HOTPOTQA, overrides)
+    assert [len(part) for part in found.splits] == [4, 4, 4]
+    assert found.warnings == ()
+
+
+def test_too_little_train_is_said_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(CompileError) as caught:
+        checked(qa(tmp_path), ["optimize.prompts.train=15"])
+    assert caught.value.diagnostics[0].code == "BTC450"
+    checked(qa(tmp_path), ["optimize.prompts.train=15", "optimize.strategy=[]"])
+
+
+def test_check_imports_no_heavy_library() -> None:
+    heavy = ["torch", "transformers", "peft", "numpy", "sklearn", "jinja2", "bm25s", "matplotlib", "fastapi", "httpx"]
+    code = (
+        "import sys; from pathlib import Path; from bt_compiler.compiler.check import checked; "
+        f"checked(Path({str(IRIS)!r})); print([name for name in {heavy!r} if name in sys.modules])"
+    )
+    pytest.importorskip("sklearn")
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ), check=True
+    )
+    assert done.stdout == "[]\n"

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bt_compiler.compiler.check import checked
+from bt_compiler.compiler.plan import Plan, plan
+from bt_compiler.engine.cache import CompletionCache, cache_path
+from bt_compiler.engine.request import Completion
+
+SPEC = """
+version: 1
+name: two
+data: {path: qa.jsonl, split: {train: 20, dev: 10, test: 5}}
+retrievers: {wiki: {kind: bm25, corpus: corpus.jsonl, k: 2}}
+modules:
+  query: {kind: chain_of_thought, signature: "context: [Passage], question -> query"}
+  answer: {signature: "context: [Passage], question -> answer"}
+program:
+  inputs: {question: str}
+  steps:
+    hops:
+      repeat: 3
+      carry: {context: {add: $found.passages}}
+      steps:
+        hop: {call: query, in: [context, question]}
+        found: {retrieve: wiki, in: {query: $hop.query}}
+    final: {call: answer, in: {context: $hops.context, question: $question}}
+  out: {answer: $final.answer}
+metric: exact_match
+optimize:
+  strategy: [prompts, weights]
+  prompts: {train: 5, val: 15, candidates: 2}
+  weights: {batch: 4, epochs: 3, validation: 0.2, sources: [self, sampled, hinted], samples: 2}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("BTC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    rows = [{"question": f"What is {n}?", "answer": str(n)} for n in range(35)]
+    (tmp_path / "qa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "corpus.jsonl").write_text('{"title": "T", "text": "' + "word " * 70 + '"}\n')
+    (tmp_path / "two.yaml").write_text(SPEC)
+    return tmp_path
+
+
+def planned(folder: Path, *overrides: str) -> Plan:
+    return plan(checked(folder / "two.yaml", overrides))
+
+
+def test_calls_of_every_stage(folder: Path) -> None:
+    stages = {stage.name: stage for stage in planned(folder).stages}
+    assert {name: (stage.runs, stage.calls) for name, stage in stages.items()} == {
+        "zero-shot on dev": (10, 40),
+        # 5 bootstrapped and 3 + 2 candidates on 15, four calls each
+        "step 1 prompts": (80, 320),
+        "prefix 1 on dev": (10, 40),
+        # 20 of the program itself, 40 sampled, 2 prompts on 15; a hint and its trial for 20 examples and one module
+        "step 2 weights": (90, 400),
+        "prefix 2 on dev": (10, 40),
+        "test": (10, 40),
+    }
+
+
+def test_training_steps_follow_from_rows_and_batches(folder: Path) -> None:
+    (weights,) = [stage for stage in planned(folder).stages if stage.training_steps]
+    assert (weights.training_rows, weights.training_steps) == (16 * 4, 16 * 3)
+    (apart,) = [
+        stage for stage in planned(folder, "optimize.weights.adapters=per_module").stages if stage.training_steps
+    ]
+    assert (apart.training_rows, apart.training_steps) == (16 * 4, (12 + 4) * 3)
+    (frozen,) = [stage for stage in planned(folder, "modules.query.train=[prompt]").stages if stage.training_steps]
+    assert (frozen.training_rows, frozen.training_steps) == (16, 4 * 3)
+
+
+def test_prompts_that_read_more_are_longer(folder: Path) -> None:
+    hop, final = planned(folder).calls
+    assert (hop.node, hop.module, hop.visits) == ("hops/hop", "query", 3)
+    assert final.visits == 1
+    assert final.prompt_tokens > hop.prompt_tokens + 200  # six passages of 100 tokens, three within the loop
+    assert hop.completion_tokens > final.completion_tokens  # it reasons first
+
+
+def test_it_says_what_is_there_already(folder: Path) -> None:
+    before = planned(folder)
+    assert (before.cache, before.journal) == (None, None)
+    assert not (folder / "cache").exists()
+    done = Completion(text="x", finish="stop", prompt_tokens=1, completion_tokens=1)
+    for path in (cache_path(folder / "cache"), folder / "artifacts" / ".two.compile" / "completions.sqlite"):
+        store = CompletionCache(path)
+        store.put_many([("a", done), ("b", done)])
+        store.close()
+    found = planned(folder)
+    assert found.cache is not None and found.journal is not None
+    assert (found.cache.entries, found.journal.entries) == (2, 2)
+    assert "unfinished compile: 2 completions" in found.to_text()
+    (folder / "artifacts" / ".two.compile" / "finished.json").write_text("{}")
+    assert planned(folder).journal is None
+
+
+def test_text_and_json_say_the_same(folder: Path) -> None:
+    found = planned(folder)
+    data = json.loads(json.dumps(found.to_json()))
+    assert data["schema"] == 1
+    assert data["total"]["calls"] == sum(stage["calls"] for stage in data["stages"]) == 880
+    assert data["splits"] == {"train": 20, "dev": 10, "test": 5}
+    text = found.to_text()
+    assert text.startswith("program two(question: str)\n  hops = repeat 3 -> context: [Passage]")
+    (total,) = [line for line in text.splitlines() if line.startswith("total")]
+    assert total.split()[1:] == [
+        "880",
+        f"{data['total']['prompt_tokens']:,}",
+        f"{data['total']['completion_tokens']:,}",
+        "48",
+    ]
+
+
+def test_without_dev_test_and_strategy_there_is_little_to_do(folder: Path) -> None:
+    (folder / "qa.jsonl").write_text('{"question": "a?", "answer": "b"}\n{"question": "c?", "answer": "d"}\n')
+    found = planned(folder, "data.split={train: 0.5, dev: 0.5, test: null}", "optimize.strategy=[]")
+    assert [(stage.name, stage.calls) for stage in found.stages] == [("zero-shot on dev", 4)]
