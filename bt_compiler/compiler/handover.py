@@ -19,6 +19,7 @@ from bt_compiler.engine.formats import load_format
 from bt_compiler.engine.request import Backend, PromptText
 from bt_compiler.engine.scoring import Confusion, confusion
 from bt_compiler.optimize.strategy import StrategyResult
+from bt_compiler.spec import yaml_text
 from bt_compiler.spec.sections import ModelSection
 
 _CHOSEN_BY: Mapping[str, str] = {
@@ -46,7 +47,7 @@ def bundle_contents(finding: Finding) -> BundleContents:
     spec, result = finding.spec, finding.result
     models = {section.name: _model_facts(section, finding.engine.backends[section.name]) for section in finding.models}
     return BundleContents(
-        spec_yaml=_yaml(spec.spec.resolved()),
+        spec_yaml=yaml_text(spec.spec.resolved()),
         spec_identity=spec.spec.identity(),
         program=spec.program,
         candidate=result.candidate,
@@ -69,12 +70,6 @@ def bundle_contents(finding: Finding) -> BundleContents:
         created=finding.created,
         fixed_parts=any(in_fixed_parts(backend) for backend in finding.engine.backends.values()),
     )
-
-
-def _yaml(document: Mapping[str, Any]) -> str:
-    import yaml
-
-    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120)
 
 
 def _model_facts(section: ModelSection, backend: Backend) -> ModelFacts:
