@@ -30,6 +30,9 @@ _CSS = {
 _WIDTH = 5.2
 """Inches: the width of a phone, so that text keeps its size there; wider pages scale it up a little."""
 
+_LABEL = 26
+"""Characters of a label."""
+
 
 def can_plot() -> bool:
     """Whether matplotlib is installed (extra `train`)."""
@@ -44,7 +47,7 @@ def interval_plot(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
         if row["interval"] is not None:
             axes.plot(row["interval"], [place, place], color=color, linewidth=2, solid_capstyle="butt")
         axes.plot([row["mean"]], [place], "o", color=color, markersize=6)
-    axes.set_yticks(range(len(rows)), [str(row["label"]) for row in rows], parse_math=False)
+    axes.set_yticks(range(len(rows)), [_short(row["label"]) for row in rows], parse_math=False)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(-0.02, 1.02)
     axes.set_xlabel("score")
@@ -69,7 +72,7 @@ def loss_plot(name: str, points: Sequence[Mapping[str, Any]]) -> str:
 
 def confusion_plot(name: str, confusion: Mapping[str, Any]) -> str:
     """Counts by true class (rows) and answer (columns), failed runs in a column of their own where there are any."""
-    classes, failed = list(confusion["classes"]), list(confusion["failed"])
+    classes, failed = [_short(one) for one in confusion["classes"]], list(confusion["failed"])
     columns = [*classes, "failed"] if any(failed) else classes
     table = [
         [*counts, lost] if any(failed) else list(counts)
@@ -105,7 +108,7 @@ def bars_plot(name: str, rows: Sequence[tuple[str, Sequence[tuple[str, float]]]]
         color = (_FIRST, _SECOND)[index % 2]
         axes.barh(range(len(rows)), widths, left=left, height=0.6, color=color, label=part)
         left = [start + width for start, width in zip(left, widths, strict=True)]
-    axes.set_yticks(range(len(rows)), [label for label, _ in rows], parse_math=False)
+    axes.set_yticks(range(len(rows)), [_short(label) for label, _ in rows], parse_math=False)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlabel(unit)
     if len(parts) > 1:
@@ -127,6 +130,11 @@ def candidate_rows(evidence: Mapping[str, Any]) -> list[dict[str, Any]]:
         for one in evidence.get("candidates", ())
         if "score" in one
     ]
+
+
+def _short(label: str) -> str:
+    """A label that leaves room for its plot; tables have the whole of it."""
+    return label if len(label) <= _LABEL else f"{label[: _LABEL - 1]}…"
 
 
 def _figure(height: float) -> tuple[Figure, Axes]:

@@ -89,7 +89,8 @@ class Predictor:
             if self._session is None:
                 from bt_compiler.engine.executor import Engine, Execution
 
-                engine = Engine(backends=self._backends(), retrievers=self._retrievers())
+                retrievers = self._retrievers()
+                engine = Engine(backends=self._backends(), retrievers=retrievers)
                 bundle = self.bundle
                 self._engine = engine
                 self._session = Session(

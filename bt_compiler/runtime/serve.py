@@ -114,6 +114,7 @@ def create_app(
         lifespan=running,
         openapi_url="/openapi.json",
     )
+    app.state.workers = workers
     for name, worker in workers.items():
         paths = [f"/v1/{name}/predict", *(["/v1/predict"] if len(workers) == 1 else [])]
         for path in paths:

@@ -46,7 +46,8 @@ class Worker:
         self._limit = limit
         self._on_failure = on_failure
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._under_way = 0
+        self.under_way = 0
+        """Requests waiting or running."""
         self._closing = False
         self._thread = threading.Thread(target=self._run, name=f"predict {predictor.bundle.manifest.name}")
 
@@ -58,11 +59,11 @@ class Worker:
         """The trace of one example. Raises Busy, BtcError (the backend failed), or whatever bug there is."""
         if not self.ready or self._closing:
             raise Busy("the server is shutting down" if self._closing else "the model is not loaded yet")
-        if self._under_way >= self._limit:
+        if self.under_way >= self._limit:
             raise Busy(f"{self._limit} requests are under way, which is all this server takes")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Trace] = loop.create_future()
-        self._under_way += 1
+        self.under_way += 1
         future.add_done_callback(self._ended)
         self._jobs.put(_Job(example, future, loop))
         return await future
@@ -76,7 +77,7 @@ class Worker:
         self.predictor.close()
 
     def _ended(self, _: asyncio.Future[Trace]) -> None:
-        self._under_way -= 1
+        self.under_way -= 1
 
     def _run(self) -> None:
         try:

@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bt_compiler.artifact import ModelFacts
+from bt_compiler.engine.backends.scripted import ScriptedBackend
+from bt_compiler.engine.request import Request
+from bt_compiler.errors import BackendError, BundleError
+from bt_compiler.runtime import InputError, PredictionError, Predictor, load
+
+
+def test_outputs_are_typed_attributes_and_a_mapping(predictor: Predictor) -> None:
+    outputs = predictor(number=3, note=None)
+    assert outputs.kind == "odd" and outputs["twice"] == 6
+    assert dict(outputs) == {"kind": "odd", "twice": 6}
+    assert repr(outputs) == "Outputs(kind='odd', twice=6)"
+    with pytest.raises(AttributeError, match="no output `sort`; outputs: kind, twice"):
+        _ = outputs.sort
+
+
+@pytest.mark.parametrize(
+    ("given", "messages"),
+    [
+        ({}, ["input `note` of type `str | null` is missing", "input `number` of type `int` is missing"]),
+        ({"number": "x", "note": None}, ["input `number` expects `int`, got a string, `x`"]),
+        ({"number": True, "note": None}, ["input `number` expects `int`, got a bool, `True`"]),
+        ({"number": 1, "note": None, "nte": 1}, ["input `nte` is not known"]),
+        ([1], ["the input is a list, not an object"]),
+        (None, ["the input is null, not an object"]),
+    ],
+)
+def test_wrong_inputs_name_the_field(predictor: Predictor, given: Any, messages: list[str]) -> None:
+    with pytest.raises(ValueError) as caught:
+        predictor.predict(given)
+    assert isinstance(caught.value, InputError)
+    assert [problem.message for problem in caught.value.problems] == messages
+    assert {item.code for item in caught.value.diagnostics} == {"BTC562"}
+
+
+def test_a_failed_example_raises_with_its_code_and_step(predictor: Predictor) -> None:
+    with pytest.raises(PredictionError) as caught:
+        predictor(number=13, note=None)
+    assert caught.value.diagnostics[0].code == "BTC521"
+    assert caught.value.diagnostics[0].notes == ("in step `add`",)
+
+
+def test_another_base_model_is_refused_and_its_backend_closed(make_bundle: Callable[..., Path]) -> None:
+    closed = []
+
+    class Other(ScriptedBackend):
+        def close(self) -> None:
+            closed.append(True)
+
+    facts = ModelFacts(id="no/model", engine="scripted", digest="d" * 64, dtype="float32")
+    predictor = load(make_bundle(models={"default": facts}), opener=lambda section: Other(identity="e" * 64))
+    with pytest.raises(BundleError) as caught:
+        predictor(number=1, note=None)
+    assert caught.value.diagnostics[0].code == "BTC558"
+    assert closed == [True]
+
+
+def test_the_measured_dtype_is_used_again(make_bundle: Callable[..., Path], backend: ScriptedBackend) -> None:
+    seen = []
+
+    def opener(section: Any) -> ScriptedBackend:
+        seen.append(section.dtype)
+        return backend
+
+    load(make_bundle(), opener=opener)(number=1, note=None)
+    assert seen == ["float32"]
+
+
+def test_overrides_reach_the_model(make_bundle: Callable[..., Path], backend: ScriptedBackend) -> None:
+    seen = []
+
+    def opener(section: Any) -> ScriptedBackend:
+        seen.append(section.id)
+        return backend
+
+    load(make_bundle(), overrides=["model.id=other/copy"], opener=opener)(number=1, note=None)
+    assert seen == ["other/copy"]
+
+
+def test_threads_share_a_predictor_and_get_their_own_answers(predictor: Predictor) -> None:
+    found: dict[int, int] = {}
+    predictor.open()
+
+    def ask(number: int) -> None:
+        found[number] = predictor(number=number, note=None).twice
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(20, 60)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {number: 2 * number for number in range(20, 60)}
+
+
+def test_a_batch_keeps_its_order_and_its_errors(predictor: Predictor, backend: ScriptedBackend) -> None:
+    rows = [{"number": number, "note": None} for number in range(10, 30)]
+    rows.insert(5, {"number": "?", "note": None})
+    results = list(predictor.batch(rows, window=4))
+    assert [one["outputs"]["twice"] for one in results if "outputs" in one] == [2 * n for n in range(10, 30) if n != 13]
+    assert results[3]["error"] == {"code": "BTC521", "message": "the model gave no answer", "node": "add"}
+    assert results[5]["error"]["message"] == "input `number` expects `int`, got a string, `?`"
+
+
+def test_a_batch_holds_no_more_rows_than_its_window(bundle: Path) -> None:
+    read = 0
+
+    def rows() -> Any:
+        nonlocal read
+        for number in range(1000):
+            read += 1
+            yield {"number": number * 2, "note": None}
+
+    def answer(request: Request) -> str:
+        return "Kind: even\nTwice: 2"
+
+    with load(bundle, opener=lambda section: ScriptedBackend(function=answer, window=3)) as predictor:
+        for done, _ in enumerate(predictor.batch(rows(), window=8), start=1):
+            assert read - done <= 8
+    assert done == 1000
+
+
+def test_a_batch_left_early_does_not_disturb_the_next(predictor: Predictor) -> None:
+    batch = predictor.batch(({"number": number, "note": None} for number in range(100, 200)), window=16)
+    next(batch)
+    assert predictor(number=4, note=None).twice == 8
+    batch.close()  # type: ignore[attr-defined]
+    assert list(predictor.batch([{"number": 5, "note": None}])) == [{"outputs": {"kind": "odd", "twice": 10}}]
+
+
+def test_rows_of_a_file_keep_the_place_of_a_broken_line(predictor: Predictor, tmp_path: Path) -> None:
+    from bt_compiler.runtime.batch import rows_of_file
+
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(b'{"number": 1, "note": null}\n\n{"number": \n{"number": NaN, "note": null}\n\xff\n')
+    results = list(predictor.batch(rows_of_file(path)))
+    assert results[0] == {"outputs": {"kind": "odd", "twice": 2}}
+    assert [
+        f"in.jsonl:{line} is not JSON" in results[at]["error"]["message"] for at, line in ((1, 3), (2, 4), (3, 5))
+    ] == [
+        True,
+        True,
+        True,
+    ]
+
+
+def test_a_backend_that_fails_as_a_whole_raises_and_the_next_call_works(bundle: Path) -> None:
+    broken = [True]
+
+    def answer(request: Request) -> str:
+        if broken.pop() if broken else False:
+            raise BackendError.of("BTC530", "the server has gone")
+        return "Kind: odd\nTwice: 2"
+
+    with load(bundle, opener=lambda section: ScriptedBackend(function=answer)) as predictor:
+        with pytest.raises(BackendError, match="the server has gone"):
+            predictor(number=1, note=None)
+        assert predictor(number=1, note=None).kind == "odd"
+
+
+def test_the_runtime_imports_neither_optimiser_nor_trainer_nor_torch(bundle: Path) -> None:
+    code = (
+        "import sys, json\n"
+        "from bt_compiler import load\n"
+        f"load({str(bundle)!r})\n"
+        "import bt_compiler.runtime\n"
+        "print(json.dumps([name for name in sys.modules]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules = json.loads(done.stdout)
+    assert "bt_compiler.runtime.predictor" in modules
+    unwanted = (
+        "bt_compiler.optimize",
+        "bt_compiler.compiler",
+        "torch",
+        "transformers",
+        "peft",
+        "matplotlib",
+        "fastapi",
+    )
+    assert [name for name in modules if name.startswith(unwanted)] == []
+
+
+def test_the_package_exports_what_it_says() -> None:
+    import bt_compiler
+
+    assert bt_compiler.__all__ == ["__version__", "load"]
+    assert bt_compiler.load is load
+    with pytest.raises(AttributeError):
+        _ = bt_compiler.lode
