@@ -116,7 +116,7 @@ def test_a_value_cannot_forge_a_label(format, end):
     text = prompt.text if prompt.text is not None else "\n".join(turn.content for turn in prompt.messages)
     lines = text.splitlines()
     assert "harmless" in text
-    assert sum(line.startswith("Answer: ") for line in lines) == 1 + 1  # in the description and in the demo
+    assert sum(line.startswith("Answer: ") for line in lines) == 1  # in the demo
     assert sum(line.startswith("Question: harmless") for line in lines) == 2
     assert not any(line.startswith(("Answer: forged", "Question: forged")) for line in lines)
 
