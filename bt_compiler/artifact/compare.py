@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from bt_compiler.artifact.bundle import Bundle
 from bt_compiler.canonical import canonical_json
 from bt_compiler.engine.statistics import paired_interval
 from bt_compiler.engine.trace import Interval
+from bt_compiler.graph.program import Program
 from bt_compiler.graph.serial import candidate_to_json
 
 
@@ -58,7 +60,7 @@ def compare(before: Bundle, after: Bundle) -> BundleDiff:
     return BundleDiff(
         same=before.manifest.digest == after.manifest.digest,
         facts=tuple(facts),
-        graph_changed=before.program != after.program,
+        graph_changed=_graph(before) != _graph(after),
         prompts=_prompt_changes(before, after),
         adapters=tuple(
             (slot, old_adapters.get(slot), new_adapters.get(slot))
@@ -67,6 +69,12 @@ def compare(before: Bundle, after: Bundle) -> BundleDiff:
         ),
         splits=tuple(_split_changes(old["scores"], new["scores"])),
     )
+
+
+def _graph(bundle: Bundle) -> Program:
+    """The program without the place of the bundle that it lies in."""
+    modules = tuple(replace(one, format=Path(one.format).name) for one in bundle.program.modules)
+    return replace(bundle.program, modules=modules)
 
 
 def _leaf_changes(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bt_compiler.canonical import digest
+from bt_compiler.graph.hashing import hashed
 from bt_compiler.graph.program import Program
 
 _ODD = re.compile(r"[^A-Za-z0-9_.-]+")
@@ -32,8 +33,9 @@ def format_files(formats: Mapping[str, str]) -> dict[str, str]:
 
 
 def portable(program: Program, files: Mapping[str, str]) -> Program:
-    """The program with every module's format as the path in the bundle."""
-    return replace(program, modules=tuple(replace(module, format=files[module.format]) for module in program.modules))
+    """The program with every module's format as the path in the bundle, and node hashes that say so too."""
+    modules = tuple(replace(module, format=files[module.format]) for module in program.modules)
+    return hashed(replace(program, modules=modules))
 
 
 def resolved(program: Program, folder: Path) -> Program:

@@ -12,6 +12,7 @@ from bt_compiler.data.example import Example
 from bt_compiler.engine.trace import Failure, Trace
 from bt_compiler.errors import UsageError
 from bt_compiler.runtime.inputs import InputError, Problem, refuse_constant
+from bt_compiler.runtime.outputs import finished
 from bt_compiler.runtime.session import Session
 
 
@@ -84,10 +85,10 @@ def _submitted(session: Session, example: Callable[[Any], Example], row: Any) ->
 
 
 def _result(trace: Trace) -> dict[str, Any]:
-    if trace.outputs is None:
-        failure = trace.error or Failure(code="BTC521", message="the program gave no outputs")
-        return {"error": {"code": failure.code, "message": failure.message, "node": failure.node}}
-    return {"outputs": dict(trace.outputs)}
+    found = finished(trace)
+    if isinstance(found, Failure):
+        return {"error": {"code": found.code, "message": found.message, "node": found.node}}
+    return {"outputs": found}
 
 
 def _wrong(error: InputError) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from bt_compiler.engine.trace import Failure, Trace
+
 
 class Outputs(Mapping[str, Any]):
     """The program's outputs by name: `answer["species"]`, `answer.species`, `dict(answer)`.
@@ -36,3 +38,12 @@ class Outputs(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         return f"Outputs({', '.join(f'{name}={value!r}' for name, value in self._values.items())})"
+
+
+def finished(trace: Trace) -> Failure | dict[str, Any]:
+    """Why the run failed, or what it gave. Raises RuntimeError for a trace that has neither: a bug."""
+    if trace.error is not None:
+        return trace.error
+    if trace.outputs is None:
+        raise RuntimeError(f"the trace of example {trace.example} has neither outputs nor an error")
+    return dict(trace.outputs)

@@ -19,11 +19,11 @@ from bt_compiler.data.example import Example
 from bt_compiler.diagnostics import Diagnostic
 from bt_compiler.engine.progress import Progress, Silent
 from bt_compiler.engine.request import Backend
-from bt_compiler.engine.trace import Trace
+from bt_compiler.engine.trace import Failure, Trace
 from bt_compiler.errors import BtcError, BundleError
 from bt_compiler.runtime.batch import predict_batch
 from bt_compiler.runtime.inputs import InputCheck
-from bt_compiler.runtime.outputs import Outputs
+from bt_compiler.runtime.outputs import Outputs, finished
 from bt_compiler.runtime.session import Session
 from bt_compiler.spec import Sections, build_sections, json_schema_of_fields, load_spec
 from bt_compiler.spec.sections import ModelSection, RetrieverSection
@@ -196,12 +196,11 @@ class Predictor:
 
 def outputs_of(trace: Trace) -> Outputs:
     """The outputs of a finished run. Raises PredictionError where it failed."""
-    if trace.error is not None or trace.outputs is None:
-        error = trace.error
-        code, message = (error.code, error.message) if error is not None else ("BTC521", "the program gave no outputs")
-        notes = (f"in step `{error.node}`",) if error is not None and error.node is not None else ()
-        raise PredictionError([Diagnostic(code=code, message=message, notes=notes)])
-    return Outputs(trace.outputs)
+    found = finished(trace)
+    if isinstance(found, Failure):
+        notes = (f"in step `{found.node}`",) if found.node is not None else ()
+        raise PredictionError([Diagnostic(code=found.code, message=found.message, notes=notes)])
+    return Outputs(found)
 
 
 def _opener(cache_root: Path, progress: Progress) -> OpenBackend:

@@ -14,8 +14,10 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from bt_compiler.engine.trace import Failure
 from bt_compiler.errors import BackendError, BtcError
 from bt_compiler.runtime.inputs import InputError, refuse_constant
+from bt_compiler.runtime.outputs import finished
 from bt_compiler.runtime.predictor import Predictor, load
 from bt_compiler.runtime.routes import describe, failure_status, index_page, prediction_docs, problem_detail
 from bt_compiler.runtime.worker import Busy, Worker
@@ -146,11 +148,10 @@ def _predict_endpoint(worker: Worker, max_body: int) -> Callable[[Request], Any]
             return _error(503, "BTC564", str(error), headers={"Retry-After": RETRY_AFTER})
         except BtcError as error:
             return _error(502, error.diagnostics[0].code, error.diagnostics[0].message)
-        if trace.outputs is None:
-            failure = trace.error
-            code, message = (failure.code, failure.message) if failure else ("BTC521", "the program gave no outputs")
-            return _error(failure_status(worker.predictor), code, message, node=failure.node if failure else None)
-        return JSONResponse(dict(trace.outputs))
+        found = finished(trace)
+        if isinstance(found, Failure):
+            return _error(failure_status(worker.predictor), found.code, found.message, node=found.node)
+        return JSONResponse(found)
 
     predict.__annotations__["request"] = Request
     predict.__annotations__["return"] = JSONResponse

@@ -13,6 +13,7 @@ from bt_compiler.artifact import BundleContents, Manifest, read_bundle, verify_b
 from bt_compiler.artifact.manifest import SCHEMA_VERSION
 from bt_compiler.canonical import digest
 from bt_compiler.errors import BundleError
+from bt_compiler.graph.hashing import hashed
 
 
 def files_under(folder: Path) -> list[str]:
@@ -46,7 +47,8 @@ def test_what_is_written_is_read_again(bundle: Path, contents: BundleContents) -
     adapter = found.candidate.adapters["*"]
     assert adapter == contents.candidate.adapters["*"]
     assert adapter.path == bundle / "adapters" / adapter.name
-    assert found.program.inputs == contents.program.inputs and found.program.nodes == contents.program.nodes
+    modules = tuple(replace(one, format="fields") for one in found.program.modules)
+    assert hashed(replace(found.program, modules=modules)) == hashed(contents.program)
     assert found.program.modules[0].format == str(bundle / "formats" / "fields.jinja")
     assert (bundle / "formats" / "fields.jinja").read_text() == "{{ instructions }}"
     assert found.sent == contents.sent

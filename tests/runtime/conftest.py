@@ -71,6 +71,12 @@ def write_adder(folder: Path, *, spec: str = SPEC, **fields: Any) -> Path:
     return folder / "bundle"
 
 
+@pytest.fixture(scope="session")
+def adder() -> Callable[..., Path]:
+    """Writes the bundle under a folder."""
+    return write_adder
+
+
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     return write_adder(tmp_path / "made")

@@ -64,10 +64,8 @@ def server(*bundles: Path, code: str = SERVER) -> Iterator[tuple[str, subprocess
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    from conftest import write_adder
-
-    with server(write_adder(tmp_path_factory.mktemp("served"))) as (found, _):
+def address(adder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with server(adder(tmp_path_factory.mktemp("served"))) as (found, _):
         yield found
 
 
