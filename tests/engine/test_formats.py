@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,6 @@ from bt_compiler.spec.types import BOOL, FLOAT, PASSAGES, STR, Field, Type
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "golden"
 FORMATS = ("fields", "json", "completion")
-UPDATE = "BTC_UPDATE_GOLDEN"
 
 
 def as_text(prompt: PromptText) -> str:
@@ -34,12 +33,16 @@ def as_text(prompt: PromptText) -> str:
     return "".join(turns) + "<<< end >>>\n"
 
 
-def golden(name: str, text: str) -> None:
-    path = GOLDEN / name
-    if os.environ.get(UPDATE):
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    assert text == path.read_text(encoding="utf-8"), f"set {UPDATE}=1 to rewrite {path}"
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    def check(name: str, text: str) -> None:
+        path = GOLDEN / name
+        if request.config.getoption("--rewrite-expected"):
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        assert text == path.read_text(encoding="utf-8"), "`--rewrite-expected` writes what is found now"
+
+    return check
 
 
 def sample(t: Type, place: int) -> object:
@@ -71,14 +74,14 @@ def rendered(form: Format, made: Module) -> PromptText:
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "specs").glob("*.yaml")), ids=lambda path: path.stem)
-def test_golden_prompts_of_every_spec(path):
+def test_golden_prompts_of_every_spec(path, golden):
     spec = load_spec(path)
     for made in lower(spec, build_sections(spec)).modules:
         golden(f"{path.stem}.{made.name}.txt", as_text(rendered(load_format(made.format), made)))
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_golden_prompts_of_every_format(format):
+def test_golden_prompts_of_every_format(format, golden):
     made = module(
         {"context": PASSAGES, "question": STR, "strict": BOOL},
         {"answer": STR, "species": SPECIES, "invoice": INVOICE},
