@@ -24,11 +24,11 @@ class RowLoss:
         self._model = model
         self._device = next(model.parameters()).device
         self._compute = torch.bfloat16 if precision == "bfloat16" else None
-        self._packs = len(probe) > 1 and self._packing_is_exact(probe)
+        self.packs = len(probe) > 1 and self._packing_is_exact(probe)
 
     def sum(self, rows: Sequence[TokenRow]) -> torch.Tensor:
         """Scalar: summed negative log-likelihood in nats of the completion tokens of `rows`."""
-        if self._packs and packing_pays(rows):
+        if self.packs and packing_pays(rows):
             return self._packed(rows)
         return self._padded(rows)
 
