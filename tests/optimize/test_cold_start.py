@@ -1,0 +1,225 @@
+"""Where rows come from when the program solves too little: order, acceptance and what each source says of itself."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from answering import (
+    Asked,
+    EchoRetriever,
+    RuleBackend,
+    classifier,
+    coin,
+    context_of,
+    examples,
+    truth,
+    two_hops,
+    with_adapter,
+    wrong,
+)
+
+from bt_compiler.engine.executor import Engine
+from bt_compiler.errors import CompileError
+from bt_compiler.graph.candidate import Candidate
+from bt_compiler.graph.program import Program
+from bt_compiler.optimize.cold_start import Collected, Start, collect
+from bt_compiler.optimize.hints import contains_label
+from bt_compiler.optimize.journal import Journal
+from bt_compiler.optimize.rows import row_writer
+from bt_compiler.optimize.step import StepContext
+from bt_compiler.spec.sections import OptimizeSection, WeightsSection
+
+TRAIN = examples("train", 12)
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    with Journal.open(tmp_path / "journal", {"test": 1}) as opened:
+        yield opened
+
+
+def always_good(asked: Asked) -> str:
+    return "Mood: good"
+
+
+def settings(*sources: str, **more: object) -> OptimizeSection:
+    return OptimizeSection(weights=WeightsSection(sources=sources, **more))
+
+
+def reasoning_program() -> Program:
+    program = classifier()
+    return replace(program, modules=(replace(program.modules[0], kind="chain_of_thought"),))
+
+
+def collected(context: StepContext, candidate: Candidate | None = None) -> Collected:
+    candidate = candidate or context.zero_shot
+    writer = row_writer(context.program, candidate, context.settings.weights, context.zero_shot)
+    return collect(Start(context=context, candidate=candidate, writer=writer))
+
+
+def sources_of(found: Collected) -> dict[str, set[str]]:
+    return {example: {row.source for row in rows} for example, rows in found.rows.items()}
+
+
+def test_each_source_is_asked_for_what_is_unsolved_so_far(journal: Journal) -> None:
+    context = context_of(RuleBackend(rule=always_good), journal, train=TRAIN, settings=settings("self", "gold"))
+    found = collected(context)
+    assert [tuple(tried) for tried in found.tried] == [("self", 12, 6), ("gold", 6, 6)]
+    assert sources_of(found) == {item.id: {"self" if item.labels["mood"] == "good" else "gold"} for item in TRAIN}
+    assert list(found.rows) == [item.id for item in TRAIN]
+
+
+def test_the_order_is_that_of_the_spec(journal: Journal) -> None:
+    backend = RuleBackend(rule=always_good)
+    found = collected(context_of(backend, journal, train=TRAIN, settings=settings("gold", "self")))
+    assert [tuple(tried) for tried in found.tried] == [("gold", 12, 12)]
+    assert not backend.asked
+
+
+def test_gold_rows_carry_the_label(journal: Journal) -> None:
+    found = collected(context_of(RuleBackend(rule=always_good), journal, train=TRAIN, settings=settings("gold")))
+    assert {rows[0].completion for rows in found.rows.values()} == {"Mood: good", "Mood: bad"}
+    assert all(
+        rows[0].completion == f"Mood: {item.labels['mood']}"
+        for item, rows in zip(TRAIN, found.rows.values(), strict=True)
+    )
+
+
+def test_sampled_rows_are_accepted_repeats_at_temperature(journal: Journal) -> None:
+    seen: list[tuple[float, int]] = []
+
+    class Sampling(RuleBackend):
+        def submit(self, requests: object) -> None:
+            seen.extend((request.sampling.temperature, request.sampling.seed) for request in requests)
+            RuleBackend.submit(self, requests)
+
+        def poll(self) -> list[object]:
+            seed = self.waiting[0].sampling.seed
+            rest, self.waiting = self.waiting[1:], self.waiting[:1]
+            self.rule = lambda asked: f"Mood: {'good' if coin(seed) < 0.5 else 'bad'}"
+            finished = RuleBackend.poll(self)
+            self.waiting = rest
+            return finished
+
+    context = context_of(
+        Sampling(rule=always_good), journal, train=TRAIN, settings=settings("sampled", samples=3, temperature=0.7)
+    )
+    found = collected(context)
+    assert len(seen) == 36 and {temperature for temperature, _ in seen} == {0.7}
+    assert len({seed for _, seed in seen}) == 36
+    labels = {item.id: item.labels["mood"] for item in TRAIN}
+    assert 6 < len(found.rows) <= 12
+    assert all(len(rows) == 1 and rows[0].source == "sampled" for rows in found.rows.values())
+    assert all(rows[0].completion == f"Mood: {labels[example]}" for example, rows in found.rows.items())
+
+
+def test_every_call_runs_on_the_current_adapter(journal: Journal) -> None:
+    backend = RuleBackend(rule=always_good)
+    context = context_of(
+        backend,
+        journal,
+        program=reasoning_program(),
+        train=TRAIN,
+        settings=settings("self", "sampled", "hinted", samples=2),
+    )
+    backend.rule = lambda asked: "Reasoning: it looks so"
+    collected(context, with_adapter(context.zero_shot, "tuned"))
+    assert len(backend.asked) > 12
+    assert {asked.adapter for asked in backend.asked} == {"tuned"}
+
+
+def test_a_teacher_answers_with_its_own_weights(journal: Journal) -> None:
+    own, teacher = RuleBackend(rule=always_good), RuleBackend(rule=lambda asked: f"Mood: {truth(asked.value('Text'))}")
+    context = context_of(own, journal, train=TRAIN, settings=settings("self", "teacher", teacher="large"))
+    engine = Engine(backends={"default": own, "large": teacher}, retrievers={"wiki": EchoRetriever()})
+    found = collected(replace(context, engine=engine), with_adapter(context.zero_shot, "tuned"))
+    assert [tuple(tried) for tried in found.tried] == [("self", 12, 6), ("teacher", 6, 6)]
+    assert len(teacher.asked) == 6 and {asked.adapter for asked in teacher.asked} == {None}
+
+
+def test_a_teacher_that_is_not_there_is_an_error(journal: Journal) -> None:
+    context = context_of(RuleBackend(rule=always_good), journal, train=TRAIN, settings=settings("teacher", teacher="x"))
+    with pytest.raises(CompileError, match="BTC405") as caught:
+        collected(context)
+    assert "`default`" in (caught.value.diagnostics[0].help or "")
+
+
+def test_gold_inputs_of_a_later_step_come_from_the_programs_own_run(journal: Journal) -> None:
+    class TellingApart(RuleBackend):
+        def poll(self) -> list[object]:
+            (request, *rest) = self.waiting
+            asks = request.prompt.messages[0].content.startswith("Ask.")
+            self.waiting = [request]
+            self.rule = lambda asked: "Query: clouds" if asks else f"Mood: {wrong(asked.value('Text'))}"
+            finished = RuleBackend.poll(self)
+            self.waiting = rest
+            return finished
+
+    backend = TellingApart(rule=always_good)
+    found = collected(context_of(backend, journal, program=two_hops(), train=TRAIN, settings=settings("self", "gold")))
+    assert [tuple(tried) for tried in found.tried] == [("self", 12, 0), ("gold", 12, 12)]
+    for rows in found.rows.values():
+        assert [row.module for row in rows] == ["classify"]  # the queries have no labels
+        assert "about clouds" in rows[0].prompt.messages[-1].content
+
+
+HINTED = {
+    "honest": "because of the tone",
+    "telling": "it is plainly GOOD, not bad",
+    "useless": "no idea",
+}
+
+
+def hinted_rule(kind: str) -> object:
+    """Zero-shot it is always wrong; told the answer it writes a rationale; with the honest one it finds the answer."""
+
+    def rule(asked: Asked) -> str:
+        text = asked.value("Text")
+        if "Right mood:" in asked.text:
+            return f"Reasoning: {HINTED[kind]}"
+        if "Reasoning:" in asked.text:
+            return f"Mood: {truth(text) if HINTED['honest'] in asked.text else wrong(text)}"
+        return f"Reasoning: hm\nMood: {wrong(text)}"
+
+    return rule
+
+
+@pytest.mark.parametrize(("kind", "solved"), [("honest", 12), ("telling", 0), ("useless", 0)])
+def test_a_hinted_rationale_has_to_earn_its_label(journal: Journal, kind: str, solved: int) -> None:
+    backend = RuleBackend(rule=hinted_rule(kind))
+    context = context_of(
+        backend,
+        journal,
+        program=reasoning_program(),
+        train=TRAIN,
+        settings=settings("self", "gold", "hinted", samples=1),
+    )
+    found = collected(context)
+    assert [tuple(tried) for tried in found.tried] == [("self", 12, 0), ("gold", 12, 0), ("hinted", 12, solved)]
+    for rows in found.rows.values():
+        (row,) = rows
+        assert row.source == "hinted"
+        assert row.completion.splitlines()[0] == f"Reasoning: {HINTED['honest']}"
+        assert row.completion.splitlines()[1].startswith("Mood: ")
+        assert "Right mood" not in "".join(turn.content for turn in row.prompt.messages)
+
+
+@pytest.mark.parametrize(
+    ("text", "labels", "expected"),
+    [
+        ("Clearly a VIRGINICA flower", {"species": "virginica"}, True),
+        ("petals like virginicas have", {"species": "virginica"}, True),
+        ("a large petal", {"species": "virginica"}, False),
+        ("4.7 is long", {"n": 4}, False),
+        ("so 4, then", {"n": 4}, True),
+        ("costs 4.", {"n": 4}, True),
+        ("14 apples", {"n": 4}, False),
+        ("not an option", {"x": "no"}, False),
+        ("so no", {"x": "no"}, True),
+        ("names Rome", {"places": ["Paris", "Rome"]}, True),
+        ("anything", {"x": None, "y": ""}, False),
+    ],
+)
+def test_what_counts_as_saying_the_label(text: str, labels: dict[str, object], expected: bool) -> None:
+    assert contains_label(text, labels) is expected

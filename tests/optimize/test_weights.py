@@ -1,0 +1,179 @@
+"""The weights step whole, on a tiny model: rows to adapter to the choice of prompts."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from answering import (
+    Asked,
+    EchoRetriever,
+    RuleBackend,
+    classifier,
+    context_of,
+    example,
+    examples,
+    truth,
+    two_hops,
+    with_adapter,
+    wrong,
+)
+from tiny_host import LendingBackend, TinyHost
+
+from bt_compiler.canonical import canonical_json
+from bt_compiler.engine.executor import Engine
+from bt_compiler.errors import CompileError
+from bt_compiler.graph.candidate import SHARED, Candidate, Demo, Prompt
+from bt_compiler.optimize.inner import inner_split
+from bt_compiler.optimize.journal import Journal
+from bt_compiler.optimize.step import StepContext
+from bt_compiler.optimize.weights import weights_step
+from bt_compiler.spec.sections import OptimizeSection, WeightsSection
+
+TRAIN = examples("train", 12)
+WEIGHTS = WeightsSection(r=2, alpha=4, epochs=1, learning_rate=1e-3, sources=("self", "gold"))
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    with Journal.open(tmp_path / "journal", {"test": 1}) as opened:
+        yield opened
+
+
+def learnt(asked: Asked) -> str:
+    """The base says `good` to all; an adapter, whichever, knows the truth."""
+    text = asked.value("Text")
+    return f"Mood: {truth(text) if asked.adapter else 'good'}"
+
+
+def context(journal: Journal, backend: RuleBackend, **weights: object) -> StepContext:
+    settings = OptimizeSection(weights=replace(WEIGHTS, **weights))
+    return context_of(backend, journal, train=TRAIN, settings=settings)
+
+
+def with_demo(candidate: Candidate) -> Candidate:
+    item = example("g shown")
+    demo = Demo(inputs=item.inputs, outputs=item.labels, example=item.id)
+    prompts = {"classify": Prompt(instructions="Say the mood.", demos=(demo,))}
+    return replace(candidate, id="with-demo", prompts=prompts)
+
+
+def test_the_step_gives_a_candidate_on_its_new_adapter(journal: Journal) -> None:
+    backend = LendingBackend(rule=learnt)
+    step = context(journal, backend)
+    result = weights_step(step, step.zero_shot)
+    adapter = result.candidate.adapters[SHARED]
+    assert result.kind == "weights"
+    assert result.candidate.parent == "zero-shot" and result.candidate.origin == "step 1 weights"
+    assert (adapter.base_model, adapter.rank) == ("tiny", 2)
+    assert adapter.name == f"step1-shared-{adapter.sha256[:12]}"
+    assert (adapter.path / "adapter_model.safetensors").is_file()
+    assert adapter.path.is_relative_to(journal.step_folder(1))
+
+
+def test_evidence_says_where_rows_came_from_and_how_training_went(journal: Journal) -> None:
+    step = context(journal, LendingBackend(rule=learnt))
+    evidence = weights_step(step, step.zero_shot).evidence
+    assert evidence["rows"] == {"gold": 6, "self": 6}
+    assert evidence["rows_by_module"] == {"classify": {"gold": 6, "self": 6}}
+    assert evidence["examples"] == {"train": 12, "with_rows": 12, "validation": 2}
+    assert [point["step"] for point in evidence["loss"]] == [1, 2, 3]
+    assert evidence["loss"][-1]["validation"] is not None
+    (choice,) = evidence["choice"]
+    assert choice["score"] == 1.0 and choice["chosen"] and not choice["demos"]
+    val = inner_split(TRAIN, step.settings.prompts, step.seed).val
+    assert set(choice["scores"]) == {item.id for item in val}
+    canonical_json(evidence)
+
+
+def test_rows_are_made_on_the_current_adapter_and_scores_on_the_new_one(journal: Journal) -> None:
+    backend = LendingBackend(rule=learnt)
+    step = context(journal, backend, sources=("self",))
+    result = weights_step(step, with_adapter(step.zero_shot, "before"))
+    val = len(inner_split(TRAIN, step.settings.prompts, step.seed).val)
+    after = result.candidate.adapters[SHARED].sha256
+    adapters = [asked.adapter for asked in backend.asked]
+    assert adapters == ["before"] * 12 + [after] * val
+
+
+def better_with_demos(asked: Asked) -> str:
+    text = asked.value("Text")
+    return f"Mood: {truth(text) if asked.demos else wrong(text)}"
+
+
+@pytest.mark.parametrize(("rule", "demos"), [(better_with_demos, 1), (learnt, 0)])
+def test_the_better_prompt_goes_on_and_ties_go_to_the_shorter(journal: Journal, rule: object, demos: int) -> None:
+    step = context(journal, LendingBackend(rule=rule))
+    result = weights_step(step, with_demo(step.zero_shot))
+    assert len(result.evidence["choice"]) == 2
+    assert len(result.candidate.prompts["classify"].demos) == demos
+
+
+def test_nothing_to_learn_from_is_an_error_with_counts_and_remedies(journal: Journal) -> None:
+    backend = LendingBackend(rule=lambda asked: f"Mood: {wrong(asked.value('Text'))}")
+    step = context(journal, backend, sources=("self", "sampled"), samples=2)
+    with pytest.raises(CompileError) as caught:
+        weights_step(step, step.zero_shot)
+    diagnostic = caught.value.diagnostics[0]
+    assert diagnostic.code == "BTC401"
+    assert diagnostic.notes == ("`self`: 0 of 12 examples", "`sampled`: 0 of 12 examples")
+    assert "add `gold`, `hinted`, `teacher` to `optimize.weights.sources`" in (diagnostic.help or "")
+    assert backend.host.lent == 0
+
+
+def test_a_module_whose_weights_are_elsewhere_is_an_error(journal: Journal) -> None:
+    step = context(journal, RuleBackend(rule=learnt))
+    with pytest.raises(CompileError, match="BTC406") as caught:
+        weights_step(step, step.zero_shot)
+    assert "`classify` (model `default`, engine `rule`)" in caught.value.diagnostics[0].message
+
+
+def test_a_program_with_nothing_to_train_is_an_error(journal: Journal) -> None:
+    program = classifier()
+    frozen = replace(program, modules=(replace(program.modules[0], train=("prompt",)),))
+    step = replace(context(journal, LendingBackend(rule=learnt)), program=frozen)
+    with pytest.raises(CompileError, match="BTC406"):
+        weights_step(step, step.zero_shot)
+
+
+def test_one_adapter_a_module_on_request(journal: Journal) -> None:
+    class TellingApart(LendingBackend):
+        def poll(self) -> list[object]:
+            (request, *rest) = self.waiting
+            asks = request.prompt.messages[0].content.startswith("Ask.")
+            self.waiting = [request]
+            self.rule = lambda asked: "Query: clouds" if asks else f"Mood: {truth(asked.value('Text'))}"
+            finished = LendingBackend.poll(self)
+            self.waiting = rest
+            return finished
+
+    backend = TellingApart(rule=learnt)
+    settings = OptimizeSection(weights=replace(WEIGHTS, adapters="per_module"))
+    step = context_of(backend, journal, program=two_hops(), train=TRAIN, settings=settings)
+    result = weights_step(step, step.zero_shot)
+    assert sorted(result.candidate.adapters) == ["ask", "classify"]
+    assert result.candidate.adapters["ask"].sha256 != result.candidate.adapters["classify"].sha256
+    assert result.evidence["rows_by_module"]["ask"] == {"self": 24}
+    assert [entry["modules"] for entry in result.evidence["adapters"]] == [["ask"], ["classify"]]
+
+
+def test_a_frozen_module_stays_on_the_base_model(journal: Journal) -> None:
+    program = two_hops()
+    ask, classify = program.modules
+    own = LendingBackend(rule=lambda asked: f"Mood: {truth(asked.value('Text'))}")
+    remote = RuleBackend(rule=lambda asked: "Query: clouds")
+    half = replace(program, modules=(replace(ask, model="remote", train=("prompt",)), classify))
+    step = context_of(own, journal, program=half, train=TRAIN, settings=OptimizeSection(weights=WEIGHTS))
+    engine = Engine(backends={"default": own, "remote": remote}, retrievers={"wiki": EchoRetriever()})
+    result = weights_step(replace(step, engine=engine), step.zero_shot)
+    assert list(result.candidate.adapters) == ["classify"]
+    assert {asked.adapter for asked in remote.asked} == {None}
+
+
+def test_a_second_run_in_the_same_journal_gives_the_same_and_trains_no_more(journal: Journal) -> None:
+    host = TinyHost()
+    first = context(journal, LendingBackend(rule=learnt, host=host))
+    result = weights_step(first, first.zero_shot)
+    again = context(journal, LendingBackend(rule=learnt, host=host))
+    assert weights_step(again, again.zero_shot) == result
+    assert host.lent == 1
