@@ -68,6 +68,9 @@ class ExpandedRows:
         first = self._waiting[0]
         key = (first.adapter, first.prompt.ids[: first.prompt.shared])
         part = [row for row in self._waiting if (row.adapter, row.prompt.ids[: row.prompt.shared]) == key]
+        if key[1] and getattr(self.model.config.get_text_config(), "sliding_window", None):
+            # a window counts places in the cache: padding between prefix and suffix would push tokens out of it
+            part = [row for row in part if len(row.prompt.ids) == len(first.prompt.ids)]
         part = part[: self.batch]
         chosen = {id(row) for row in part}
         self._waiting = deque(row for row in self._waiting if id(row) not in chosen)
@@ -87,8 +90,8 @@ class ExpandedRows:
             if row.finish is not None:
                 ended.append(Ended(row, None))
                 continue
-            rows.append(_Live(row=row, index=len(suffixes), pending=[]))
-            suffixes.append([*row.prompt.ids[len(key[1]) :], *forced])
+            rows.append(_Live(row=row, index=len(suffixes), pending=forced))
+            suffixes.append(list(row.prompt.ids[len(key[1]) :]))
         if not rows:
             return ended
         cache = self._cache(key, len(rows))

@@ -69,9 +69,8 @@ def _shipped(model_id: str) -> str:
 
 def _from_hub(model_id: str, revision: str | None, tried: list[str], progress: Progress) -> Path | None:
     """The snapshot of the model in the cache, else downloaded; None with the reason appended to `tried`."""
-    import httpx
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, LocalEntryNotFoundError
 
     try:
         cached = Path(snapshot_download(model_id, revision=revision, local_files_only=True))
@@ -89,7 +88,7 @@ def _from_hub(model_id: str, revision: str | None, tried: list[str], progress: P
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else "no status"
         tried.append(f"the Hugging Face hub answers {status}")
-    except (httpx.HTTPError, OSError, HFValidationError) as error:
+    except (HTTPError, OSError, HFValidationError) as error:
         tried.append(f"the Hugging Face hub does not answer ({type(error).__name__})")
     return None
 

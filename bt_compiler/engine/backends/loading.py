@@ -139,8 +139,8 @@ def context_window(config: Any) -> int:
     )
     rope = getattr(text, "rope_parameters", None) or {}
     if isinstance(rope, Mapping) and rope.get("rope_type") in ("dynamic", "longrope"):
-        original = rope.get("original_max_position_embeddings")
-        return min(window, int(original or getattr(text, "original_max_position_embeddings", window)))
+        original = rope.get("original_max_position_embeddings") or window
+        return min(window, int(getattr(text, "original_max_position_embeddings", None) or original))
     return window
 
 

@@ -19,10 +19,10 @@ from bt_compiler.engine.backends.tiers import EXPANDED, GENERATE, SHARED_PREFIX,
 from bt_compiler.engine.backends.verdict import Verdict
 from bt_compiler.engine.request import PromptText, Request
 
-_STEPS = 3
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 5e-3, torch.bfloat16: 0.25, torch.float16: 0.1}
+_STEPS = 2
+_TOLERANCE = {torch.float64: 1e-4, torch.float32: 5e-3, torch.bfloat16: 0.25, torch.float16: 0.1}
 """Largest difference of logits allowed, in standard deviations of the logits: an attention that is wrong is off by
-more than one, rounding by far less than this."""
+more than one, rounding by far less than this (models compute norms in float32 even where they are float64)."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -57,14 +57,14 @@ class Probe:
         return Row(request=request, prompt=Encoded(self.ids, self.shared), matcher=None, stop_ids=frozenset())
 
 
-def examine(loaded: Loaded, *, batch: int) -> Verdict:
+def examine(loaded: Loaded) -> Verdict:
     """Tries the tiers from the best on."""
     probes = _probes(loaded)
     wanted = [eager_logits(loaded, probe) for probe in probes]
     reason = ""
     for tier in (SHARED_PREFIX, EXPANDED):
         try:
-            seen = run_probes(loaded, tier, probes, batch=batch)
+            seen = run_probes(loaded, tier, probes, batch=4)
         except (ValueError, TypeError, RuntimeError, AttributeError, IndexError, KeyError) as error:
             # any of these is how a model's code may fail on inputs it was not written for: the next tier
             reason = reason or f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
@@ -117,17 +117,12 @@ def _probes(loaded: Loaded) -> list[Probe]:
 
 
 def _row_invariant(loaded: Loaded, probes: Sequence[Probe], seen: Sequence[Tensor]) -> bool:
-    """Whether the bytes of the probes stay the same alone, in twos with refills, and among many."""
-    for index, probe in enumerate(probes[:3]):
-        if not torch.equal(run_probes(loaded, SHARED_PREFIX, [probe], batch=1)[0], seen[index]):
-            return False
-    turned = [*probes[::-1], *probes]
-    for together, batch in ((turned, 2), (turned * 3, 20)):
-        again = run_probes(loaded, SHARED_PREFIX, together, batch=batch)
-        for have, probe in zip(again, together, strict=True):
-            if not torch.equal(have, seen[probes.index(probe)]):
-                return False
-    return True
+    """Whether the bytes of the probes stay the same alone, and turned round among copies with refills."""
+    if not torch.equal(run_probes(loaded, SHARED_PREFIX, probes[:1], batch=1)[0], seen[0]):
+        return False
+    together = [*probes[::-1], *probes, *probes[2:]]
+    again = run_probes(loaded, SHARED_PREFIX, together, batch=5)
+    return all(torch.equal(have, seen[probes.index(probe)]) for have, probe in zip(again, together, strict=True))
 
 
 def _distance(have: Tensor, want: Tensor) -> float:

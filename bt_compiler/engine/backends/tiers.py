@@ -88,7 +88,9 @@ def open_tier(
             refill=refill,
             device=torch.device(model.device),
         )
-    model.set_attn_implementation("eager")
+    # eager turns rows of padding into NaN where its mask does not fit its float32 softmax
+    sdpa = tier == EXPANDED and getattr(model, "_supports_sdpa", False)
+    model.set_attn_implementation("sdpa" if sdpa else "eager")
     if tier == EXPANDED:
         return ExpandedRows(model=model, choose=choose, use_adapter=use_adapter, batch=min(batch, 16))
     return PlainRows(model=model, choose=choose, use_adapter=use_adapter)

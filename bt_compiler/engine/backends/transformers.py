@@ -22,6 +22,7 @@ from bt_compiler.engine.backends.encoding import Encoder
 from bt_compiler.engine.backends.hub import ResolvedModel, resolve_model
 from bt_compiler.engine.backends.loading import Loaded, load
 from bt_compiler.engine.backends.measuring import chosen_dtype, device_name
+from bt_compiler.engine.backends.remembered import remembered
 from bt_compiler.engine.backends.selfcheck import examine
 from bt_compiler.engine.backends.tiers import Tier, open_tier
 from bt_compiler.engine.backends.verdict import Verdict
@@ -54,6 +55,7 @@ class TransformersBackend:
         self._resolved: ResolvedModel = resolve_model(
             model_id, revision=revision, cache_root=cache_root, progress=progress
         )
+        self._cache_root = cache_root
         self._device = device_name()
         self._threads = int(choices("threads", torch.get_num_threads))
         if self._threads != torch.get_num_threads():
@@ -70,31 +72,31 @@ class TransformersBackend:
 
     def _open(self, dtype: str, choices: Callable[[str, Callable[[], Any]], Any]) -> tuple[str, Loaded, Verdict]:
         """The model in its dtype, with what the self-check found: `auto` keeps bfloat16 only where it is fast and
-        row-invariant.
+        row-invariant. Both are remembered by machine and model.
         """
-        held: list[tuple[str, Loaded, Verdict]] = []
+        path, device = self._resolved.path, self._device
+        held: dict[str, Loaded] = {}
 
-        def trial(name: str) -> Verdict:
-            held.clear()
-            loaded = load(self._resolved.path, dtype=name, device=self._device)
-            verdict = examine(loaded, batch=self._batch)
-            held.append((name, loaded, verdict))
-            return verdict
+        def loaded(name: str) -> Loaded:
+            if name not in held:
+                held.clear()
+                held[name] = load(path, dtype=name, device=device)
+            return held[name]
+
+        def verdict(name: str) -> Mapping[str, Any]:
+            key = [ENGINE_VERSION, self._resolved.digest, name, device]
+            found = remembered(self._cache_root, "engine", key, lambda: examine(loaded(name)).to_json())
+            return dict(found)
 
         def auto() -> str:
-            name = chosen_dtype(self._resolved.path, self._device)
-            if name != "float32" and self._device == "cpu" and not trial(name).row_invariant:
+            fast = str(remembered(self._cache_root, "dtype", self._resolved.digest, lambda: chosen_dtype(path, device)))
+            if fast != "float32" and device == "cpu" and not verdict(fast)["row_invariant"]:
                 return "float32"
-            return name
+            return fast
 
         name = str(choices("dtype", auto)) if dtype == "auto" else dtype
-        if held and held[0][0] == name:
-            verdict = Verdict.from_json(choices("engine", held[0][2].to_json))
-            return name, held[0][1], verdict
-        verdict = Verdict.from_json(choices("engine", lambda: trial(name).to_json()))
-        if not (held and held[0][0] == name):
-            held.append((name, load(self._resolved.path, dtype=name, device=self._device), verdict))
-        return name, held[-1][1], verdict
+        found = Verdict.from_json(choices("engine", lambda: verdict(name)))
+        return name, loaded(name), found
 
     def identity(self) -> Mapping[str, str]:
         """See `Backend.identity`."""
