@@ -24,7 +24,7 @@ from typing import Any
 
 from bt_compiler.artifact.adapter_folder import CONFIG, WEIGHTS, adapter_digest
 from bt_compiler.artifact.contents import BundleContents
-from bt_compiler.artifact.digest import bundle_digest, identity_of
+from bt_compiler.artifact.digest import bundle_digest, identity_of, portable_candidate, portable_model
 from bt_compiler.artifact.format_files import format_files, portable, resolved
 from bt_compiler.artifact.manifest import FileEntry, Manifest, damaged
 from bt_compiler.artifact.page import report_html
@@ -134,7 +134,7 @@ def _documents(contents: BundleContents, adapters: Mapping[str, Adapter]) -> tup
     program = program_to_json(portable(contents.program, formats))
     prompts = {
         "schema_version": PROMPTS_SCHEMA,
-        "candidate": candidate_to_json(contents.candidate),
+        "candidate": candidate_to_json(portable_candidate(contents.candidate)),
         "sent": {module: asdict(prompt) for module, prompt in contents.sent.items()},
     }
     texts_of_formats = {formats[name]: text for name, text in contents.formats.items()}
@@ -146,7 +146,7 @@ def _documents(contents: BundleContents, adapters: Mapping[str, Adapter]) -> tup
         digest=found,
         identity=identity,
         adapters=shas,
-        models=contents.models,
+        models={name: replace(model, id=portable_model(model.id)) for name, model in contents.models.items()},
         strategy=contents.strategy,
         lineage=contents.lineage,
         scores=scores_of(contents),

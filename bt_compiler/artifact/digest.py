@@ -9,11 +9,14 @@ are the same compile exactly where this digest is the same.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from bt_compiler.artifact.contents import BundleContents, ModelFacts
 from bt_compiler.canonical import digest
 from bt_compiler.engine.trace import Report
+from bt_compiler.graph.candidate import Candidate
 
 DIGEST_VERSION = 1
 """Part of the digest: another definition gives other digests, never the same one with another meaning."""
@@ -57,12 +60,26 @@ def identity_of(contents: BundleContents) -> dict[str, Any]:
 
 def _model(model: ModelFacts) -> dict[str, Any]:
     return {
-        "id": model.id,
+        "id": portable_model(model.id),
         "engine": model.engine,
         "revision": model.revision,
         "digest": model.digest,
         "dtype": model.dtype,
     }
+
+
+def portable_model(id: str) -> str:
+    """The id of a model as it may be in a digest: of a local folder its last part, for its weights have a digest."""
+    return Path(id).name if Path(id).is_absolute() else id
+
+
+def portable_candidate(candidate: Candidate) -> Candidate:
+    """The candidate with its adapters' base models named as in a digest."""
+    adapters = {
+        key: replace(adapter, base_model=portable_model(adapter.base_model))
+        for key, adapter in candidate.adapters.items()
+    }
+    return replace(candidate, adapters=adapters)
 
 
 def per_example(report: Report) -> Sequence[Sequence[Any]]:

@@ -6,6 +6,7 @@ Knows nothing of what is in the folder.
 from __future__ import annotations
 
 import ctypes
+import glob
 import os
 import shutil
 import sys
@@ -85,7 +86,7 @@ def _exchange(one: Path, other: Path) -> bool:
 def _sweep(target: Path) -> None:
     """Removes new folders of processes that are gone; an old one goes back where its place is empty."""
     for kind in ("old", "new"):
-        for left in target.parent.glob(f".{target.name}.{kind}-*"):
+        for left in target.parent.glob(f".{glob.escape(target.name)}.{kind}-*"):
             if _alive(left.name.rpartition("-")[2]):
                 continue
             if kind == "old" and not target.exists():

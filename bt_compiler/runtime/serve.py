@@ -9,6 +9,7 @@ import json
 import signal
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
@@ -62,7 +63,10 @@ def serve_predictors(predictors: Mapping[str, Predictor], *, host: str, port: in
         server.should_exit = True
 
     app = create_app(predictors, on_failure=stop)
-    server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level="info", server_header=False))
+    logging: dict[str, Any] = deepcopy(uvicorn.config.LOGGING_CONFIG)
+    logging["handlers"]["access"]["stream"] = "ext://sys.stderr"  # stdout is for results
+    config = uvicorn.Config(app, host=host, port=port, log_level="info", log_config=logging, server_header=False)
+    server = uvicorn.Server(config)
     # uvicorn raises the signal again when it has finished; a served SIGTERM is a success, not a death
     before = signal.signal(signal.SIGTERM, _quietly)
     try:

@@ -151,6 +151,21 @@ def test_a_users_own_format_is_carried_and_named_alike_on_every_machine(
     assert digests[0] == digests[1]
 
 
+def test_a_model_in_a_local_folder_leaves_no_path(
+    contents: BundleContents, changed: Callable[..., BundleContents], tmp_path: Path
+) -> None:
+    digests = []
+    for home in ("/home/one/smol", "/srv/two/smol"):
+        adapter = replace(contents.candidate.adapters["*"], base_model=home)
+        models = {"default": replace(contents.models["default"], id=home)}
+        candidate = replace(contents.candidate, adapters={"*": adapter})
+        folder = tmp_path / home[1:4]
+        digests.append(write_bundle(folder, changed(models=models, candidate=candidate)).digest)
+        for name in ("manifest.json", "prompts.json", "program.json"):
+            assert home not in (folder / name).read_text()
+    assert digests[0] == digests[1]
+
+
 @pytest.mark.parametrize("place", ["first", "middle", "last"])
 def test_one_changed_byte_in_any_file_is_found(bundle: Path, place: str) -> None:
     for name in files_under(bundle):
