@@ -36,8 +36,10 @@ def schema_text() -> str:
 def check_shape(tree: Node, document: Mapping[str, Any]) -> list[Diagnostic]:
     """Every finding about the shape of `document`, by place; empty for none. BTC10x and BTC11x."""
     from jsonschema import Draft202012Validator  # a tenth of a second, and `btc --help` needs none of it
+    from jsonschema.validators import extend
 
-    validator = Draft202012Validator(json.loads(schema_text()))
+    linear = extend(Draft202012Validator, {"uniqueItems": _unique_items})
+    validator = linear(json.loads(schema_text()))
     errors = sorted(validator.iter_errors(document), key=lambda error: len(error.absolute_schema_path))
     found: list[Diagnostic] = []
     seen: set[tuple[Place, str]] = set()
@@ -52,6 +54,25 @@ def check_shape(tree: Node, document: Mapping[str, Any]) -> list[Diagnostic]:
         if len(found) >= MAX_FINDINGS:
             break
     return sorted(found, key=position)
+
+
+def _unique_items(validator: Any, wanted: Any, instance: Any, schema: Any) -> Iterator[Any]:
+    """`uniqueItems` in linear time: the library compares every pair where elements are of several kinds."""
+    from jsonschema import ValidationError
+
+    if wanted and isinstance(instance, list) and _repeated(instance) is not None:
+        yield ValidationError("has non-unique elements")
+
+
+def _repeated(items: list[Any]) -> str | None:
+    """JSON of the first element that is there a second time."""
+    seen: set[str] = set()
+    for item in items:
+        written = json.dumps(item, ensure_ascii=False, sort_keys=True)
+        if written in seen:
+            return written
+        seen.add(written)
+    return None
 
 
 class _Finding(NamedTuple):
@@ -218,8 +239,7 @@ def _say_size(finding: _Finding) -> Iterator[Diagnostic]:
     elif not value:
         yield finding.of("BTC109", f"{finding.name} is empty", _element_help(finding))
     elif keyword == "uniqueItems":
-        twice = next(item for place, item in enumerate(value) if item in value[:place])
-        yield finding.of("BTC109", f"{finding.name} has `{json.dumps(twice, ensure_ascii=False)}` twice")
+        yield finding.of("BTC109", f"{finding.name} has `{short(_repeated(value) or '')}` twice")
     else:
         count = f"{len(value)} elements, {finding.limit} {'is' if finding.limit == 1 else 'are'} the"
         yield finding.of("BTC109", f"{finding.name} has {count} most", _element_help(finding))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from bt_compiler.diagnostics import Diagnostic, Source, Span
-from bt_compiler.spec.type_syntax import foreign_help
+from bt_compiler.spec.foreign import foreign_help
 
 _NEAR = 200
 """Characters on either side that are looked at: a slip is where it is, and lines may be very long."""

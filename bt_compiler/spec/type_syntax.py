@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from bt_compiler.diagnostics import did_you_mean
+from bt_compiler.spec.foreign import FOREIGN, foreign_help
 from bt_compiler.spec.types import BOOL, FLOAT, INT, NULL, PASSAGE, STR, Field, Type, show_type
 
 BUILT_IN: Mapping[str, Type] = {
@@ -25,29 +26,11 @@ BUILT_IN: Mapping[str, Type] = {
 }
 """Types that every spec knows."""
 
-_FOREIGN = {
-    "string": "str",
-    "text": "str",
-    "String": "str",
-    "Text": "str",
-    "integer": "int",
-    "Integer": "int",
-    "number": "float",
-    "Number": "float",
-    "double": "float",
-    "boolean": "bool",
-    "Boolean": "bool",
-    "None": "null",
-    "none": "null",
-    "list": "[str]",
-    "List": "[str]",
-    "array": "[str]",
-    "tuple": "[str]",
-    "set": "[str]",
-}
 _TOKEN = re.compile(r'\s*(?:(?P<name>[^\W\d]\w*)|(?P<quoted>"(?:[^"\\]|\\.)*")|(?P<word>[\w.+-]+)|(?P<sign>\S))')
 _OBJECT_KEYS = ("type", "enum", "fields", "description", "min", "max", "among", "max_tokens")
 _MAX_DEPTH = 16
+_LONGEST = 20_000
+"""Characters of a type or signature in one text."""
 _SHOWN = 120
 """Characters of a written type or signature that a message repeats."""
 
@@ -91,6 +74,7 @@ def parse_signature_text(text: str, named: Mapping[str, Type] | None = None) -> 
 
     A field without a type is `str`. Raises TypeSyntaxError.
     """
+    _check_length(text)
     shown = text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
     sides = text.split("->")
     if len(sides) != 2:
@@ -98,6 +82,11 @@ def parse_signature_text(text: str, named: Mapping[str, Type] | None = None) -> 
         raise TypeSyntaxError(f"signature `{shown}` has {count} `->`", 'write `"inputs -> outputs"`')
     inputs, outputs = (_signature_side(side, named or {}, shown) for side in sides)
     return SignatureFields(inputs, outputs)
+
+
+def _check_length(text: str) -> None:
+    if len(text) > _LONGEST:
+        raise TypeSyntaxError(f"a type in one text has {_LONGEST} characters at most", "declare parts of it in `types`")
 
 
 def parse_fields(node: Mapping[str, Any], named: Mapping[str, Type] | None = None) -> tuple[Field, ...]:
@@ -109,7 +98,7 @@ def parse_fields(node: Mapping[str, Any], named: Mapping[str, Type] | None = Non
 
 
 def _signature_side(side: str, named: Mapping[str, Type], shown: str) -> tuple[Field, ...]:
-    fields: list[Field] = []
+    fields: dict[str, Field] = {}
     for part in _split_outside_brackets(side):
         name, colon, type_text = part.partition(":")
         name = name.strip()
@@ -118,10 +107,10 @@ def _signature_side(side: str, named: Mapping[str, Type], shown: str) -> tuple[F
             raise TypeSyntaxError(
                 f"signature `{shown}` cannot be read: {what}", 'write `"question, hint -> answer: int"`'
             )
-        if name in {field.name for field in fields}:
+        if name in fields:
             raise TypeSyntaxError(f"signature `{shown}` has the field `{name[:40]}` twice")
-        fields.append(Field(name=name, type=parse_type(type_text.strip(), named) if colon else STR))
-    return tuple(fields)
+        fields[name] = Field(name=name, type=parse_type(type_text.strip(), named) if colon else STR)
+    return tuple(fields.values())
 
 
 def _split_outside_brackets(text: str) -> list[str]:
@@ -138,6 +127,7 @@ def _parse(node: Any, named: Mapping[str, Type], depth: int) -> Type:
     if depth > _MAX_DEPTH:
         raise TypeSyntaxError(f"a type is nested more than {_MAX_DEPTH} deep")
     if isinstance(node, str):
+        _check_length(node)
         return _TextParser(node, named).parse()
     if node is None:
         return NULL
@@ -201,7 +191,7 @@ def _fields(node: Mapping[str, Any], named: Mapping[str, Type], depth: int) -> t
 def _enum_values(node: Any) -> tuple[str, ...]:
     if not isinstance(node, Sequence) or isinstance(node, str) or not node:
         raise TypeSyntaxError("`enum` is a list of values", "write `{enum: [low, high]}`", ("enum",))
-    values: list[str] = []
+    values: dict[str, None] = {}
     for place, value in enumerate(node):
         if isinstance(value, bool) or value is None or not isinstance(value, str | int):
             raise TypeSyntaxError(
@@ -218,7 +208,7 @@ def _enum_values(node: Any) -> tuple[str, ...]:
             )
         if text in values:
             raise TypeSyntaxError(f"the enum has `{text}` twice", None, ("enum", place))
-        values.append(text)
+        values[text] = None
     return tuple(values)
 
 
@@ -314,7 +304,7 @@ class _TextParser:
         return known
 
     def _unknown(self, name: str) -> TypeSyntaxError:
-        if name in _FOREIGN or (len(self._tokens) > 1 and foreign_help(self._text, exact=True)):
+        if name in FOREIGN or (len(self._tokens) > 1 and foreign_help(self._text, exact=True)):
             return self._wrong()
         names = [*BUILT_IN, *self._named]
         help = did_you_mean(name, names, what="types")
@@ -331,35 +321,3 @@ class _TextParser:
             self._take()
         self._take(")")
         return Type(kind="enum", values=_enum_values(values))
-
-
-def foreign_help(text: str, *, exact: bool = False) -> str | None:
-    """What to write in place of a type that is another language's: `list[str]`, `Optional[str]`, `string`.
-
-    With `exact` None where nothing fits, else the list of what can be written.
-    """
-    written = text.strip()[:_SHOWN]
-    if written in _FOREIGN:
-        return f"write `{_FOREIGN[written]}`"
-    if match := re.fullmatch(r"(?:typing\.)?(?:list|List|Sequence|array|Array|tuple|set)\s*[\[<(](.+)[\])>]", written):
-        return f"write `[{_native(match[1])}]`"
-    if match := re.fullmatch(r"(\S+)\[\]", written):
-        return f"write `[{_native(match[1])}]`"
-    if match := re.fullmatch(r"(?:typing\.)?(?:Optional)\s*\[(.+)\]|(\w+)\?", written):
-        return f"write `{_native(match[1] or match[2])} | null`"
-    if match := re.fullmatch(r"(.+?)\s*\|\s*None", written):
-        return f"write `{_native(match[1])} | null`"
-    if match := re.fullmatch(r"(?:typing\.)?Literal\s*\[(.+)\]", written):
-        return f"write `{{enum: [{match[1]}]}}`"
-    if re.match(r"(?:typing\.)?(?:dict|Dict|object|map)\b", written):
-        return "declare its fields under `types` and write the name of that type"
-    return (
-        None
-        if exact
-        else "write `str`, `int`, `float`, `bool`, `[str]`, `str | null`, `{enum: [a, b]}` or a type's name"
-    )
-
-
-def _native(text: str) -> str:
-    inner = foreign_help(text, exact=True)
-    return inner.removeprefix("write `").removesuffix("`") if inner and inner.startswith("write `") else text.strip()

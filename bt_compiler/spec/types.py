@@ -66,6 +66,8 @@ PASSAGE = Type(
 )
 PASSAGES = Type(kind="list", item=PASSAGE)
 
+_SHOWN = 20
+"""Values or fields that a message names of one type."""
 _PLAIN_VALUE = re.compile(r"[^\W\d][\w.-]*")
 
 
@@ -73,18 +75,25 @@ def _show_value(value: str) -> str:
     return value if _PLAIN_VALUE.fullmatch(value) else json.dumps(value, ensure_ascii=False)
 
 
+def _some(shown: Sequence[str], count: int) -> str:
+    return ", ".join(shown) + (f", … {count} in all" if count > len(shown) else "")
+
+
 def show_type(t: Type) -> str:
-    """The type as messages name it: `[Passage]`, `str | null`, `enum(setosa, versicolor)`. Bounds are left out."""
+    """The type as messages name it: `[Passage]`, `str | null`, `enum(setosa, versicolor)`. Bounds are left out, and
+    all but the first 20 values or fields.
+    """
     if t.name is not None:
         return t.name
     if t.kind == "list":
         return f"[{show_type(t.item)}]" if t.item is not None else "[]"
     if t.kind == "enum":
-        return f"enum({', '.join(_show_value(value) for value in t.values)})"
+        return f"enum({_some([_show_value(value) for value in t.values[:_SHOWN]], len(t.values))})"
     if t.kind == "union":
         return " | ".join(show_type(option) for option in t.options)
     if t.kind == "object":
-        return "{" + ", ".join(f"{field.name}: {show_type(field.type)}" for field in t.fields) + "}"
+        shown = [f"{field.name}: {show_type(field.type)}" for field in t.fields[:_SHOWN]]
+        return "{" + _some(shown, len(t.fields)) + "}"
     return t.kind
 
 

@@ -22,6 +22,8 @@ from bt_compiler.spec.tree import Node
 
 MAX_DEPTH = 32
 """Deepest nesting of maps and lists. A repeat in a repeat takes two levels each; nothing real comes near."""
+MAX_VALUES = 20_000
+"""Most scalars, maps and lists: room for an enum of thousands, none for data."""
 MAX_FINDINGS = 20
 """Most findings of one text; more say nothing new."""
 
@@ -38,6 +40,8 @@ def parse_yaml(source: Source) -> Node:
             builder.take(event)
     except yaml.MarkedYAMLError as error:
         raise SpecError([*builder.findings, explain_syntax(error, source)]) from error
+    except (yaml.YAMLError, ValueError) as error:  # the parser in Python lets `chr` refuse an escape
+        raise SpecError.of("BTC010", f"not valid YAML: {error}") from error
     except _Abandoned:
         pass
     if builder.findings or builder.root is None:
@@ -84,6 +88,7 @@ class _Builder:
         self._source = source
         self._stack: list[_Open] = []
         self._documents = 0
+        self._count = 0
 
     def take(self, event: Any) -> None:
         if isinstance(event, yaml.DocumentStartEvent):
@@ -97,6 +102,13 @@ class _Builder:
             self._refuse("BTC015", f"the alias `*{str(event.anchor)[:60]}` is not allowed", event, help)
             raise _Abandoned
         elif isinstance(event, yaml.NodeEvent):
+            self._count += 1
+            if self._count > MAX_VALUES:
+                message = f"a spec has at most {MAX_VALUES} keys and values"
+                self._refuse(
+                    "BTC022", message, event, "a spec names data files by their paths; it does not hold the data"
+                )
+                raise _Abandoned
             self._check(event)
             self._node(event)
         elif isinstance(event, yaml.CollectionEndEvent):

@@ -115,8 +115,12 @@ def test_one_long_line_of_words(tmp_path: Path) -> None:
     assert code_of(written(tmp_path, b"a: [" + b"x" * 1_000_000 + b"[" + b"y" * 40_000)) == "BTC012"
 
 
-def test_a_thousand_unknown_keys_are_capped(tmp_path: Path) -> None:
-    path = written(tmp_path, b"".join(b"key%d: 1\n" % number for number in range(50_000)))
+def test_data_in_place_of_a_spec(tmp_path: Path) -> None:
+    assert code_of(written(tmp_path, b"rows:\n" + b"- {a: 1}\n" * 100_000)) == "BTC022"
+
+
+def test_thousands_of_unknown_keys_are_capped(tmp_path: Path) -> None:
+    path = written(tmp_path, b"".join(b"key%d: 1\n" % number for number in range(9_000)))
     with pytest.raises(SpecError) as caught:
         load_spec(path)
     assert 10 < len(caught.value.diagnostics) < 100

@@ -1,0 +1,78 @@
+"""The shipped schema is valid, described, and says the same as the settings it stands for."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import jsonschema
+import pytest
+
+from bt_compiler.spec import schema_text
+from bt_compiler.spec.sections import (
+    AcceptSection,
+    CorpusSection,
+    Generation,
+    OptimizeSection,
+    PromptsSection,
+    WeightsSection,
+)
+
+SCHEMA = json.loads(schema_text())
+OPTIMIZE = SCHEMA["$defs"]["optimize"]["properties"]
+
+
+def test_it_is_a_schema() -> None:
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    assert SCHEMA["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+
+
+@pytest.mark.parametrize(
+    ("section", "properties"),
+    [
+        (PromptsSection, OPTIMIZE["prompts"]["properties"]),
+        (WeightsSection, OPTIMIZE["weights"]["properties"]),
+        (AcceptSection, OPTIMIZE["accept"]["properties"]),
+        (OptimizeSection, OPTIMIZE),
+        (Generation, SCHEMA["$defs"]["generation"]["properties"]),
+        (CorpusSection, SCHEMA["$defs"]["retriever"]["properties"]["corpus"]["then"]["properties"]),
+    ],
+)
+def test_keys_are_the_fields_of_the_sections(section: Any, properties: dict[str, Any]) -> None:
+    assert set(properties) == {field.name for field in dataclasses.fields(section)} - {"span"}
+
+
+@pytest.mark.parametrize(("section", "key"), [(PromptsSection, "prompts"), (WeightsSection, "weights")])
+def test_descriptions_say_the_defaults(section: Any, key: str) -> None:
+    defaults = section()
+    for name, described in OPTIMIZE[key]["properties"].items():
+        value = getattr(defaults, name)
+        if isinstance(value, int | float):
+            said = described["description"].rpartition("Default: ")[2].rstrip(".")
+            assert float(said) == value, name
+        if isinstance(value, str):
+            assert f"Default: {value}." in described["description"]
+
+
+def keys(schema: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(schema, dict):
+        closed = schema.get("additionalProperties") is not None
+        for name, child in schema.get("properties", {}).items() if closed else ():
+            yield f"{path}.{name}", child
+        for name, child in schema.items():
+            yield from keys(child, f"{path}.{name}")
+    elif isinstance(schema, list):
+        for item in schema:
+            yield from keys(item, path)
+
+
+def test_an_editor_has_something_to_say_of_each_key() -> None:
+    for path, child in keys(SCHEMA):
+        target = child
+        while "description" not in target and "$ref" in target:
+            target = SCHEMA["$defs"][target["$ref"].rpartition("/")[2]]
+        if path.rpartition(".")[0].endswith(".split.properties") or path.split(".")[-2:-1] == ["split"]:
+            continue  # `train`, `dev` and `test` are described with the section
+        assert "description" in target, path
