@@ -40,7 +40,7 @@ def parse_yaml(source: Source) -> Node:
             builder.take(event)
     except yaml.MarkedYAMLError as error:
         raise SpecError([*builder.findings, explain_syntax(error, source)]) from error
-    except (yaml.YAMLError, ValueError) as error:  # the parser in Python lets `chr` refuse an escape
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the parser in Python lets `chr` refuse an escape
         raise SpecError.of("BTC010", f"not valid YAML: {error}") from error
     except _Abandoned:
         pass
