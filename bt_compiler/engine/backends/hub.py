@@ -70,7 +70,12 @@ def _shipped(model_id: str) -> str:
 def _from_hub(model_id: str, revision: str | None, tried: list[str], progress: Progress) -> Path | None:
     """The snapshot of the model in the cache, else downloaded; None with the reason appended to `tried`."""
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        HTTPError,  # type: ignore[attr-defined]  # of the HTTP library that this version of the hub's client uses
+        LocalEntryNotFoundError,
+    )
 
     try:
         cached = Path(snapshot_download(model_id, revision=revision, local_files_only=True))
