@@ -21,7 +21,7 @@ from bt_compiler.artifact.bundle import verify_bundle, write_bundle
 from bt_compiler.artifact.contents import BundleContents
 from bt_compiler.compiler.check import CheckedSpec, checked
 from bt_compiler.compiler.handover import Finding, bundle_contents
-from bt_compiler.compiler.identity import compile_identity, used_models
+from bt_compiler.compiler.identity import compile_identity, used_models, used_retrievers
 from bt_compiler.compiler.opening import OpenBackend, backend_opener, in_fixed_parts, open_models, open_retrievers
 from bt_compiler.engine.cache import CompletionCache, CompletionStore, cache_path, cache_root
 from bt_compiler.engine.executor import Engine
@@ -106,7 +106,7 @@ def _optimised(spec: CheckedSpec, journal: Journal, root: Path, settings: Compil
     opener = settings.opener or backend_opener(root, progress)
     metric = build_metric(sections.metric)
     accept = sections.optimize.accept.metric
-    retrievers = open_retrievers(sections.retrievers, cache_root=root, progress=progress)
+    retrievers = open_retrievers(used_retrievers(sections, spec.program), cache_root=root, progress=progress)
     models = used_models(sections, spec.program)
     with (
         closing(CompletionCache(cache_path(root))) as cache,

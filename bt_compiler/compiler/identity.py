@@ -15,9 +15,10 @@ from bt_compiler.artifact.contents import SplitFacts
 from bt_compiler.canonical import digest, digest_file
 from bt_compiler.compiler.check import CheckedSpec
 from bt_compiler.data.example import Splits
+from bt_compiler.engine.formats import load_format
 from bt_compiler.engine.progress import Progress
 from bt_compiler.graph.program import Program
-from bt_compiler.spec.sections import ModelSection, Sections
+from bt_compiler.spec.sections import ModelSection, RetrieverSection, Sections
 
 _ALWAYS = ("bt-compiler", "jinja2")
 _IN_PROCESS = ("torch", "transformers", "tokenizers", "peft", "safetensors", "llguidance", "numpy")
@@ -30,10 +31,11 @@ def compile_identity(checked: CheckedSpec, *, seed: int, cache_root: Path, progr
     return {
         "seed": seed,
         "spec": {key: digest(value) for key, value in checked.spec.identity().items()},
+        "format": format_digests(checked.program),
         "data": {name: facts.digest for name, facts in data_facts(checked.splits).items()},
         "corpus": {
             section.name: digest_file(Path(section.corpus.path))
-            for section in sections.retrievers
+            for section in used_retrievers(sections, checked.program)
             if section.corpus is not None
         },
         "model": {
@@ -44,12 +46,24 @@ def compile_identity(checked: CheckedSpec, *, seed: int, cache_root: Path, progr
     }
 
 
+def format_digests(program: Program) -> dict[str, str]:
+    """Prompt format -> digest of its text: the user's own file may change while the spec does not."""
+    names = sorted({module.format for module in program.modules})
+    return {name: digest(load_format(name).source) for name in names}
+
+
 def used_models(sections: Sections, program: Program) -> tuple[ModelSection, ...]:
     """The models that the program's modules or the weights step's teacher name, in the order of the spec."""
     names = {module.model for module in program.modules}
     if "weights" in sections.optimize.strategy and sections.optimize.weights.teacher is not None:
         names.add(sections.optimize.weights.teacher)
     return tuple(section for section in sections.models if section.name in names)
+
+
+def used_retrievers(sections: Sections, program: Program) -> tuple[RetrieverSection, ...]:
+    """The retrievers that the program asks, in the order of the spec."""
+    names = {retriever.name for retriever in program.retrievers}
+    return tuple(section for section in sections.retrievers if section.name in names)
 
 
 def data_facts(splits: Splits) -> dict[str, SplitFacts]:

@@ -15,6 +15,7 @@ import bt_compiler.compiler.compile as story
 from bt_compiler.artifact.bundle import read_bundle
 from bt_compiler.compiler.compile import CompileSettings, compile_with
 from bt_compiler.compiler.evaluate import evaluate_bundle
+from bt_compiler.engine.templates import template_folder
 from bt_compiler.errors import BtcError, CompileError
 from bt_compiler.optimize.journal import Journal, journal_folder
 
@@ -165,6 +166,18 @@ def test_a_change_starts_over_and_says_why(run: Compile, tmp_path: Path, change:
     assert [line for line in said if "starting over" in line] == [
         f"starting over, for this has changed since the last compile: {why}"
     ]
+
+
+def test_the_users_own_format_file_is_part_of_what_a_compile_is(run: Compile, spec: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.jinja"
+    own.write_text((template_folder() / "prompts" / "fields.jinja").read_text())
+    spec.write_text(SPEC + "format: own.jinja\n")
+    digest, _, _ = run()
+    own.write_text(own.read_text().replace("You are given", "There is"))
+    again, backend, said = run()
+    assert again != digest
+    assert backend.asked
+    assert any(line.endswith(f"since the last compile: format {own}") for line in said)
 
 
 def test_the_second_compile_into_a_folder_is_refused(run: Compile, tmp_path: Path) -> None:
