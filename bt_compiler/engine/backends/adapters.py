@@ -38,7 +38,7 @@ class Adapters:
         self._count = 0
 
     def know(self, adapter: Adapter) -> None:
-        """Takes note of an adapter that rows will name. Raises BackendError (BTC508, BTC509) where it cannot serve."""
+        """Loads an adapter that rows will name. Raises BackendError (BTC508, BTC509) where it cannot serve."""
         if adapter.sha256 in self._known:
             return
         if adapter.base_digest != self.base_digest:
@@ -48,7 +48,7 @@ class Adapters:
                 f"loaded ({self.base_digest[:12]})",
                 help=f"load the base model it was trained on: `{adapter.base_model}`",
             )
-        self._read_config(adapter)
+        self._load(adapter)
         self._known[adapter.sha256] = adapter
 
     def use(self, sha256: str | None) -> None:
@@ -90,22 +90,26 @@ class Adapters:
 
     def _read_config(self, adapter: Adapter) -> PeftConfig:
         try:
-            config = PeftConfig.from_pretrained(str(adapter.path))
-        except (ValueError, OSError, TypeError, KeyError, json.JSONDecodeError) as error:
+            said = json.loads((Path(adapter.path) / "adapter_config.json").read_text(encoding="utf-8"))
+        except (ValueError, OSError) as error:
             raise _unreadable(adapter, error) from error
-        if str(config.peft_type).rpartition(".")[2] != "LORA":
+        if not isinstance(said, dict) or said.get("peft_type") != "LORA":
             raise BackendError.of(
                 "BTC508",
-                f"adapter `{adapter.name}` is of type {config.peft_type}, not LoRA",
+                f"adapter `{adapter.name}` is not a LoRA adapter",
                 help="train it with LoRA; other kinds of adapter are not served",
             )
-        if config.r != adapter.rank:
+        if said.get("r") != adapter.rank:
             raise BackendError.of(
                 "BTC508",
-                f"adapter `{adapter.name}` is said to have rank {adapter.rank}, its folder says {config.r}",
+                f"adapter `{adapter.name}` is said to have rank {adapter.rank}, its folder says {said.get('r')}",
                 help="the folder was changed after training: write the bundle again",
             )
-        return config
+        try:
+            with quiet():
+                return PeftConfig.from_pretrained(str(adapter.path))
+        except (ValueError, OSError, TypeError, KeyError) as error:
+            raise _unreadable(adapter, error) from error
 
     def _load(self, adapter: Adapter) -> None:
         if len(self._loaded) >= _KEPT:

@@ -174,13 +174,16 @@ class Encoder:
             ) from error
 
     def _template(self, messages: Sequence[Message], generation: bool) -> str:
+        template = self.tokenizer.get_chat_template()
+        if "strftime_now" in template:  # transformers lets no function through, so the template gets its own
+            template = f"{{%- macro strftime_now(format) -%}}{PINNED_DATE}{{%- endmacro -%}}{template}"
         return str(
             self.tokenizer.apply_chat_template(
                 [{"role": item.role, "content": item.content} for item in messages],
                 tokenize=False,
                 add_generation_prompt=generation,
+                chat_template=template,
                 date_string=PINNED_DATE,
-                strftime_now=lambda form: PINNED_DATE,
             )
         )
 

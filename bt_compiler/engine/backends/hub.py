@@ -70,12 +70,8 @@ def _shipped(model_id: str) -> str:
 def _from_hub(model_id: str, revision: str | None, tried: list[str], progress: Progress) -> Path | None:
     """The snapshot of the model in the cache, else downloaded; None with the reason appended to `tried`."""
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        HTTPError,  # type: ignore[attr-defined]  # of the HTTP library that this version of the hub's client uses
-        LocalEntryNotFoundError,
-    )
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HTTPError as TransportError  # type: ignore[attr-defined]  # httpx's or httpx2's
 
     try:
         cached = Path(snapshot_download(model_id, revision=revision, local_files_only=True))
@@ -93,7 +89,7 @@ def _from_hub(model_id: str, revision: str | None, tried: list[str], progress: P
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else "no status"
         tried.append(f"the Hugging Face hub answers {status}")
-    except (HTTPError, OSError, HFValidationError) as error:
+    except (TransportError, OSError, HFValidationError) as error:
         tried.append(f"the Hugging Face hub does not answer ({type(error).__name__})")
     return None
 
