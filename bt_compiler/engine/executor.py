@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from bt_compiler.canonical import seed_of
 from bt_compiler.data.example import Example
 from bt_compiler.engine.cache import request_key
-from bt_compiler.engine.formats import Format, load_format
+from bt_compiler.engine.formats import load_format
 from bt_compiler.engine.interpret import Ask, NodeFailed, Running, Search, Setting, interpret_program
 from bt_compiler.engine.progress import Progress, Silent
 from bt_compiler.engine.request import Backend, Completion, Request, Sampling
@@ -40,8 +40,6 @@ class Engine:
     retrievers: Mapping[str, Retriever] = field(default_factory=dict)
     stores: tuple[CompletionStore, ...] = ()
     """Asked in order; a hit is written to those before it, a new completion to all."""
-    formats: Mapping[str, Format] = field(default_factory=dict)
-    """By `Module.format`: those a bundle carries. Others are loaded from `templates/` or their path."""
     ended: Callable[[], None] | None = None
     """Called after each whole `run`, for stores that keep runs whole."""
 
@@ -129,8 +127,7 @@ class Execution:
         self._seed = seed
         self._temperature = temperature
         self._leave_own_demo_out = leave_own_demo_out
-        names = dict.fromkeys(module.format for module in program.modules)
-        self._formats = {name: engine.formats.get(name) or load_format(name) for name in names}
+        self._formats = {name: load_format(name) for name in {module.format: None for module in program.modules}}
         facts = {module.model: engine.backends[module.model].facts() for module in program.modules}
         self._estimating = {model for model, known in facts.items() if known.get("tokens") == "estimated"}
         self._unconstrained = frozenset(
