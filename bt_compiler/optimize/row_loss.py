@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch.nn import functional
 
-from bt_compiler.optimize.batches import IGNORED, PREFIX, TokenRow, packed, packing_pays, padded
+from bt_compiler.optimize.batches import IGNORED, PREFIX, Packed, TokenRow, packed, packing_pays, padded
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -33,34 +33,46 @@ class RowLoss:
         return self._padded(rows)
 
     def _packing_is_exact(self, rows: Sequence[TokenRow]) -> bool:
-        """Whether the model takes a mask and positions of its own: architectures differ, so both shapes are compared.
+        """Whether the model takes a mask and positions of its own; architectures differ, so it is tried.
 
-        Named boundary: what a model raises on a mask it does not know is not ours, and the padded shape always works.
+        The last row's logits must not move by a bit when the first row's tokens change, and the loss must be that of
+        padded rows but for rounding. Named boundary: what a model raises on a mask it does not know is not ours, and
+        the padded shape always works.
         """
+        batch = packed(rows)
+        changed = tuple(max(0, t - 1) if owner == 0 else t for t, owner in zip(batch.ids, batch.owners, strict=True))
+        last = sum(len(row.ids) - row.start for row in rows[:-1])
         with torch.no_grad():
             expected = self._padded(rows).item()
             try:
-                found = self._packed(rows).item()
+                logits = self._packed_logits(batch)
+                beside = self._packed_logits(batch._replace(ids=changed))
             except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
                 return False
+        found = functional.cross_entropy(logits.float(), self._tensor(batch.labels), reduction="sum").item()
         narrow = self._compute is not None or next(self._model.parameters()).dtype != torch.float32
-        return math.isclose(found, expected, rel_tol=0.05 if narrow else 1e-3)
+        alike = math.isclose(found, expected, rel_tol=0.05 if narrow else 1e-3)
+        return alike and torch.equal(logits[last:], beside[last:])
 
     def _packed(self, rows: Sequence[TokenRow]) -> torch.Tensor:
         batch = packed(rows)
+        logits = self._packed_logits(batch)
+        return functional.cross_entropy(logits.float(), self._tensor(batch.labels), reduction="sum")
+
+    def _packed_logits(self, batch: Packed) -> torch.Tensor:
+        """Logits of the predicting tokens, shape (labels, vocabulary)."""
         owners = torch.tensor(batch.owners, device=self._device)
         size = len(batch.ids)
         seen = (owners[:, None] == owners[None, :]) | (owners[None, :] == PREFIX)
         seen &= torch.ones(size, size, dtype=torch.bool, device=self._device).tril()
         dtype = self._compute or next(self._model.parameters()).dtype
         mask = torch.zeros(size, size, dtype=dtype, device=self._device).masked_fill(~seen, torch.finfo(dtype).min)
-        logits = self._logits(
+        return self._logits(
             input_ids=self._tensor([batch.ids]),
             position_ids=self._tensor([batch.positions]),
             attention_mask=mask[None, None],
             logits_to_keep=self._tensor(batch.predicting),
-        )
-        return functional.cross_entropy(logits[0].float(), self._tensor(batch.labels), reduction="sum")
+        )[0]
 
     def _padded(self, rows: Sequence[TokenRow]) -> torch.Tensor:
         batch = padded(rows, filler=0)

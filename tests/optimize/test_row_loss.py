@@ -82,3 +82,29 @@ def test_other_architectures_agree_with_themselves() -> None:
     batch = token_rows(4)
     expected = sum(alone(gpt2, row) for row in batch)
     assert RowLoss(gpt2, precision="float32", probe=batch).sum(batch).item() == pytest.approx(expected, rel=1e-4)
+
+
+class LeakingModel(torch.nn.Module):
+    """Lets a little of every token through to all later ones, whatever the mask says."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *, input_ids: torch.Tensor, **inputs: object) -> object:
+        embedded = self.inner.get_input_embeddings()(input_ids)
+        return self.inner(inputs_embeds=embedded + 1e-6 * embedded.cumsum(dim=1), **inputs)
+
+
+def test_a_leak_too_small_for_the_loss_to_show_is_found(model: torch.nn.Module) -> None:
+    batch = token_rows(4)
+    loss = RowLoss(LeakingModel(model), precision="float32", probe=batch)
+    assert not loss.packs
+
+
+def test_bfloat16_products_on_float32_weights_give_nearly_the_same(model: torch.nn.Module) -> None:
+    batch = token_rows(4)
+    narrow = RowLoss(model, precision="bfloat16", probe=batch)
+    assert narrow.packs
+    expected = sum(alone(model, row) for row in batch)
+    assert narrow.sum(batch).item() == pytest.approx(expected, rel=0.05)

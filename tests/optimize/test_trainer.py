@@ -17,6 +17,7 @@ from tiny_host import TinyHost, rows, tiny_model
 
 from bt_compiler.errors import CompileError
 from bt_compiler.optimize.lora import target_modules
+from bt_compiler.optimize.rows import Row
 from bt_compiler.optimize.trainer import Training, learning_rate, train_adapter
 from bt_compiler.spec.sections import WeightsSection
 
@@ -67,17 +68,19 @@ def test_the_callers_random_generator_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT asks for it itself
-def test_peft_loads_the_folder_as_it_is_and_has_the_loss_that_was_reported(tmp_path: Path) -> None:
-    result = train(tmp_path, replace(SETTINGS, epochs=2))
+def test_peft_loads_the_folder_as_it_is_and_it_is_the_best_epochs(tmp_path: Path) -> None:
+    result = train(tmp_path, replace(SETTINGS, epochs=8, learning_rate=0.05), validation=contradicting())
     tuned = PeftModel.from_pretrained(tiny_model(), str(result.adapter.path)).eval()
     host = TinyHost()
     total, count = 0.0, 0
-    for row in rows(4, 16):
+    for row in contradicting():
         ids, start = host.encode_row(row.prompt, row.completion)
         logits = tuned(input_ids=torch.tensor([ids])).logits[0]
         losses = torch.nn.functional.cross_entropy(logits[start - 1 : -1], torch.tensor(ids[start:]), reduction="sum")
         total, count = total + losses.item(), count + len(ids) - start
-    best = min(point.validation for point in result.history if point.validation is not None)
+    losses = [point.validation for point in result.history if point.validation is not None]
+    best = min(losses)
+    assert best < 0.98 * losses[-1]
     assert total / count == pytest.approx(best, rel=1e-3)
     config = json.loads((result.adapter.path / "adapter_config.json").read_text())
     assert config["target_modules"] == sorted(config["target_modules"])
@@ -90,9 +93,14 @@ def test_one_validation_loss_an_epoch_and_one_point_a_step(tmp_path: Path) -> No
     assert [point.epoch for point in history if point.validation is not None] == [1, 2, 3]
 
 
-def test_patience_stops_and_the_best_epoch_is_kept(tmp_path: Path) -> None:
+def contradicting() -> tuple[Row, ...]:
+    """Validation rows that get worse the better the training rows are learnt."""
     answers = {"Mood: good": "Mood: bad", "Mood: bad": "Mood: good"}
-    contrary = tuple(replace(row, completion=answers[row.completion]) for row in rows(4, 16))
+    return tuple(replace(row, completion=answers[row.completion]) for row in rows(4, 16))
+
+
+def test_patience_ends_training_so_many_epochs_after_the_best(tmp_path: Path) -> None:
+    contrary = contradicting()
     long = replace(SETTINGS, epochs=14, learning_rate=0.05)
     stopped = train(tmp_path / "a", replace(long, patience=2), validation=contrary)
     losses = [point.validation for point in stopped.history if point.validation is not None]
@@ -100,7 +108,6 @@ def test_patience_stops_and_the_best_epoch_is_kept(tmp_path: Path) -> None:
     assert len(losses) == best + 2 < 14
     whole = train(tmp_path / "b", replace(long, patience=100), validation=contrary)
     assert whole.history[: len(stopped.history)] == stopped.history
-    assert whole.adapter.sha256 == stopped.adapter.sha256
 
 
 def test_without_validation_rows_the_last_adapter_is_kept(tmp_path: Path) -> None:
@@ -176,6 +183,7 @@ torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
 from test_trainer import SETTINGS
 from tiny_host import TinyHost, rows
+from bt_compiler.optimize.rows import Row
 from bt_compiler.optimize.trainer import train_adapter
 
 result = train_adapter(host=TinyHost(), rows=rows(16), validation=rows(4, 16),
