@@ -43,6 +43,8 @@ class LossPoint:
     """Mean loss over the completion tokens of the step's rows, in nats."""
     validation: float | None = None
     """Mean loss over the validation rows, after the last step of an epoch."""
+    probability: float | None = None
+    """Mean probability of their completion tokens; what the best epoch is chosen by."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +57,7 @@ class Position:
     """Batches of it that are done."""
     history: tuple[LossPoint, ...] = ()
     best: float | None = None
-    """Lowest validation loss so far."""
+    """Highest mean probability of validation tokens so far."""
     best_epoch: int | None = None
 
     @property

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch.nn import functional
@@ -15,6 +15,14 @@ from torch.nn import functional
 from bt_compiler.optimize.batches import IGNORED, PREFIX, Packed, TokenRow, packed, packing_pays, padded
 
 Precision = Literal["float32", "bfloat16"]
+
+
+class Validated(NamedTuple):
+    """Sums over completion tokens."""
+
+    loss: float
+    """Negative log-likelihood in nats."""
+    probability: float
 
 
 class RowLoss:
@@ -28,8 +36,20 @@ class RowLoss:
 
     def sum(self, rows: Sequence[TokenRow]) -> torch.Tensor:
         """Scalar: summed negative log-likelihood in nats of the completion tokens of `rows`."""
+        return functional.cross_entropy(*self._answers(rows), reduction="sum")
+
+    def validate(self, rows: Sequence[TokenRow]) -> Validated:
+        """Loss and probability of the completion tokens of `rows`, without gradients."""
+        with torch.no_grad():
+            logits, labels = self._answers(rows)
+            chances = torch.log_softmax(logits, dim=-1).gather(1, labels[:, None])
+        return Validated(loss=-chances.sum().item(), probability=chances.exp().sum().item())
+
+    def _answers(self, rows: Sequence[TokenRow]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits in float32 and labels of all tokens with loss: shapes (labels, vocabulary) and (labels,)."""
         if self.packs and packing_pays(rows):
-            return self._packed(rows)
+            batch = packed(rows)
+            return self._packed_logits(batch).float(), self._tensor(batch.labels)
         return self._padded(rows)
 
     def _packing_is_exact(self, rows: Sequence[TokenRow]) -> bool:
@@ -43,7 +63,7 @@ class RowLoss:
         changed = tuple(max(0, t - 1) if owner == 0 else t for t, owner in zip(batch.ids, batch.owners, strict=True))
         last = sum(len(row.ids) - row.start for row in rows[:-1])
         with torch.no_grad():
-            expected = self._padded(rows).item()
+            expected = functional.cross_entropy(*self._padded(rows), reduction="sum").item()
             try:
                 logits = self._packed_logits(batch)
                 beside = self._packed_logits(batch._replace(ids=changed))
@@ -53,11 +73,6 @@ class RowLoss:
         narrow = self._compute is not None or next(self._model.parameters()).dtype != torch.float32
         alike = math.isclose(found, expected, rel_tol=0.05 if narrow else 1e-3)
         return alike and torch.equal(logits[last:], beside[last:])
-
-    def _packed(self, rows: Sequence[TokenRow]) -> torch.Tensor:
-        batch = packed(rows)
-        logits = self._packed_logits(batch)
-        return functional.cross_entropy(logits.float(), self._tensor(batch.labels), reduction="sum")
 
     def _packed_logits(self, batch: Packed) -> torch.Tensor:
         """Logits of the predicting tokens, shape (labels, vocabulary)."""
@@ -74,7 +89,7 @@ class RowLoss:
             logits_to_keep=self._tensor(batch.predicting),
         )[0]
 
-    def _padded(self, rows: Sequence[TokenRow]) -> torch.Tensor:
+    def _padded(self, rows: Sequence[TokenRow]) -> tuple[torch.Tensor, torch.Tensor]:
         batch = padded(rows, filler=0)
         logits = self._logits(
             input_ids=self._tensor(batch.ids),
@@ -83,9 +98,8 @@ class RowLoss:
             logits_to_keep=batch.keep,
         )
         labels = self._tensor(batch.labels)
-        return functional.cross_entropy(
-            logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
-        )
+        learnt = labels != IGNORED
+        return logits[learnt].float(), labels[learnt]
 
     def _logits(self, **inputs: Any) -> torch.Tensor:
         narrow = self._compute is not None

@@ -34,10 +34,12 @@ from bt_compiler.optimize.checkpoint import (
     write_done,
 )
 from bt_compiler.optimize.lora import Lora, attached, save_adapter
-from bt_compiler.optimize.row_loss import Precision, RowLoss
+from bt_compiler.optimize.row_loss import Precision, RowLoss, Validated
 from bt_compiler.optimize.rows import Row
 from bt_compiler.spec.sections import WeightsSection
 
+BETAS = (0.9, 0.99)
+"""Of AdamW. Runs have some hundred steps: a second moment averaged over 1000, the usual 0.999, would outlast them."""
 PART_TOKENS = 4096
 """Tokens computed at once; a step of more is the sum of several backward passes."""
 
@@ -67,10 +69,12 @@ def train_adapter(
 ) -> Training:
     """Trains an adapter on `rows` and saves it under `folder`, which also holds the checkpoints.
 
-    The loss is on completion tokens only. With `validation` rows the adapter of the epoch with the lowest validation
-    loss is kept, else the last. `start`: adapter to go on from instead of a fresh one. `precision` is that of matrix
-    products; the adapter and its optimiser are always float32. The adapter's name is `name` and the start of its
-    digest. Raises CompileError: BTC402 loss not finite, BTC403 no such target module, BTC404 `start` does not fit.
+    The loss is on completion tokens only. With `validation` rows the adapter of the epoch that gives their completion
+    tokens the highest mean probability is kept, else the last: on few rows the loss is ruled by a single answer that is
+    wrong and sure, and rises while answers still get better. `start`: adapter to go on from instead of a fresh one.
+    `precision` is that of matrix products; the adapter and its optimiser are always float32. The adapter's name is
+    `name` and the start of its digest. Raises CompileError: BTC402 loss not finite, BTC403 no such target module,
+    BTC404 `start` does not fit.
     """
     base_model, base_digest = host.base_model()
     shown = progress or Silent()
@@ -193,7 +197,7 @@ class _Run:
         self._name = name
         self._names = sorted(lora.parameters)
         self._values = [lora.parameters[name] for name in self._names]
-        self._optimizer = torch.optim.AdamW(self._values, lr=settings.learning_rate, weight_decay=0.0)
+        self._optimizer = torch.optim.AdamW(self._values, lr=settings.learning_rate, betas=BETAS, weight_decay=0.0)
         self._loss = RowLoss(model, precision=precision, probe=rows[: max(2, min(settings.batch, 4))])
         self._position = Position()
         self._best: dict[str, torch.Tensor] = {}
@@ -251,22 +255,25 @@ class _Run:
         """Validates, remembers the best adapter and writes a checkpoint."""
         position = replace(self._position, epoch=self._position.epoch + 1, batch=0)
         if self._validation:
-            loss = round(self._validation_loss(), 6)
-            history = (*position.history[:-1], replace(position.history[-1], validation=loss))
-            position = replace(position, history=history)
-            if position.best is None or loss < position.best:
-                position = replace(position, best=loss, best_epoch=position.epoch)
+            loss, probability = self._validate()
+            point = replace(position.history[-1], validation=loss, probability=probability)
+            position = replace(position, history=(*position.history[:-1], point))
+            if position.best is None or probability > position.best:
+                position = replace(position, best=probability, best_epoch=position.epoch)
                 self._best = self._lora.copy()
         self._position = position
         self._save()
 
-    def _validation_loss(self) -> float:
-        total = 0.0
-        with torch.no_grad():
-            for indices in in_order(len(self._validation), self._settings.batch):
-                for part in parts([self._validation[index] for index in indices], PART_TOKENS):
-                    total += self._loss.sum(part).item()
-        return total / sum(len(row.ids) - row.start for row in self._validation)
+    def _validate(self) -> Validated:
+        """Means over the completion tokens of the validation rows."""
+        found = [
+            self._loss.validate(part)
+            for indices in in_order(len(self._validation), self._settings.batch)
+            for part in parts([self._validation[index] for index in indices], PART_TOKENS)
+        ]
+        count = sum(len(row.ids) - row.start for row in self._validation)
+        loss, probability = (sum(values) / count for values in zip(*found, strict=True))
+        return Validated(loss=round(loss, 6), probability=round(probability, 6))
 
     def _patience_is_over(self) -> bool:
         patience, best = self._settings.patience, self._position.best_epoch

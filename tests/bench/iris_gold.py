@@ -96,15 +96,15 @@ def one_seed(spec: CheckedSpec, engine: Engine, seed: int, folder: Path, minutes
     tuned = Candidate(id=candidate_id(zero_shot.prompts, adapters), prompts=zero_shot.prompts, adapters=adapters)
     with minutes.of("tuned"):
         report = evaluate(engine, spec.program, tuned, held_out, metric, split="held out")
-    losses = [round(point.validation, 4) for point in training.history if point.validation is not None]
+    points = [point for point in training.history if point.probability is not None]
     return {
         "seed": seed,
         "n": len(held_out),
         "zero_shot": base.mean,
         "tuned": report.mean,
         "steps": len(training.history),
-        "validation_loss": losses,
-        "best_epoch": losses.index(min(losses)) + 1 if losses else None,
+        "validation": [[point.validation, point.probability] for point in points],
+        "best_epoch": max(points, key=lambda point: point.probability or 0.0).epoch if points else None,
     }
 
 

@@ -37,7 +37,19 @@ def test_the_loss_is_the_sum_over_completion_tokens_of_each_row_alone(model: tor
     loss = RowLoss(model, precision="float32", probe=batch)
     assert loss.packs
     assert loss.sum(batch).item() == pytest.approx(expected, rel=1e-4)
-    assert loss._padded(batch).item() == pytest.approx(expected, rel=1e-4)
+    unpacked = functional.cross_entropy(*loss._padded(batch), reduction="sum").item()
+    assert unpacked == pytest.approx(expected, rel=1e-4)
+
+
+def test_validation_sums_losses_and_probabilities_of_the_same_tokens(model: torch.nn.Module) -> None:
+    batch = token_rows(3)
+    chances = []
+    for row in batch:
+        logits = model(input_ids=torch.tensor([row.ids])).logits[0].softmax(dim=-1)
+        chances += [logits[index - 1, row.ids[index]].item() for index in range(row.start, len(row.ids))]
+    found = RowLoss(model, precision="float32", probe=batch).validate(batch)
+    assert found.probability == pytest.approx(sum(chances), rel=1e-3)
+    assert found.loss == pytest.approx(sum(alone(model, row) for row in batch), rel=1e-4)
 
 
 def test_a_row_does_not_see_its_neighbours(model: torch.nn.Module) -> None:
