@@ -142,6 +142,7 @@ class Adapters:
             layer.eval()
             cast(Any, layer).to(dtype=self.model.dtype)
         self._loaded[adapter.sha256] = name
+        self._enable(False)  # PEFT makes what it injects active at once
         self._active = None
 
     def _drop_oldest(self) -> None:

@@ -75,8 +75,8 @@ class PackedRows:
     refill: bool = True
     """False: a part of `slots` rows runs to its end before the next begins (where packing is not row-invariant)."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    own_tokens: int = 1 << 17
-    """Bound on slots in use times blocks in use times BLOCK: rows wait rather than pass it."""
+    own_tokens: int = 1 << 15
+    """Bound on rows at work times the longest of them in tokens: rows wait rather than pass it."""
     _waiting: deque[Row] = field(default_factory=deque)
     _live: list[_Live] = field(default_factory=list)
     _rows: RowBlocks = field(init=False)

@@ -22,6 +22,8 @@ EXPANDED = "expanded prefix KV"
 GENERATE = "generate"
 PREFIX_BYTES = 1 << 30
 """Memory for prefixes that no row uses at the moment."""
+ROW_BYTES = 2 << 30
+"""Memory for the rows' own caches on the CPU; a GPU gives a quarter of its memory."""
 
 
 class Tier(Protocol):
@@ -87,6 +89,7 @@ def open_tier(
             prefixes=PrefixStore(PREFIX_BYTES),
             refill=refill,
             device=torch.device(model.device),
+            own_tokens=_row_bytes(model) // _token_bytes(model),
         )
     # eager turns rows of padding into NaN where its mask does not fit its float32 softmax
     sdpa = tier == EXPANDED and getattr(model, "_supports_sdpa", False)
@@ -94,3 +97,17 @@ def open_tier(
     if tier == EXPANDED:
         return ExpandedRows(model=model, choose=choose, use_adapter=use_adapter, batch=min(batch, 16))
     return PlainRows(model=model, choose=choose, use_adapter=use_adapter)
+
+
+def _row_bytes(model: Any) -> int:
+    if model.device.type == "cuda":
+        return int(torch.cuda.get_device_properties(model.device).total_memory) // 4
+    return ROW_BYTES
+
+
+def _token_bytes(model: Any) -> int:
+    """Keys and values of one token in all layers."""
+    config = model.config.get_text_config()
+    heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+    size = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    return 2 * int(config.num_hidden_layers) * heads * size * int(model.dtype.itemsize)

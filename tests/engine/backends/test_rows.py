@@ -82,6 +82,25 @@ def test_a_prompt_beyond_the_window_fails_alone_with_its_numbers(tmp_path: Path)
     assert isinstance(results["short"], Completion)
 
 
+def test_rows_wait_rather_than_pass_the_bound_on_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bt_compiler.engine.backends import tiers
+
+    folder = save_model(tmp_path / "model")
+    asked = [request(str(index), "petal " * index, max_tokens=5) for index in range(1, 9)]
+    free, tight = open_model(folder, tmp_path / "cache"), open_model(folder, tmp_path / "cache")
+    free.submit(asked)
+    texts = finish_all(free)
+    monkeypatch.setattr(tiers, "ROW_BYTES", 300 * 2 * 2 * 2 * 8 * 4)  # 300 tokens of this model
+    tight.submit(asked)
+    most = 0
+    results: dict[str, object] = {}
+    while finished := tight.poll():
+        most = max(most, len(tight._running()._live))  # type: ignore[attr-defined]
+        results.update({item.id: item.result for item in finished})
+    assert results == texts
+    assert most < 4
+
+
 def test_cancelled_requests_never_come_back(tmp_path: Path) -> None:
     backend = open_model(save_model(tmp_path / "model"), tmp_path / "cache", batch=2)
     backend.submit([request(str(index), f"question {index}", max_tokens=6) for index in range(6)])

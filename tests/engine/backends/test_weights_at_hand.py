@@ -63,6 +63,16 @@ def test_nothing_is_lent_while_requests_are_in_flight(tmp_path: Path) -> None:
         pass
 
 
+def test_naming_an_adapter_leaves_rows_of_the_base_alone(tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "model")
+    backend = open_model(folder, tmp_path / "cache")
+    before = answers(backend)
+    tuned = save_adapter(tmp_path / "adapter", folder, backend.base_model()[1])
+    backend.submit([request("named", "x", adapter=tuned)])
+    backend.cancel(["named"])
+    assert answers(backend) == before
+
+
 def test_more_adapters_than_are_held_take_turns(tmp_path: Path) -> None:
     folder = save_model(tmp_path / "model")
     backend = open_model(folder, tmp_path / "cache")
