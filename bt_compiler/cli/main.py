@@ -15,7 +15,7 @@ import click
 
 from bt_compiler.cli.output import print_error
 from bt_compiler.diagnostics import did_you_mean
-from bt_compiler.errors import BtcError
+from bt_compiler.errors import BtcError, UsageError
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("bt_compiler.cli.start", "Write a working starter spec with data and a CI workflow."),
@@ -34,6 +34,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "completion": ("bt_compiler.cli.start", "Print the shell completion script."),
 }
 """Command -> module that defines it, short help; in the order of `btc --help`."""
+
+EXTRAS = {
+    **dict.fromkeys(("torch", "transformers", "peft", "huggingface_hub", "llguidance", "safetensors"), "train"),
+    **dict.fromkeys(("bm25s", "Stemmer", "numpy", "matplotlib"), "train"),
+    **dict.fromkeys(("fastapi", "uvicorn", "starlette"), "serve"),
+}
+"""Library that a part needs -> the extra of this package that installs it."""
 
 
 class CommandGroup(click.Group):
@@ -87,9 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # whoever read our output has gone (`btc show … | head`): not a failure, and nothing can be told to them
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except click.exceptions.Abort:
-        sys.exit(130)
-    except KeyboardInterrupt:
+    except (click.exceptions.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         sys.exit(130)
     except click.ClickException as error:
@@ -98,8 +103,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BtcError as error:
         print_error(error, as_json=as_json)
         sys.exit(error.exit_code)
-    except Exception:
+    except Exception as error:
+        missing = _missing_library(error)
+        if missing is not None:
+            print_error(missing, as_json=as_json)
+            sys.exit(missing.exit_code)
         traceback.print_exc()
         click.echo("this is a bug in btc: please report it with the lines above", err=True)
         sys.exit(2)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _missing_library(error: Exception) -> BtcError | None:
+    """What to say where an optional library is not installed; None for every other failure."""
+    library = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if library not in EXTRAS:
+        return None
+    return UsageError.of(
+        "BTC584",
+        f"`{library}` is not installed",
+        help=f"pip install 'bt-compiler[{EXTRAS[library]}]' brings what this command needs",
+    )
