@@ -24,6 +24,17 @@ from bt_compiler.spec.sections import WeightsSection
 SETTINGS = WeightsSection(r=4, alpha=8, epochs=3, learning_rate=5e-3, batch=4, warmup=2)
 
 
+def one_letter(found: tuple[Row, ...], *, swapped: bool = False) -> tuple[Row, ...]:
+    """The rows with `g` or `b` as the whole answer; `swapped`: the other one."""
+    letters = {"Mood: good": "gb", "Mood: bad": "bg"}
+    return tuple(replace(row, completion=letters[row.completion][swapped]) for row in found)
+
+
+LETTERS = one_letter(rows(16))
+CONTRARY = one_letter(rows(4, 16), swapped=True)
+"""Validation rows: better while the model learns to answer with a letter, worse once it learns which."""
+
+
 def train(folder: Path, settings: WeightsSection = SETTINGS, *, seed: int = 1, **more: object) -> Training:
     host = more.pop("host", None) or TinyHost()
     folder.mkdir(exist_ok=True)
@@ -69,11 +80,11 @@ def test_the_callers_random_generator_is_left_alone(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT asks for it itself
 def test_peft_loads_the_folder_as_it_is_and_it_is_the_best_epochs(tmp_path: Path) -> None:
-    result = train(tmp_path, replace(SETTINGS, epochs=40, learning_rate=0.02), validation=contradicting())
+    result = train(tmp_path, replace(SETTINGS, epochs=40, learning_rate=0.02), rows=LETTERS, validation=CONTRARY)
     tuned = PeftModel.from_pretrained(tiny_model(), str(result.adapter.path)).eval()
     host = TinyHost()
     total, count = 0.0, 0
-    for row in contradicting():
+    for row in CONTRARY:
         ids, start = host.encode_row(row.prompt, row.completion)
         logits = tuned(input_ids=torch.tensor([ids])).logits[0]
         losses = torch.nn.functional.cross_entropy(logits[start - 1 : -1], torch.tensor(ids[start:]), reduction="sum")
@@ -93,20 +104,13 @@ def test_one_validation_loss_an_epoch_and_one_point_a_step(tmp_path: Path) -> No
     assert [point.epoch for point in history if point.validation is not None] == [1, 2, 3]
 
 
-def contradicting() -> tuple[Row, ...]:
-    """Validation rows that get worse the better the training rows are learnt."""
-    answers = {"Mood: good": "Mood: bad", "Mood: bad": "Mood: good"}
-    return tuple(replace(row, completion=answers[row.completion]) for row in rows(4, 16))
-
-
 def test_patience_ends_training_so_many_epochs_after_the_best(tmp_path: Path) -> None:
-    contrary = contradicting()
-    long = replace(SETTINGS, epochs=14, learning_rate=0.05)
-    stopped = train(tmp_path / "a", replace(long, patience=2), validation=contrary)
+    long = replace(SETTINGS, epochs=40, learning_rate=0.02)
+    stopped = train(tmp_path / "a", replace(long, patience=2), rows=LETTERS, validation=CONTRARY)
     chances = [point.probability for point in stopped.history if point.probability is not None]
     best = chances.index(max(chances)) + 1
-    assert len(chances) == best + 2 < 14
-    whole = train(tmp_path / "b", replace(long, patience=100), validation=contrary)
+    assert len(chances) == best + 2 < 40
+    whole = train(tmp_path / "b", replace(long, patience=100), rows=LETTERS, validation=CONTRARY)
     assert whole.history[: len(stopped.history)] == stopped.history
 
 
