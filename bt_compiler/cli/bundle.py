@@ -46,7 +46,7 @@ def show_command(bundle: Path, as_json: bool) -> None:
         print_json("show", {**body, "sent": {name: asdict(prompt) for name, prompt in found.sent.items()}})
         return
     click.echo(f"{manifest.name}  digest {manifest.digest[:16]}  seed {manifest.seed}  {manifest.created or ''}\n")
-    click.echo(program_text(found.program).rstrip())
+    click.echo(program_text(found.program).rstrip().replace(f"{found.folder}/", ""))  # formats of the bundle
     click.echo(f"\nscores\n{scores_text(manifest.scores)}\n\nlineage")
     for ancestor in manifest.lineage:
         click.echo(f"  {ancestor.id}  {ancestor.origin}")

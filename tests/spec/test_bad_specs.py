@@ -16,7 +16,7 @@ from bt_compiler.spec import build_sections, load_spec
 BAD = Path(__file__).parent / "bad"
 MARK = "# ---- expected\n"
 FROM_FILES = {"BTC002", "BTC003", "BTC004", "BTC005", "BTC022"}
-"""What needs a file that no text can be: see `test_files`."""
+"""What needs a file that no text can be: see `test_spec_files`."""
 
 
 def diagnostics_of(path: Path) -> str:
