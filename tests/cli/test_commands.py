@@ -58,7 +58,8 @@ def test_init_writes_a_spec_that_checks(tmp_path: Path) -> None:
     made = btc("init", "demo", cwd=tmp_path)
     assert (made.returncode, made.stderr) == (0, "")
     checked = btc("check", "demo/spec.yaml", cwd=tmp_path)
-    assert (checked.returncode, checked.stderr) == (0, "")
+    assert (checked.returncode, checked.stderr.count("[BTC")) == (0, 1)
+    assert checked.stderr.startswith("note[BTC330]: 60 rows split by content hash: 30 train, 15 dev, 15 test\n")
     assert checked.stdout == "demo/spec.yaml: ok (1 module(s), 30 train / 15 dev / 15 test examples)\n"
 
 
