@@ -68,7 +68,7 @@ def test_init_never_touches_what_is_there(tmp_path: Path) -> None:
     made = btc("init", "demo", cwd=tmp_path)
     assert made.returncode == 2
     assert made.stderr == (
-        "error[BTC580]: `demo` exists already\n = help: name a folder that does not exist; nothing was changed\n"
+        "error[BTC580]: `demo` exists already\n  = help: name a folder that does not exist; nothing was changed\n"
     )
     assert list((tmp_path / "demo").iterdir()) == []
 
