@@ -16,6 +16,7 @@ from bt_compiler.canonical import digest, digest_file
 from bt_compiler.compiler.check import CheckedSpec
 from bt_compiler.data.example import Splits
 from bt_compiler.engine.formats import load_format
+from bt_compiler.engine.metrics import metric_kinds, plugin_package
 from bt_compiler.engine.progress import Progress
 from bt_compiler.graph.program import Program
 from bt_compiler.spec.sections import ModelSection, RetrieverSection, Sections
@@ -82,7 +83,16 @@ def package_versions(sections: Sections, program: Program) -> dict[str, str]:
         names.update(_IN_PROCESS)
     if sections.retrievers:
         names.update(_RETRIEVAL)
+    names.update(_metric_packages(sections))
     return {"python": platform.python_version(), **_installed(sorted(names))}
+
+
+def _metric_packages(sections: Sections) -> set[str]:
+    """The packages that bring metrics of their own."""
+    accept = sections.optimize.accept.metric
+    metrics = [*sections.metric.leaves(), *(() if accept is None else accept.leaves())]
+    known = metric_kinds()
+    return {package for metric in metrics if metric.kind not in known and (package := plugin_package(metric.kind))}
 
 
 def _installed(names: Iterable[str]) -> dict[str, str]:

@@ -19,8 +19,8 @@ from bt_compiler.data.toy_sets import PREFIX, read_toy_set
 from bt_compiler.diagnostics import Diagnostic, did_you_mean
 from bt_compiler.errors import DataError
 from bt_compiler.spec import Field
-from bt_compiler.spec.build import DEFAULT_SPLIT
 from bt_compiler.spec.sections import DataSection, SourceSection
+from bt_compiler.spec.sourcing import DEFAULT_SPLIT
 
 NAMES = ("train", "dev", "test")
 DEV_SHARE = 0.25

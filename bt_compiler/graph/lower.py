@@ -112,11 +112,14 @@ def _constantly(type: Type | None) -> Any:
 
 def _check_names_in_settings(out: tuple[Binding, ...], sections: Sections, findings: Findings) -> None:
     names = [item.name for item in out]
-    metrics: list[tuple[MetricSection, SpecPath]] = [(sections.metric, ("metric", "output"))]
+    metrics: list[tuple[MetricSection, SpecPath]] = [(sections.metric, ("metric",))]
     if sections.optimize.accept.metric is not None:
-        metrics.append((sections.optimize.accept.metric, ("optimize", "accept", "metric", "output")))
-    for metric, path in metrics:
-        if metric.output and metric.output not in names:
+        metrics.append((sections.optimize.accept.metric, ("optimize", "accept", "metric")))
+    while metrics:
+        metric, place = metrics.pop(0)
+        metrics += [(part, (*place, "parts", number)) for number, part in enumerate(metric.parts)]
+        path = (*place, "output")
+        if metric.output and not metric.parts and metric.output not in names:
             findings.add(
                 "BTC209",
                 f"the metric judges `{metric.output}`, which the program never produces",
