@@ -10,12 +10,14 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from bt_compiler.canonical import digest, digest_file
+from bt_compiler.data.packed import PACKED, data_lines
 from bt_compiler.data.table import shown_name
 from bt_compiler.engine.cache import file_lock
 from bt_compiler.engine.progress import Progress
@@ -110,6 +112,7 @@ def _settings(section: RetrieverSection, corpus: CorpusSection) -> dict[str, Any
         "id": corpus.id,
         "title": corpus.title,
         "text": corpus.text,
+        **({"where": [asdict(condition) for condition in corpus.where]} if corpus.where else {}),
         "stemmer": options.get("stemmer", "english"),
         "stopwords": sorted(stopwords) if isinstance(stopwords, list | tuple) else stopwords,
         "k1": float(options.get("k1", 1.5)),
@@ -231,5 +234,7 @@ def _chunks(texts: Iterator[Text]) -> Iterator[list[Text]]:
 
 
 def _count_lines(path: Path) -> int:
+    if path.suffix.lower() in PACKED:
+        return sum(1 for _ in data_lines(path))
     with path.open("rb") as file:
         return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
