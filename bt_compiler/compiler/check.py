@@ -102,10 +102,8 @@ def _check_settings(spec: Spec, sections: Sections, program: Program) -> None:
     found: list[Diagnostic] = []
     for metric in _metrics(sections):
         found += _check_metric(metric, sections, program)
-    used = {retriever.name for retriever in program.retrievers}
-    for retriever in sections.retrievers:
-        if retriever.name in used:
-            found += _findings_of(retriever, SpecError)
+    for retriever in _searched(sections, program):
+        found += _findings_of(retriever, SpecError)
     found += _check_formats(spec, program)
     models = {module.model for module in program.modules}
     for model in sections.models:
@@ -126,6 +124,15 @@ def _check_metric(metric: MetricSection, sections: Sections, program: Program) -
     label = next((field.type for field in label_fields(program, sections) if field.name == metric.label), None)
     found = misfit(metric, output, label, retrieves=bool(program.retrievers))
     return [] if found is None else [found]
+
+
+def _searched(sections: Sections, program: Program) -> tuple[RetrieverSection, ...]:
+    """The retrievers that the program asks and all that they are made of."""
+    if not program.retrievers:
+        return ()
+    from bt_compiler.engine.retrieval.registry import reachable
+
+    return reachable([retriever.name for retriever in program.retrievers], sections.retrievers)
 
 
 def _findings_of(retriever: RetrieverSection, kind: type[BtcError]) -> list[Diagnostic]:
@@ -191,10 +198,8 @@ def _check_files(sections: Sections, program: Program) -> Loaded:
         )
     except DataError as error:
         found += error.diagnostics
-    used = {retriever.name for retriever in program.retrievers}
-    for retriever in sections.retrievers:
-        if retriever.name in used:
-            found += _check_corpus(retriever)
+    for retriever in _searched(sections, program):
+        found += _check_corpus(retriever)
     if found or loaded is None:
         raise DataError(found)
     return loaded

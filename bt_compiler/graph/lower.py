@@ -130,9 +130,10 @@ def _check_names_in_settings(out: tuple[Binding, ...], sections: Sections, findi
 
 def _warn_unused(structure: _Structure, declared: Declared) -> None:
     findings = declared.findings
+    combined = {name for section in declared.retrievers.values() for name in section.of}
     for section, what in (("modules", "module"), ("retrievers", "retriever")):
         for name in findings.spec.get((section,), {}):
-            if name not in declared.called:
+            if name not in declared.called and not (section == "retrievers" and name in combined):
                 findings.add(
                     "BTC207",
                     f"{what} `{name}` is used by no step",
