@@ -17,11 +17,15 @@ from bt_compiler.diagnostics import Diagnostic
 from bt_compiler.errors import BtcError, DataError, SpecError
 from bt_compiler.graph import Program, lower_with_warnings
 from bt_compiler.optimize.inner import inner_split
-from bt_compiler.spec import Field, Sections, Spec, build_sections, load_spec, show_type
+from bt_compiler.spec import Field, Sections, Spec, Type, build_sections, load_spec
 from bt_compiler.spec.sections import MetricSection, ModelSection, RetrieverSection
+from bt_compiler.spec.types import STR
 
 _READ_WHOLE = 64 * 1024 * 1024
 """Bytes of a corpus up to which every row is looked at (about a second)."""
+
+_NAME_PASSAGES = ("retrieval_full_hit", "retrieval_recall")
+"""Metrics whose label is a list of titles or ids."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,14 +66,21 @@ def checked(path: Path, overrides: Sequence[str] = ()) -> CheckedSpec:
 def label_fields(program: Program, sections: Sections) -> tuple[Field, ...]:
     """The labels that the data has to have: those of `data.labels`, and what the metrics compare with.
 
-    A metric's label without a type of its own has the type of the output it is compared with.
+    A metric's label without a type of its own has the type of the output it is compared with; one that names gold
+    passages is a list of texts.
     """
     fields = {field.name: field for field in sections.data.labels}
     outputs = {item.name: item.type for item in program.out}
     for metric in _metrics(sections):
+        if not metric.label or metric.label in fields:
+            continue
         same = metric.label if metric.label in outputs else metric.output
-        if metric.label not in fields and same in outputs:
+        if same in outputs:
             fields[metric.label] = Field(name=metric.label, type=outputs[same])
+        elif metric.kind in _NAME_PASSAGES:
+            fields[metric.label] = Field(name=metric.label, type=Type(kind="list", item=STR))
+        else:
+            fields[metric.label] = Field(name=metric.label, type=STR)
     return tuple(fields.values())
 
 
@@ -81,8 +92,9 @@ def optional_label_fields(program: Program, sections: Sections) -> tuple[Field, 
 
 
 def _metrics(sections: Sections) -> list[MetricSection]:
+    """All that judge, the parts of weighted ones in their place."""
     accept = sections.optimize.accept.metric
-    return [sections.metric] if accept is None else [sections.metric, accept]
+    return [*sections.metric.leaves(), *(() if accept is None else accept.leaves())]
 
 
 def _check_settings(spec: Spec, sections: Sections, program: Program) -> None:
@@ -90,10 +102,8 @@ def _check_settings(spec: Spec, sections: Sections, program: Program) -> None:
     found: list[Diagnostic] = []
     for metric in _metrics(sections):
         found += _check_metric(metric, sections, program)
-    used = {retriever.name for retriever in program.retrievers}
-    for retriever in sections.retrievers:
-        if retriever.name in used:
-            found += _findings_of(retriever, SpecError)
+    for retriever in _searched(sections, program):
+        found += _findings_of(retriever, SpecError)
     found += _check_formats(spec, program)
     models = {module.model for module in program.modules}
     for model in sections.models:
@@ -104,35 +114,25 @@ def _check_settings(spec: Spec, sections: Sections, program: Program) -> None:
 
 
 def _check_metric(metric: MetricSection, sections: Sections, program: Program) -> list[Diagnostic]:
-    from bt_compiler.engine.metrics import build_metric
+    from bt_compiler.engine.metrics import build_metric, misfit
 
     try:
         build_metric(metric)
     except SpecError as error:
         return list(error.diagnostics)
-    output = next(item.type for item in program.out if item.name == metric.output)
-    label = next(field.type for field in label_fields(program, sections) if field.name == metric.label)
-    accepts_list = metric.kind == "exact_match" and label.kind == "list"
-    if (output.kind == "list") != (label.kind == "list") and not accepts_list:
-        return [
-            Diagnostic(
-                code="BTC314",
-                message=f"metric `{metric.kind}` compares `{metric.output}: {show_type(output)}` "
-                f"with label `{metric.label}: {show_type(label)}`",
-                span=metric.span,
-                help="`exact_match` takes a list of accepted answers; else output and label are both lists or neither",
-            )
-        ]
-    if metric.kind == "numeric" and output.kind in ("bool", "enum", "list", "object"):
-        return [
-            Diagnostic(
-                code="BTC314",
-                message=f"metric `numeric` judges numbers, `{metric.output}` is `{show_type(output)}`",
-                span=metric.span,
-                help="take `accuracy`",
-            )
-        ]
-    return []
+    output = next((item.type for item in program.out if item.name == metric.output), None)
+    label = next((field.type for field in label_fields(program, sections) if field.name == metric.label), None)
+    found = misfit(metric, output, label, retrieves=bool(program.retrievers))
+    return [] if found is None else [found]
+
+
+def _searched(sections: Sections, program: Program) -> tuple[RetrieverSection, ...]:
+    """The retrievers that the program asks and all that they are made of."""
+    if not program.retrievers:
+        return ()
+    from bt_compiler.engine.retrieval.registry import reachable
+
+    return reachable([retriever.name for retriever in program.retrievers], sections.retrievers)
 
 
 def _findings_of(retriever: RetrieverSection, kind: type[BtcError]) -> list[Diagnostic]:
@@ -198,10 +198,8 @@ def _check_files(sections: Sections, program: Program) -> Loaded:
         )
     except DataError as error:
         found += error.diagnostics
-    used = {retriever.name for retriever in program.retrievers}
-    for retriever in sections.retrievers:
-        if retriever.name in used:
-            found += _check_corpus(retriever)
+    for retriever in _searched(sections, program):
+        found += _check_corpus(retriever)
     if found or loaded is None:
         raise DataError(found)
     return loaded

@@ -106,7 +106,8 @@ def _optimised(spec: CheckedSpec, journal: Journal, root: Path, settings: Compil
     opener = settings.opener or backend_opener(root, progress)
     metric = build_metric(sections.metric)
     accept = sections.optimize.accept.metric
-    retrievers = open_retrievers(used_retrievers(sections, spec.program), cache_root=root, progress=progress)
+    asked = used_retrievers(sections, spec.program)
+    retrievers = open_retrievers(asked, cache_root=root, progress=progress, others=sections.retrievers)
     models = used_models(sections, spec.program)
     with (
         closing(CompletionCache(cache_path(root))) as cache,

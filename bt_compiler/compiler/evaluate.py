@@ -68,7 +68,9 @@ def _examples(predictor: Predictor, split: SplitName, data: Path | None) -> tupl
     examples: tuple[Example, ...]
     if data is not None:
         source = SourceSection(path=str(data.absolute()))
-        examples = load_examples(source, columns=section.columns, inputs=program.inputs, labels=labels)
+        examples = load_examples(
+            source, columns=section.columns, extract=section.extract, inputs=program.inputs, labels=labels
+        )
     else:
         examples = getattr(load_splits(section, inputs=program.inputs, labels=labels), split)
     if not examples:

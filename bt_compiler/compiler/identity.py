@@ -16,7 +16,10 @@ from bt_compiler.canonical import digest, digest_file
 from bt_compiler.compiler.check import CheckedSpec
 from bt_compiler.data.example import Splits
 from bt_compiler.engine.formats import load_format
+from bt_compiler.engine.metrics import metric_kinds, plugin_package
 from bt_compiler.engine.progress import Progress
+from bt_compiler.engine.retrieval import reachable
+from bt_compiler.engine.retrieval.encoder import find_encoder
 from bt_compiler.graph.program import Program
 from bt_compiler.spec.sections import ModelSection, RetrieverSection, Sections
 
@@ -35,8 +38,13 @@ def compile_identity(checked: CheckedSpec, *, seed: int, cache_root: Path, progr
         "data": {name: facts.digest for name, facts in data_facts(checked.splits).items()},
         "corpus": {
             section.name: digest_file(Path(section.corpus.path))
-            for section in used_retrievers(sections, checked.program)
+            for section in _searched(sections, checked.program)
             if section.corpus is not None
+        },
+        "encoder": {
+            section.name: find_encoder(section, cache_root=cache_root, progress=progress).digest
+            for section in _searched(sections, checked.program)
+            if "model" in section.options
         },
         "model": {
             section.name: _weights_digest(section, cache_root, progress)
@@ -66,6 +74,11 @@ def used_retrievers(sections: Sections, program: Program) -> tuple[RetrieverSect
     return tuple(section for section in sections.retrievers if section.name in names)
 
 
+def _searched(sections: Sections, program: Program) -> tuple[RetrieverSection, ...]:
+    """The retrievers that are asked and all that they are made of."""
+    return reachable([section.name for section in used_retrievers(sections, program)], sections.retrievers)
+
+
 def data_facts(splits: Splits) -> dict[str, SplitFacts]:
     """By split, the empty ones too."""
     named = {"train": splits.train, "dev": splits.dev, "test": splits.test}
@@ -82,7 +95,18 @@ def package_versions(sections: Sections, program: Program) -> dict[str, str]:
         names.update(_IN_PROCESS)
     if sections.retrievers:
         names.update(_RETRIEVAL)
+    if any("model" in section.options for section in _searched(sections, program)):
+        names.update((*_IN_PROCESS, "sentence-transformers"))
+    names.update(_metric_packages(sections))
     return {"python": platform.python_version(), **_installed(sorted(names))}
+
+
+def _metric_packages(sections: Sections) -> set[str]:
+    """The packages that bring metrics of their own."""
+    accept = sections.optimize.accept.metric
+    metrics = [*sections.metric.leaves(), *(() if accept is None else accept.leaves())]
+    known = metric_kinds()
+    return {package for metric in metrics if metric.kind not in known and (package := plugin_package(metric.kind))}
 
 
 def _installed(names: Iterable[str]) -> dict[str, str]:

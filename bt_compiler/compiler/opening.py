@@ -5,7 +5,7 @@ The one place where sections of the spec become running parts. Knows nothing of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,17 @@ def _named(model: str, choices: Choices) -> Choices:
 
 
 def open_retrievers(
-    sections: Iterable[RetrieverSection], *, cache_root: Path, progress: Progress
+    sections: Iterable[RetrieverSection],
+    *,
+    cache_root: Path,
+    progress: Progress,
+    others: Sequence[RetrieverSection] = (),
 ) -> dict[str, Retriever]:
-    """The retrievers by name; an index that is not built yet is built. Raises DataError."""
-    return {section.name: open_retriever(section, cache_root=cache_root, progress=progress) for section in sections}
+    """The retrievers by name; an index that is not built yet is built. `others`: what they may be made of.
+
+    Raises DataError, and BackendError where a model, a package or a server is missing.
+    """
+    return {
+        section.name: open_retriever(section, cache_root=cache_root, progress=progress, others=others)
+        for section in sections
+    }

@@ -1,6 +1,6 @@
-"""JSONL and CSV files to tables, with the line of everything that cannot be read.
+"""Data files to tables, with the line of everything that cannot be read: JSONL and CSV here, parquet in `tabular`.
 
-Knows nothing of fields or types. A whole file is read at once: what streams is for larger data than examples are.
+Knows nothing of fields or types.
 """
 
 from __future__ import annotations
@@ -14,37 +14,60 @@ from pathlib import Path
 from typing import NoReturn
 
 from bt_compiler.canonical import canonical_json
+from bt_compiler.data.packed import data_lines, format_suffix
+from bt_compiler.data.selecting import Selection
 from bt_compiler.data.table import Row, Table, cut_short, line_span, shown_name
-from bt_compiler.diagnostics import Diagnostic, Span
+from bt_compiler.data.tabular import read_parquet
+from bt_compiler.diagnostics import Diagnostic, Span, did_you_mean
 from bt_compiler.errors import DataError
 
 JSONL_SUFFIXES = (".jsonl", ".ndjson")
 CSV_SUFFIXES = (".csv",)
 
 
-def read_file(path: Path, *, span: Span | None, limit: int | None = None) -> Table:
-    """The first `limit` rows of a file. `span` is where the spec names it.
+def read_file(path: Path, *, span: Span | None, limit: int | None = None, selection: Selection | None = None) -> Table:
+    """The rows of a file that `selection` wants, else the first `limit`. `span` is where the spec names it.
+
+    JSONL and parquet are read a row at a time: memory holds the rows that are kept; a CSV is read whole.
 
     Raises DataError: BTC301 missing, BTC302 a folder, BTC303 unknown format, BTC304 unreadable, BTC305 not UTF-8 text,
-    BTC306 no rows, BTC307 broken JSON lines, BTC308 broken CSV rows.
+    BTC306 no rows, BTC307 broken JSON lines, BTC308 broken CSV rows, BTC318 a package for the format is missing,
+    BTC325 a filter on a column that is not there, BTC326 no row fits.
     """
-    suffix = path.suffix.lower()
+    suffix = format_suffix(path)
     if _is_folder(path, span):
         help = "name a file in it: `data: {train: train.jsonl, dev: …, test: …}`"
         raise DataError.of("BTC302", f"`{shown_name(path)}` is a folder, not a data file", span=span, help=help)
-    if suffix not in (*JSONL_SUFFIXES, *CSV_SUFFIXES):
+    if suffix not in (*JSONL_SUFFIXES, *CSV_SUFFIXES, ".parquet"):
         raise DataError.of(
             "BTC303",
             f"`{shown_name(path)}` has no format that can be read",
             span=span,
-            help="data is `.jsonl`, `.csv` or `sklearn:NAME`",
+            help="data is `.jsonl`, `.csv`, `.parquet`, `sklearn:NAME` or `hf://owner/name:split`",
         )
-    text = _text_of(path, span)
-    table = _read_csv(path, text, limit) if suffix in CSV_SUFFIXES else _read_jsonl(path, text, limit)
-    if not table.rows:
-        what = "no rows below its header line" if table.header is not None else "no rows"
-        raise DataError.of("BTC306", f"`{shown_name(path)}` has {what}", span=span)
-    return table
+    chosen = selection or Selection(limit=limit)
+    if suffix == ".parquet":
+        _require_file(path, span)
+        return checked_rows(read_parquet(path, chosen, span=span), chosen, span)
+    table = _read_csv(path, _text_of(path, span), chosen) if suffix in CSV_SUFFIXES else _read_jsonl(path, span, chosen)
+    return checked_rows(table, chosen, span)
+
+
+def checked_rows(table: Table, selection: Selection, span: Span | None) -> Table:
+    """The table where it has rows. Raises DataError BTC306, BTC325, BTC326."""
+    absent = [condition.column for condition in selection.where if condition.column not in table.columns]
+    if absent and table.columns:
+        help = did_you_mean(absent[0], table.columns, what="the columns")
+        message = f"`where` filters `{table.name}` by `{absent[0]}`, a column that it does not have"
+        raise DataError.of("BTC325", message, span=span, help=help)
+    if table.rows:
+        return table
+    if selection.where and table.columns:
+        columns = ", ".join(f"`{condition.column}`" for condition in selection.where)
+        help = f"see what {columns} may be, and `where`"
+        raise DataError.of("BTC326", f"no row of `{table.name}` fits `where`", span=span, help=help)
+    what = "no rows below its header line" if table.header is not None else "no rows"
+    raise DataError.of("BTC306", f"`{table.name}` has {what}", span=span)
 
 
 def _is_folder(path: Path, span: Span | None) -> bool:
@@ -59,15 +82,26 @@ def _unreadable(path: Path, error: OSError, span: Span | None) -> DataError:
     return DataError.of("BTC304", f"`{shown_name(path)}` cannot be read: {why}", span=span)
 
 
-def _text_of(path: Path, span: Span | None) -> str:
-    name = shown_name(path)
+def _require_file(path: Path, span: Span | None) -> None:
+    if not path.exists():
+        help = _neighbours(path)
+        raise DataError.of("BTC301", f"data file `{shown_name(path)}` does not exist", span=span, help=help)
+
+
+def _lines_of(path: Path, span: Span | None) -> Iterator[bytes]:
+    """The lines of a file as they are read. Raises DataError BTC301, BTC304, BTC318."""
     try:
-        data = path.read_bytes()
+        yield from data_lines(path)
     except FileNotFoundError as error:
         help = _neighbours(path)
-        raise DataError.of("BTC301", f"data file `{name}` does not exist", span=span, help=help) from error
+        raise DataError.of("BTC301", f"data file `{shown_name(path)}` does not exist", span=span, help=help) from error
     except OSError as error:
         raise _unreadable(path, error, span) from error
+
+
+def _text_of(path: Path, span: Span | None) -> str:
+    name = shown_name(path)
+    data = b"".join(_lines_of(path, span))
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -85,7 +119,7 @@ def _not_text(name: str, line: int, why: str, span: Span | None) -> DataError:
 
 def _neighbours(path: Path) -> str:
     try:
-        known = sorted(item.name for item in path.parent.iterdir() if item.suffix.lower() in (".jsonl", ".csv"))
+        known = sorted(item.name for item in path.parent.iterdir() if format_suffix(item) in (".jsonl", ".csv"))
     except OSError:
         return f"the folder `{shown_name(path.parent)}` does not exist either"
     if not known:
@@ -98,14 +132,15 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"`{name}` is not JSON")
 
 
-def _read_jsonl(path: Path, text: str, limit: int | None) -> Table:
-    name, rows, broken = shown_name(path), list[Row](), list[Diagnostic]()
+def _read_jsonl(path: Path, span: Span | None, selection: Selection) -> Table:
+    name, broken = shown_name(path), list[Diagnostic]()
     columns: dict[str, None] = {}
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
+    for number, data in enumerate(_lines_of(path, span), 1):
+        if not data.strip():
             continue
-        if limit is not None and len(rows) >= limit:
+        if selection.full:
             break
+        line = _decoded(data, number, name, span)
         try:
             value = json.loads(line, parse_constant=_refuse_constant)
             if "\\u" in line:
@@ -116,15 +151,24 @@ def _read_jsonl(path: Path, text: str, limit: int | None) -> Table:
         if not isinstance(value, dict):
             kind = "a list" if isinstance(value, list) else f"`{line.strip()[:40]}`"
             message = f"line {number} is {kind}, not an object"
-            span = line_span(name, number, line)
             help = 'write one object a line: `{"question": "…", "answer": "…"}`'
-            broken.append(Diagnostic(code="BTC307", message=message, span=span, help=help))
+            broken.append(Diagnostic(code="BTC307", message=message, span=line_span(name, number, line), help=help))
             continue
-        rows.append(Row(line=number, text=line, values=value))
         columns |= dict.fromkeys(value)
+        selection.offer(Row(line=number, text=line, values=value))
     if broken:
         raise DataError(cut_short(broken, "broken lines"))
-    return Table(name=name, rows=tuple(rows), columns=tuple(columns))
+    return Table(name=name, rows=selection.rows(), columns=tuple(columns))
+
+
+def _decoded(data: bytes, number: int, name: str, span: Span | None) -> str:
+    try:
+        line = data.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise _not_text(name, number, f"byte {data[error.start]:#04x} is not UTF-8", span) from error
+    if "\0" in line:
+        raise _not_text(name, number, "it has a zero byte", span)
+    return line
 
 
 def _broken_line(name: str, number: int, line: str, error: Exception) -> Diagnostic:
@@ -142,15 +186,15 @@ def _broken_line(name: str, number: int, line: str, error: Exception) -> Diagnos
     return Diagnostic(code="BTC307", message=f"line {number} is not JSON: {why}", span=span, help=help)
 
 
-def _read_csv(path: Path, text: str, limit: int | None) -> Table:
+def _read_csv(path: Path, text: str, selection: Selection) -> Table:
     name, lines = shown_name(path), re.split(r"\r\n|\n|\r", text)
     broken: list[Diagnostic] = []
     cells_of = _csv_rows(name, text, lines, broken)
     header_line, names = next(cells_of, (1, []))
     header = tuple(cell.strip() for cell in names)
-    rows: list[Row] = []
+    taken = False
     for number, cells in cells_of:
-        if limit is not None and len(rows) >= limit:
+        if selection.full:
             break
         if len(cells) != len(header):
             help = (
@@ -160,14 +204,17 @@ def _read_csv(path: Path, text: str, limit: int | None) -> Table:
             span = line_span(name, number, lines[number - 1])
             broken.append(Diagnostic(code="BTC308", message=message, span=span, help=help))
             continue
-        rows.append(Row(line=number, text=lines[number - 1], values=dict(zip(header, cells, strict=True))))
+        taken = True
+        selection.offer(Row(line=number, text=lines[number - 1], values=dict(zip(header, cells, strict=True))))
     if broken:
         raise DataError(cut_short(broken, "broken rows"))
-    if len(set(header)) != len(header) and rows and not any(_is_number(cell) for cell in header):
+    if len(set(header)) != len(header) and taken and not any(_is_number(cell) for cell in header):
         twice = next(cell for cell in header if header.count(cell) > 1)
         span = line_span(name, header_line, lines[header_line - 1])
         raise DataError.of("BTC308", f"the header names column `{twice}` twice", span=span)
-    return Table(name=name, rows=tuple(rows), header=lines[header_line - 1], header_line=header_line, columns=header)
+    return Table(
+        name=name, rows=selection.rows(), header=lines[header_line - 1], header_line=header_line, columns=header
+    )
 
 
 def _csv_rows(name: str, text: str, lines: list[str], broken: list[Diagnostic]) -> Iterator[tuple[int, list[str]]]:

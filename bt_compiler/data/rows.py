@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from bt_compiler.data.example import Example, make_example
+from bt_compiler.data.extraction import extracted
 from bt_compiler.data.files import header_is_data
 from bt_compiler.data.table import Row, Table, cut_short
 from bt_compiler.diagnostics import Diagnostic, did_you_mean
 from bt_compiler.errors import DataError
 from bt_compiler.spec import Field, Type, convert, show_type
+from bt_compiler.spec.sections import Extraction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +26,12 @@ class Wanted:
     """Labels that are read where the table has their column."""
     columns: Mapping[str, str]
     """Field -> column, where the names differ."""
+    extract: Mapping[str, Extraction] = field(default_factory=dict)
+    """Field -> how it is cut out of its column."""
+
+    def names(self) -> tuple[str, ...]:
+        """Every column that is read."""
+        return tuple(dict.fromkeys(self.column(item) for item in (*self.inputs, *self.labels, *self.optional)))
 
     def column(self, field: Field) -> str:
         """The column a field is read from."""
@@ -107,7 +115,11 @@ def _read(
             )
             continue
         try:
-            values[item.name] = convert(row.values.get(column), item.type)
+            value = row.values.get(column)
+            how = wanted.extract.get(item.name)
+            if how is not None and not (value is None and _takes_null(item.type)):
+                value = extracted(value, how)
+            values[item.name] = convert(value, item.type)
         except ValueError as error:
             shown = show_type(item.type)
             detail = str(error)

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 from bt_compiler.data.example import Example, Splits, make_example
-from bt_compiler.data.files import read_file
 from bt_compiler.data.rows import Located, Wanted, examples_of
-from bt_compiler.data.table import Table, cut_short
-from bt_compiler.data.toy_sets import PREFIX, read_toy_set
+from bt_compiler.data.sources import drawn_together, read_sources
+from bt_compiler.data.table import cut_short
 from bt_compiler.diagnostics import Diagnostic, did_you_mean
 from bt_compiler.errors import DataError
 from bt_compiler.spec import Field
-from bt_compiler.spec.build import DEFAULT_SPLIT
-from bt_compiler.spec.sections import DataSection, SourceSection
+from bt_compiler.spec.sections import DataSection, Extraction, SourceSection
+from bt_compiler.spec.sourcing import DEFAULT_SPLIT
 
 NAMES = ("train", "dev", "test")
 DEV_SHARE = 0.25
@@ -52,11 +50,14 @@ def check_data(
     data: DataSection, *, inputs: Sequence[Field], labels: Sequence[Field], optional: Sequence[Field] = ()
 ) -> Loaded:
     """As `load_splits`, with notes: proportions taken, copies found, splits that are missing."""
-    wanted = Wanted(inputs=tuple(inputs), labels=tuple(labels), optional=tuple(optional), columns=data.columns)
+    wanted = Wanted(
+        inputs=tuple(inputs), labels=tuple(labels), optional=tuple(optional), columns=data.columns, extract=data.extract
+    )
     _check_columns(data, wanted)
     if data.path is not None:
-        rows = _read_all([data.path], wanted)[0]
-        parts, notes = _split_by_content(rows, data)
+        rows, notes = _read_all({"data": data.path}, wanted)
+        parts, more = _split_by_content(rows["data"], data)
+        notes += more
     else:
         parts, notes = _given_splits(data, wanted)
     notes += [note for name, part in zip(NAMES, parts, strict=True) if (note := _copies_note(name, part)) is not None]
@@ -71,10 +72,13 @@ def load_examples(
     inputs: Sequence[Field],
     labels: Sequence[Field],
     optional: Sequence[Field] = (),
+    extract: Mapping[str, Extraction] | None = None,
 ) -> tuple[Example, ...]:
     """Every row of one source as an example, in order, nothing split off. Raises DataError as `load_splits`."""
-    wanted = Wanted(inputs=tuple(inputs), labels=tuple(labels), optional=tuple(optional), columns=columns)
-    return _numbered(_read_all([source], wanted)[0])
+    wanted = Wanted(
+        inputs=tuple(inputs), labels=tuple(labels), optional=tuple(optional), columns=columns, extract=extract or {}
+    )
+    return _numbered(_read_all({"data": source}, wanted)[0]["data"])
 
 
 def _check_columns(data: DataSection, wanted: Wanted) -> None:
@@ -86,32 +90,29 @@ def _check_columns(data: DataSection, wanted: Wanted) -> None:
         raise DataError.of("BTC313", message, span=data.span, help=help)
 
 
-def _read_all(sources: Sequence[SourceSection], wanted: Wanted) -> list[_Split]:
-    """The examples of each source; the findings of all of them at once."""
-    found: list[_Split] = []
+def _read_all(sources: Mapping[str, SourceSection], wanted: Wanted) -> tuple[dict[str, _Split], list[Diagnostic]]:
+    """The examples of each source, by split, and notes; the findings of all of them at once."""
+    found: dict[str, _Split] = {}
+    notes: list[Diagnostic] = []
     findings: list[Diagnostic] = []
-    for source in sources:
+    for names in drawn_together(sources):
+        together = {name: sources[name] for name in names}
         try:
-            found.append(examples_of(read_source(source), wanted))
+            tables, more = read_sources(together, wanted.names())
+            found |= {name: examples_of(table, wanted) for name, table in tables.items()}
+            notes += more
         except DataError as error:
             findings += error.diagnostics
     if findings:
         raise DataError(findings)
-    return found
-
-
-def read_source(source: SourceSection) -> Table:
-    """The table of one source. Raises DataError."""
-    if source.path.startswith(PREFIX):
-        return read_toy_set(source.path, span=source.span, limit=source.limit)
-    return read_file(Path(source.path), span=source.span, limit=source.limit)
+    return found, notes
 
 
 def _given_splits(data: DataSection, wanted: Wanted) -> tuple[list[_Split], list[Diagnostic]]:
     sources = {name: source for name in NAMES if (source := getattr(data, name)) is not None}
-    parts = dict(zip(sources, _read_all(list(sources.values()), wanted), strict=True))
+    parts, notes = _read_all(sources, wanted)
+    parts = {name: parts[name] for name in sources}
     _refuse_overlap(parts)
-    notes = []
     if "dev" not in parts:
         parts["train"], parts["dev"] = _split_off_dev(parts["train"], data)
         notes.append(_dev_note(len(parts["dev"]), data))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from bt_compiler.data.selecting import Selection
 from bt_compiler.data.table import Row, Table
 from bt_compiler.diagnostics import Span, did_you_mean
 from bt_compiler.errors import DataError
@@ -84,10 +85,13 @@ _SETS = {
 }
 
 
-def read_toy_set(name: str, *, span: Span | None, limit: int | None = None) -> Table:
-    """The first `limit` rows of `sklearn:NAME`, every value as text. Line numbers are those of the shipped file.
+def read_toy_set(
+    name: str, *, span: Span | None, limit: int | None = None, selection: Selection | None = None
+) -> Table:
+    """The rows of `sklearn:NAME` that `selection` wants, else the first `limit`, every value as text.
 
-    Raises DataError: BTC321 unknown set, BTC322 scikit-learn is not installed.
+    Line numbers are those of the shipped file. Raises DataError: BTC321 unknown set, BTC322 scikit-learn is not
+    installed.
     """
     key = name.removeprefix(PREFIX)
     toy = _SETS.get(key)
@@ -97,14 +101,14 @@ def read_toy_set(name: str, *, span: Span | None, limit: int | None = None) -> T
     lines = _file_of(toy, name, span).splitlines()
     classes = lines[0].split(",")[2:] if toy.first_line else None
     columns = (*toy.features, toy.target)
-    rows: list[Row] = []
+    chosen = selection or Selection(limit=limit)
     for number, cells in enumerate(csv.reader(lines), 1):
-        if (number == 1 and toy.first_line) or (limit is not None and len(rows) >= limit):
+        if number == 1 and toy.first_line:
             continue
         target = str(int(float(cells[-1])))
         values = [*cells[:-1], classes[int(target)] if classes is not None else target]
-        rows.append(Row(line=number, text=lines[number - 1], values=dict(zip(columns, values, strict=True))))
-    return Table(name=name, rows=tuple(rows), header=",".join(columns), columns=columns)
+        chosen.offer(Row(line=number, text=lines[number - 1], values=dict(zip(columns, values, strict=True))))
+    return Table(name=name, rows=chosen.rows(), header=",".join(columns), columns=columns)
 
 
 def _file_of(toy: _ToySet, name: str, span: Span | None) -> str:

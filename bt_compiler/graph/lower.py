@@ -112,11 +112,14 @@ def _constantly(type: Type | None) -> Any:
 
 def _check_names_in_settings(out: tuple[Binding, ...], sections: Sections, findings: Findings) -> None:
     names = [item.name for item in out]
-    metrics: list[tuple[MetricSection, SpecPath]] = [(sections.metric, ("metric", "output"))]
+    metrics: list[tuple[MetricSection, SpecPath]] = [(sections.metric, ("metric",))]
     if sections.optimize.accept.metric is not None:
-        metrics.append((sections.optimize.accept.metric, ("optimize", "accept", "metric", "output")))
-    for metric, path in metrics:
-        if metric.output and metric.output not in names:
+        metrics.append((sections.optimize.accept.metric, ("optimize", "accept", "metric")))
+    while metrics:
+        metric, place = metrics.pop(0)
+        metrics += [(part, (*place, "parts", number)) for number, part in enumerate(metric.parts)]
+        path = (*place, "output")
+        if metric.output and not metric.parts and metric.output not in names:
             findings.add(
                 "BTC209",
                 f"the metric judges `{metric.output}`, which the program never produces",
@@ -127,9 +130,10 @@ def _check_names_in_settings(out: tuple[Binding, ...], sections: Sections, findi
 
 def _warn_unused(structure: _Structure, declared: Declared) -> None:
     findings = declared.findings
+    combined = {name for section in declared.retrievers.values() for name in section.of}
     for section, what in (("modules", "module"), ("retrievers", "retriever")):
         for name in findings.spec.get((section,), {}):
-            if name not in declared.called:
+            if name not in declared.called and not (section == "retrievers" and name in combined):
                 findings.add(
                     "BTC207",
                     f"{what} `{name}` is used by no step",

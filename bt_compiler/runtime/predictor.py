@@ -183,7 +183,8 @@ class Predictor:
         )
         if corpus is not None and not Path(corpus.path).exists():
             raise BundleError.of("BTC563", f"corpus `{corpus.path}` of retriever `{section.name}` is gone", help=mend)
-        found = open_retriever(section, cache_root=self._cache_root, progress=self._progress)
+        others = self._sections.retrievers
+        found = open_retriever(section, cache_root=self._cache_root, progress=self._progress, others=others)
         expected = self.bundle.manifest.identity["retrievers"].get(section.name)
         if expected is not None and found.digest != expected:
             raise BundleError.of(

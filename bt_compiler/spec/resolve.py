@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from bt_compiler.spec.build import build_sections
 from bt_compiler.spec.document import Spec
 from bt_compiler.spec.sections import (
+    Condition,
     DataSection,
     MetricSection,
     ModelSection,
@@ -70,15 +71,33 @@ def _model(model: ModelSection) -> dict[str, Any]:
 
 def _data(spec: Spec, data: DataSection) -> dict[str, Any]:
     written = spec.get(("data",))
-    rest = {"columns": dict(data.columns), "labels": written.get("labels", {}) if isinstance(written, dict) else {}}
+    rest = {"columns": _columns(data), "labels": written.get("labels", {}) if isinstance(written, dict) else {}}
     if data.path is not None:
         return _given({**_source(data.path), "split": dict(data.split), **rest})
     sources = {"train": data.train, "dev": data.dev, "test": data.test}
     return _given({**{name: _source(source) for name, source in sources.items() if source is not None}, **rest})
 
 
+def _columns(data: DataSection) -> dict[str, Any]:
+    columns: dict[str, Any] = dict(data.columns)
+    for name, how in data.extract.items():
+        columns[name] = _given({"column": data.columns[name], "match": how.match, "number_after": how.number_after})
+    return columns
+
+
 def _source(source: SourceSection) -> dict[str, Any]:
-    return _given({"path": source.path, "limit": source.limit})
+    sample = None if source.sample is None else {"rows": source.sample, "seed": source.seed}
+    return _given({"path": source.path, "limit": source.limit, "where": _where(source.where), "sample": sample})
+
+
+def _where(conditions: Sequence[Condition]) -> dict[str, Any]:
+    return {condition.column: _condition(condition) for condition in conditions}
+
+
+def _condition(condition: Condition) -> Any:
+    if condition.among:
+        return list(condition.among)
+    return _given({"not": condition.excluded, "min": condition.least, "max": condition.most})
 
 
 def _retriever(retriever: RetrieverSection) -> dict[str, Any]:
@@ -86,7 +105,9 @@ def _retriever(retriever: RetrieverSection) -> dict[str, Any]:
     described = None
     if corpus is not None:
         described = _given({"path": corpus.path, "id": corpus.id, "title": corpus.title, "text": corpus.text})
-    return _given({"kind": retriever.kind, "corpus": described, "k": retriever.k, **retriever.options})
+        described |= _given({"where": _where(corpus.where)})
+    head = {"kind": retriever.kind, "corpus": described, "of": retriever.of, "k": retriever.k}
+    return _given({**head, **retriever.options})
 
 
 def _module(spec: Spec, name: str, models: Mapping[str, ModelSection], default: str) -> dict[str, Any]:
@@ -111,9 +132,9 @@ def _format(spec: Spec, module: str) -> str:
 
 
 def _metric(metric: MetricSection) -> dict[str, Any]:
-    return _given(
-        {"kind": metric.kind, "output": metric.output or None, "label": metric.label or None, **metric.options}
-    )
+    named = {"kind": metric.kind, "output": metric.output or None, "label": metric.label or None}
+    parts = [{**_metric(part), "weight": part.weight} for part in metric.parts]
+    return _given({**named, **metric.options, "parts": tuple(parts)})
 
 
 def _optimize(optimize: OptimizeSection) -> dict[str, Any]:
@@ -141,8 +162,7 @@ def identity(spec: Spec) -> dict[str, Any]:
     }
     if "retrievers" in document:
         document["retrievers"] = {
-            name: {key: _without_file(value) if key == "corpus" else value for key, value in retriever.items()}
-            for name, retriever in document["retrievers"].items()
+            name: _retriever_identity(retriever) for name, retriever in document["retrievers"].items()
         }
     for module in document["modules"].values():
         module["format"] = _last_part(module["format"])
@@ -152,6 +172,14 @@ def identity(spec: Spec) -> dict[str, Any]:
 def _model_identity(model: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in model.items() if key not in ("endpoints", "api_key")}
     return {**kept, "id": _last_part(kept["id"])}
+
+
+def _retriever_identity(retriever: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the corpus' path and the server's URL: the digest that stands beside this speaks of them."""
+    kept = {key: value for key, value in retriever.items() if key != "endpoint"}
+    if "corpus" in kept:
+        kept["corpus"] = _without_file(kept["corpus"])
+    return {**kept, "model": _last_part(kept["model"])} if "model" in kept else kept
 
 
 def _without_file(source: Mapping[str, Any]) -> dict[str, Any]:

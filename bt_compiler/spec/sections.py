@@ -48,12 +48,39 @@ class ModelSection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
+    """What one column of a row has to be for the row to be taken; all that is given has to hold."""
+
+    column: str
+    among: tuple[Any, ...] = ()
+    """Values allowed; empty: any."""
+    excluded: tuple[Any, ...] = ()
+    least: float | None = None
+    most: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extraction:
+    """How a field is cut out of the text of its column; one of the two is given."""
+
+    match: str | None = None
+    """A regular expression: its first group where it has one, else what it matches. The first match counts."""
+    number_after: str | None = None
+    """The number that follows the last of these marks, as in GSM8K's `#### 42`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SourceSection:
-    """Where the rows of one split come from: `data/train.jsonl`, `sklearn:iris`, … with an optional limit."""
+    """Where the rows of one split come from: `data/train.jsonl`, `sklearn:iris`, … and which of them are taken."""
 
     path: str
     limit: int | None = None
-    """First n rows only."""
+    """First n rows only, of those that fit `where`."""
+    where: tuple[Condition, ...] = ()
+    sample: int | None = None
+    """So many rows, drawn by the seed and their content. Samples of one source for several splits do not overlap."""
+    seed: int = 0
+    """Seed of the sample."""
     span: Span | None = field(default=None, compare=False)
 
 
@@ -69,6 +96,8 @@ class DataSection:
     test: SourceSection | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     """Program field -> column of the data, where the names differ."""
+    extract: Mapping[str, Extraction] = field(default_factory=dict)
+    """Program field -> how it is cut out of its column."""
     labels: tuple[Field, ...] = ()
     """Label fields beyond the program's outputs, with their types."""
     span: Span | None = field(default=None, compare=False)
@@ -85,16 +114,20 @@ class CorpusSection:
     """Column of the title; None: `title` where there is one."""
     text: str = "{text}"
     """What is indexed and shown, columns in braces."""
+    where: tuple[Condition, ...] = ()
+    """Which rows are passages of this retriever."""
     span: Span | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetrieverSection:
-    """One entry of `retrievers`; what a kind understands beyond corpus and k is in `options`."""
+    """One entry of `retrievers`; what a kind understands beyond corpus, of and k is in `options`."""
 
     name: str
     kind: str
     corpus: CorpusSection | None = None
+    of: tuple[str, ...] = ()
+    """Names of the retrievers whose answers this one combines."""
     k: int = 3
     options: Mapping[str, Any] = field(default_factory=dict)
     span: Span | None = field(default=None, compare=False)
@@ -106,10 +139,19 @@ class MetricSection:
 
     kind: str
     output: str
+    """Empty where the kind judges something else: what was retrieved, what the run cost."""
     label: str
-    """Defaults to the name of the output."""
+    """Defaults to the name of the output; empty where the kind compares with none."""
     options: Mapping[str, Any] = field(default_factory=dict)
+    parts: tuple[MetricSection, ...] = ()
+    """The metrics that a `weighted` one is made of."""
+    weight: float = 1.0
+    """As a part: how much it counts beside the others."""
     span: Span | None = field(default=None, compare=False)
+
+    def leaves(self) -> tuple[MetricSection, ...]:
+        """The metrics that judge: itself, or all in its parts."""
+        return tuple(leaf for part in self.parts for leaf in part.leaves()) if self.parts else (self,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,8 +17,8 @@ TESTS = Path(__file__).parents[1]
 FOLDERS = (TESTS / "graph" / "bad", TESTS / "data" / "bad")
 CASES = sorted(path for folder in FOLDERS for path in folder.glob("*.yaml"))
 MARK = "# ---- expected\n"
-ELSEWHERE = {"BTC304", "BTC322"}
-"""What needs a machine that no file can be: see `tests/data/test_files.py` and `test_toy_sets.py`."""
+ELSEWHERE = {"BTC304", "BTC318", "BTC322", "BTC327"}
+"""What needs a machine that no file can be: see `test_files`, `test_packed` and `test_toy_sets` in `tests/data`."""
 
 
 def said_of(path: Path) -> str:

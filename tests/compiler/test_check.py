@@ -65,9 +65,22 @@ def test_hotpotqa_runs_on_other_files_by_set(tmp_path: Path) -> None:
     (tmp_path / "corpus.jsonl").write_text('{"title": "T", "text": "words"}\n')
     overrides = [f"data.{split}={tmp_path / split}.jsonl" for split in ("train", "dev", "test")]
     overrides.append(f"retrievers.wiki.corpus.path={tmp_path}/corpus.jsonl")
+    overrides += ["optimize.prompts.train=1", "optimize.prompts.val=3"]
     found = checked(HOTPOTQA, overrides)
     assert [len(part) for part in found.splits] == [4, 4, 4]
     assert found.warnings == ()
+
+
+def test_gsm8k_draws_its_splits_from_one_file(tmp_path: Path) -> None:
+    rows = [{"question": f"{n}?", "answer": f"so {n}\n#### {n},000"} for n in range(1, 31)]
+    (tmp_path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    overrides = [f"data.{split}.path={tmp_path}/all.jsonl" for split in ("train", "dev", "test")]
+    sizes = {"data.train.sample": 12, "data.dev.sample": 8, "data.test.sample": 10}
+    overrides += [f"{name}={size}" for name, size in sizes.items()]
+    found = checked(ROOT / "specs" / "gsm8k.yaml", [*overrides, "optimize.prompts.train=4", "optimize.prompts.val=8"])
+    assert [len(part) for part in found.splits] == [12, 8, 10]
+    answers = [example.labels["answer"] for part in found.splits for example in part]
+    assert sorted(answers, key=int) == [f"{n}000" for n in range(1, 31)]
 
 
 def test_too_little_train_is_said_before_anything_runs(tmp_path: Path) -> None:
@@ -78,7 +91,21 @@ def test_too_little_train_is_said_before_anything_runs(tmp_path: Path) -> None:
 
 
 def test_check_imports_no_heavy_library() -> None:
-    heavy = ["torch", "transformers", "peft", "numpy", "sklearn", "jinja2", "bm25s", "matplotlib", "fastapi", "httpx"]
+    heavy = [
+        "datasets",
+        "pyarrow",
+        "zstandard",
+        "torch",
+        "transformers",
+        "peft",
+        "numpy",
+        "sklearn",
+        "jinja2",
+        "bm25s",
+        "matplotlib",
+        "fastapi",
+        "httpx",
+    ]
     code = (
         "import sys; from pathlib import Path; from bt_compiler.compiler.check import checked; "
         f"checked(Path({str(IRIS)!r})); print([name for name in {heavy!r} if name in sys.modules])"

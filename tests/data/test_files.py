@@ -70,10 +70,10 @@ def test_a_file_that_the_system_refuses(tmp_path: Path, monkeypatch: pytest.Monk
     path = tmp_path / "a.csv"
     path.write_text("a\n1\n")
 
-    def refused(self: Path) -> bytes:
+    def refused(self: Path, mode: str) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", refused)
+    monkeypatch.setattr(Path, "open", refused)
     with pytest.raises(DataError) as caught:
         read_file(path, span=None)
     assert caught.value.diagnostics[0].code == "BTC304"

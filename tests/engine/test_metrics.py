@@ -9,6 +9,7 @@ from bt_compiler.data.example import Example
 from bt_compiler.engine.metrics import Metric, build_metric, last_number, metric_kinds, normalize_answer
 from bt_compiler.engine.trace import Trace
 from bt_compiler.errors import ExampleError, SpecError
+from bt_compiler.spec.judging import OF_NO_LABEL, OF_NO_OUTPUT
 from bt_compiler.spec.sections import MetricSection
 
 
@@ -149,7 +150,19 @@ def test_missing_label_and_output_are_errors() -> None:
     ("kind", "options", "code", "help_text"),
     [
         ("accurracy", {}, "BTC350", "did you mean `accuracy`?"),
-        ("judge", {}, "BTC350", "metric kinds: `accuracy`, `exact_match`, `numeric`"),
+        ("numerical", {}, "BTC350", "did you mean `numeric`?"),
+        (
+            "my_package.metrics:score",
+            {},
+            "BTC350",
+            "code is never named in a spec: an installed package registers it under `bt_compiler.metrics`",
+        ),
+        ("set_overlap", {"measure": "f2"}, "BTC352", None),
+        ("retrieval_recall", {"by": "text"}, "BTC352", None),
+        ("length", {}, "BTC352", None),
+        ("length", {"at_most": True}, "BTC352", None),
+        ("cost", {"at_most": 0}, "BTC352", None),
+        ("cost", {"at_most": 9, "count": "euros"}, "BTC352", None),
         ("numeric", {"tolerence": 1}, "BTC351", "did you mean `tolerance`?"),
         ("accuracy", {"tolerance": 1}, "BTC351", "it takes `output` and `label` alone"),
         ("numeric", {"tolerance": -1}, "BTC352", None),
@@ -175,9 +188,12 @@ def test_every_unknown_option_is_named_at_once() -> None:
 
 
 def test_kinds_are_binary_and_know_their_name() -> None:
-    assert metric_kinds() == ("accuracy", "exact_match", "numeric")
-    assert [(metric(kind).kind, metric(kind).binary) for kind in metric_kinds()] == [
-        ("accuracy", True),
-        ("exact_match", True),
-        ("numeric", True),
-    ]
+    needed = {"length": {"at_most": 9}, "cost": {"at_most": 9}}
+    built = {kind: metric(kind, **needed.get(kind, {})) for kind in metric_kinds() if kind != "weighted"}
+    assert [name for name, one in built.items() if one.kind != name] == []
+    graded = {"f1", "set_overlap", "list_overlap", "retrieval_recall", "length", "cost"}
+    assert {name for name, one in built.items() if not one.binary} == graded
+
+
+def test_the_spec_knows_which_kinds_judge_no_output_and_no_label() -> None:
+    assert set(metric_kinds()) >= OF_NO_OUTPUT | OF_NO_LABEL

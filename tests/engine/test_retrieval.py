@@ -339,7 +339,8 @@ def test_every_stemmer_and_stop_word_list_that_is_named_exists(corpus: Path, tmp
 
 
 def test_kinds(corpus: Path, tmp_path: Path) -> None:
-    assert retriever_kinds() == ("bm25",)
+    kinds = ("bm25", "colbert", "dense", "elasticsearch", "hybrid", "qdrant", "rerank")
+    assert retriever_kinds() == kinds
     with pytest.raises(SpecError) as caught:
         check_retriever(RetrieverSection(name="r", kind="bm52"))
     assert caught.value.diagnostics[0].help == "did you mean `bm25`?"

@@ -6,30 +6,26 @@ that is renamed into place, and read through memory maps.
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from bt_compiler.canonical import digest, digest_file
+from bt_compiler.canonical import digest
 from bt_compiler.data.table import shown_name
-from bt_compiler.engine.cache import file_lock
 from bt_compiler.engine.progress import Progress
-from bt_compiler.engine.retrieval.corpus import Text, read_corpus
+from bt_compiler.engine.retrieval.corpus import read_corpus
+from bt_compiler.engine.retrieval.index_folder import (
+    corpus_digest,
+    corpus_settings,
+    count_lines,
+    in_chunks,
+    prepare,
+    top,
+)
 from bt_compiler.engine.retrieval.passages import Passages, write_passages
 from bt_compiler.errors import BackendError, DataError
 from bt_compiler.spec.sections import CorpusSection, RetrieverSection
-
-SCHEMA = 1
-"""Version of the index folder."""
-_MARKER = "index.json"
-"""Written last: schema version and the size of every other file."""
-_CHUNK = 1000
-"""Passages tokenised together, and the step of progress."""
 
 Tokenize = Callable[[Sequence[str]], list[list[str]]]
 
@@ -43,18 +39,10 @@ def open_bm25(section: RetrieverSection, *, cache_root: Path, progress: Progress
     if corpus is None:
         raise ValueError("a bm25 retriever without a corpus: `check_retriever` comes first")
     settings = _settings(section, corpus)
-    try:
-        corpus_digest = digest_file(Path(corpus.path))
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise DataError.of(
-            "BTC373", f"corpus `{shown_name(Path(corpus.path))}` cannot be read: {reason}", span=corpus.span
-        ) from error
-    identity = digest({"corpus": corpus_digest, **settings})
+    identity = digest({"corpus": corpus_digest(corpus), **settings})
     folder = cache_root / "indexes" / identity
     tokenize = _tokenizer(settings["stemmer"], settings["stopwords"])
-    if not _complete(folder):
-        _prepare(folder, corpus, settings, tokenize, progress)
+    prepare(folder, corpus, lambda building: _build(building, corpus, settings, tokenize, progress))
     return Bm25Retriever(folder, identity, tokenize)
 
 
@@ -87,29 +75,12 @@ class Bm25Retriever:
         return {"id": text.id, "title": text.title, "text": text.text, "score": score}
 
 
-def top(scores: Any, k: int) -> list[int]:
-    """Numbers of the k highest scores, best first, equal ones by number (`argpartition` would pick any of them)."""
-    import numpy as np
-
-    k = min(k, len(scores))
-    if k <= 0:
-        return []
-    least = np.partition(scores, len(scores) - k)[len(scores) - k]
-    above = np.flatnonzero(scores > least)
-    ties = np.flatnonzero(scores == least)[: k - len(above)]
-    chosen = np.concatenate([above, ties])
-    return [int(number) for number in chosen[np.lexsort((chosen, -scores[chosen]))]]
-
-
 def _settings(section: RetrieverSection, corpus: CorpusSection) -> dict[str, Any]:
     options = section.options
     stopwords = options.get("stopwords", "english")
     return {
-        "schema": SCHEMA,
         "kind": "bm25",
-        "id": corpus.id,
-        "title": corpus.title,
-        "text": corpus.text,
+        **corpus_settings(corpus),
         "stemmer": options.get("stemmer", "english"),
         "stopwords": sorted(stopwords) if isinstance(stopwords, list | tuple) else stopwords,
         "k1": float(options.get("k1", 1.5)),
@@ -145,55 +116,15 @@ def _tokenizer(language: str | None, stopwords: str | list[str] | None) -> Token
     return tokenize
 
 
-def _complete(folder: Path) -> bool:
-    """Whether the marker is there and every file has the size it names: a damaged index is built anew."""
-    try:
-        marker = json.loads((folder / _MARKER).read_text(encoding="utf-8"))
-        sizes = marker["files"] if marker["schema"] == SCHEMA else None
-        return sizes is not None and all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def _prepare(
-    folder: Path, corpus: CorpusSection, settings: dict[str, Any], tokenize: Tokenize, progress: Progress
-) -> None:
-    """Builds the index in a side folder and renames it; a second process waits and finds it ready."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with file_lock(folder.with_suffix(".lock")):
-            if _complete(folder):
-                return
-            building = folder.with_suffix(".building")
-            for old in (building, folder):  # left by a process that was killed, or damaged since
-                if old.exists():
-                    shutil.rmtree(old)
-            building.mkdir()
-            try:
-                _build(building, corpus, settings, tokenize, progress)
-                _finish(building)
-            except BaseException:
-                shutil.rmtree(building, ignore_errors=True)
-                raise
-            building.rename(folder)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise BackendError.of(
-            "BTC362",
-            f"the index of corpus `{corpus.path}` cannot be written under `{folder.parent}`: {reason}",
-            help="name a folder that can be written, on a disk with room, in `BTC_CACHE`",
-        ) from error
-
-
 def _build(
     folder: Path, corpus: CorpusSection, settings: dict[str, Any], tokenize: Tokenize, progress: Progress
 ) -> None:
     import bm25s
 
-    progress.begin(f"index {Path(corpus.path).name}", _count_lines(Path(corpus.path)))
+    progress.begin(f"index {Path(corpus.path).name}", count_lines(Path(corpus.path)))
     vocabulary: dict[str, int] = {}
     documents: list[list[int]] = []
-    for chunk in _chunks(write_passages(folder, read_corpus(corpus))):
+    for chunk in in_chunks(write_passages(folder, read_corpus(corpus))):
         for tokens in tokenize([text.text for text in chunk]):
             documents.append([vocabulary.setdefault(token, len(vocabulary)) for token in tokens])
         progress.advance(len(chunk))
@@ -207,29 +138,3 @@ def _build(
     index = bm25s.BM25(k1=settings["k1"], b=settings["b"], method="lucene", backend="numpy", csc_backend="numpy")
     index.index((documents, vocabulary), create_empty_token=False, show_progress=False)
     index.save(folder, show_progress=False)
-
-
-def _finish(folder: Path) -> None:
-    """Everything on the disk, then the marker, so that a folder with a marker is whole."""
-    sizes = {}
-    for path in sorted(folder.iterdir()):
-        sizes[path.name] = path.stat().st_size
-        _sync(path)
-    marker = folder / _MARKER
-    marker.write_text(json.dumps({"schema": SCHEMA, "files": sizes}, sort_keys=True), encoding="utf-8")
-    _sync(marker)
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _chunks(texts: Iterator[Text]) -> Iterator[list[Text]]:
-    while chunk := list(islice(texts, _CHUNK)):
-        yield chunk
-
-
-def _count_lines(path: Path) -> int:
-    with path.open("rb") as file:
-        return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))

@@ -5,15 +5,19 @@ Streams: memory holds one row and the ids seen. Knows files and templates, nothi
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from string import Formatter
 from typing import Any, NamedTuple
 
+from bt_compiler.data.packed import data_lines, format_suffix
+from bt_compiler.data.selecting import fits
 from bt_compiler.data.table import line_span, shown_name
 from bt_compiler.diagnostics import Diagnostic, Span, did_you_mean
 from bt_compiler.errors import DataError, SpecError
@@ -64,12 +68,18 @@ def read_corpus(section: CorpusSection) -> Iterator[Text]:
     path = Path(section.path)
     findings: list[Diagnostic] = []
     first_line: dict[str, int] = {}
-    count = 0
+    known: dict[str, None] = {}
+    count = taken = 0
     for item in _rows(section, path):
         count += 1
         try:
             if isinstance(item, Diagnostic):
                 raise _BadRow(item)
+            if section.where:
+                known |= dict.fromkeys(item.values)
+                if not all(fits(condition, item.values) for condition in section.where):
+                    continue
+            taken += 1
             text = _passage(section, path, item, columns, count)
             _unique(path, item, text.id, first_line)
         except _BadRow as bad:
@@ -81,8 +91,20 @@ def read_corpus(section: CorpusSection) -> Iterator[Text]:
             yield text
     if findings:
         raise DataError(findings)
-    if count == 0:
-        raise DataError.of("BTC377", f"corpus `{shown_name(path)}` has no rows", span=section.span)
+    if taken == 0:
+        raise _nothing_taken(section, path, count, list(known))
+
+
+def _nothing_taken(section: CorpusSection, path: Path, rows: int, columns: list[str]) -> DataError:
+    name = shown_name(path)
+    absent = [condition.column for condition in section.where if condition.column not in columns]
+    if rows == 0:
+        return DataError.of("BTC377", f"corpus `{name}` has no rows", span=section.span)
+    if absent:
+        help = did_you_mean(absent[0], columns, what="its columns")
+        message = f"`where` filters corpus `{name}` by `{absent[0]}`, a column that it does not have"
+        return DataError.of("BTC375", message, span=section.span, help=help)
+    return DataError.of("BTC377", f"no passage of corpus `{name}` fits `where`", span=section.span)
 
 
 def template_columns(section: CorpusSection) -> tuple[str, ...]:
@@ -110,13 +132,13 @@ def _template_error(section: CorpusSection, reason: str) -> SpecError:
 
 def _rows(section: CorpusSection, path: Path) -> Iterator[Row | Diagnostic]:
     readers = {".jsonl": _jsonl, ".ndjson": _jsonl, ".csv": _csv}
-    reader = readers.get(path.suffix.lower())
+    reader = readers.get(format_suffix(path))
     if reader is None:
         raise DataError.of(
             "BTC373",
             f"corpus `{shown_name(path)}` is of no known format",
             span=section.span,
-            help="name a `.jsonl` or `.csv` file",
+            help="name a `.jsonl` or `.csv` file, or one of them as `.gz` or `.zst`",
         )
     try:
         yield from reader(path)
@@ -128,33 +150,32 @@ def _rows(section: CorpusSection, path: Path) -> Iterator[Row | Diagnostic]:
 
 
 def _jsonl(path: Path) -> Iterator[Row | Diagnostic]:
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
-            data = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
-            if not data.strip():
-                continue
-            try:
-                line = data.decode("utf-8")
-                values = json.loads(line)
-            except UnicodeDecodeError as error:
-                yield _finding(path, number, data.decode("utf-8", "replace"), "not UTF-8 text", error.start + 1)
-                continue
-            except json.JSONDecodeError as error:
-                yield _finding(path, number, line, f"broken JSON: {error.msg.lower()}", error.colno)
-                continue
-            except (RecursionError, ValueError) as error:  # nested too deeply, an integer of too many digits
-                yield _finding(path, number, line, f"JSON that cannot be read: {error}")
-                continue
-            if isinstance(values, dict):
-                yield Row(number, values, line.rstrip("\r\n"))
-            else:
-                yield _finding(path, number, line, "a row has to be a JSON object, `{…}`")
+    for number, raw in enumerate(data_lines(path), 1):
+        data = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
+        if not data.strip():
+            continue
+        try:
+            line = data.decode("utf-8")
+            values = json.loads(line)
+        except UnicodeDecodeError as error:
+            yield _finding(path, number, data.decode("utf-8", "replace"), "not UTF-8 text", error.start + 1)
+            continue
+        except json.JSONDecodeError as error:
+            yield _finding(path, number, line, f"broken JSON: {error.msg.lower()}", error.colno)
+            continue
+        except (RecursionError, ValueError) as error:  # nested too deeply, an integer of too many digits
+            yield _finding(path, number, line, f"JSON that cannot be read: {error}")
+            continue
+        if isinstance(values, dict):
+            yield Row(number, values, line.rstrip("\r\n"))
+        else:
+            yield _finding(path, number, line, "a row has to be a JSON object, `{…}`")
 
 
 def _csv(path: Path) -> Iterator[Row | Diagnostic]:
     number = 0
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, strict=True)
+    with closing(data_lines(path)) as lines:
+        reader = csv.reader(codecs.iterdecode(lines, "utf-8-sig"), strict=True)
         try:
             header = next(reader, [])
             number = reader.line_num

@@ -1,46 +1,42 @@
-"""The `Retriever` protocol and the kinds that a spec may name.
+"""The retriever kinds that a spec may name.
 
 Knows which kind takes which options; how a kind indexes and searches is in its own file, imported when it is opened.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Literal, NamedTuple
 
 from bt_compiler.diagnostics import Diagnostic, did_you_mean
 from bt_compiler.engine.progress import Progress
 from bt_compiler.engine.retrieval.corpus import check_corpus
+from bt_compiler.engine.retrieval.retriever import Retriever
 from bt_compiler.errors import SpecError
 from bt_compiler.spec.sections import RetrieverSection
 
-Passage = dict[str, Any]
-"""`id`, `title`, `text` (str) and `score` (float): a value of the type `Passage`."""
 
+class _Opening(NamedTuple):
+    """What a kind is opened with."""
 
-class Retriever(Protocol):
-    """Finds passages. Equal digest, equal answers."""
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 over corpus, settings and the versions of the libraries that index it."""
-        ...
-
-    def search(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
-        """For every query its k best passages (all of them where the corpus has fewer), best first; equal scores in
-        the order of the corpus. A query without a known word gets the first k with score 0.
-        """
-        ...
+    section: RetrieverSection
+    parts: tuple[Retriever, ...]
+    """The retrievers of `of`, open."""
+    cache_root: Path
+    progress: Progress
 
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    open: Callable[[RetrieverSection, Path, Progress], Retriever]
+    open: Callable[[_Opening], Retriever]
+    needs: Literal["corpus", "several", "one", "server"]
+    """What it searches: a corpus, other retrievers (two or more, or one), or a server."""
     options: Mapping[str, Callable[[Any], str | None]]
     """Option -> what is wrong with a value (words that follow the option's name), or None."""
+    required: tuple[str, ...] = ()
 
 
 def retriever_kinds() -> tuple[str, ...]:
@@ -51,7 +47,7 @@ def retriever_kinds() -> tuple[str, ...]:
 def check_retriever(section: RetrieverSection) -> None:
     """Kind, options, and the head of the corpus, without indexing anything.
 
-    Raises SpecError with every finding (BTC370 to BTC373, BTC378), else DataError (BTC373 to BTC375).
+    Raises SpecError with every finding (BTC370 to BTC373, BTC378, BTC386), else DataError (BTC373 to BTC375).
     """
     kind = _KINDS.get(section.kind)
     if kind is None:
@@ -62,28 +58,67 @@ def check_retriever(section: RetrieverSection) -> None:
             help=did_you_mean(section.kind, _KINDS, what="retriever kinds"),
         )
     found = [item for name, value in section.options.items() if (item := _check_option(section, kind, name, value))]
-    if section.corpus is None:
-        found.append(
-            Diagnostic(
-                code="BTC373",
-                message=f"retriever `{section.name}` of kind `{section.kind}` has no corpus",
-                span=section.span,
-                help="name the file: `corpus: data/corpus.jsonl`",
-            )
-        )
-    if found or section.corpus is None:
+    found += [_lacking(section, name) for name in kind.required if name not in section.options]
+    found += _check_sources(section, kind)
+    if found:
         raise SpecError(found)
-    check_corpus(section.corpus)
+    if section.corpus is not None:
+        check_corpus(section.corpus)
 
 
-def open_retriever(section: RetrieverSection, *, cache_root: Path, progress: Progress) -> Retriever:
+def _lacking(section: RetrieverSection, option: str) -> Diagnostic:
+    message = f"retriever `{section.name}` of kind `{section.kind}` needs the option `{option}`"
+    return Diagnostic(code="BTC372", message=message, span=section.span)
+
+
+def _check_sources(section: RetrieverSection, kind: _Kind) -> list[Diagnostic]:
+    """Whether the retriever names what it searches, and nothing else."""
+    found: list[tuple[str, str, str | None]] = []
+    if kind.needs == "corpus" and section.corpus is None:
+        found.append(("BTC373", "has no corpus", "name the file: `corpus: data/corpus.jsonl`"))
+    if kind.needs != "corpus" and section.corpus is not None:
+        found.append(("BTC386", "takes no corpus", "leave it out: what it searches is said elsewhere"))
+    wanted = {"several": "two or more retrievers", "one": "one retriever"}.get(kind.needs)
+    if wanted is None and section.of:
+        found.append(("BTC386", "combines no retrievers", "leave `of` out"))
+    elif (kind.needs == "several" and len(section.of) < 2) or (kind.needs == "one" and len(section.of) != 1):
+        example = "[words, meaning]" if kind.needs == "several" else "[words]"
+        found.append(("BTC386", f"needs `of` with {wanted}", f"write `of: {example}`"))
+    head = f"retriever `{section.name}` of kind `{section.kind}`"
+    return [Diagnostic(code=code, message=f"{head} {what}", span=section.span, help=help) for code, what, help in found]
+
+
+def reachable(names: Collection[str], sections: Sequence[RetrieverSection]) -> tuple[RetrieverSection, ...]:
+    """The retrievers of these names and all that they are made of, in the order of the spec."""
+    wanted, left = set[str](), list(names)
+    by_name = {section.name: section for section in sections}
+    while left:
+        name = left.pop()
+        if name not in wanted and name in by_name:
+            wanted.add(name)
+            left += by_name[name].of
+    return tuple(section for section in sections if section.name in wanted)
+
+
+def open_retriever(
+    section: RetrieverSection,
+    *,
+    cache_root: Path,
+    progress: Progress,
+    others: Sequence[RetrieverSection] = (),
+) -> Retriever:
     """The retriever of a spec, indexed unless an index of the same content lies under `cache_root`.
 
-    Raises what `check_retriever` raises, DataError for the rest of the corpus (BTC374 to BTC377) and BackendError
-    BTC379 where the kind's packages are missing.
+    `others`: the spec's retrievers, for those that are made of others. Raises what `check_retriever` raises, DataError
+    for the rest of the corpus (BTC374 to BTC377) and BackendError where the kind's packages or its model are missing,
+    or its server does not answer as it should (BTC379 to BTC385, BTC500 to BTC503).
     """
     check_retriever(section)
-    return _KINDS[section.kind].open(section, cache_root, progress)
+    by_name = {other.name: other for other in others}
+    parts = tuple(
+        open_retriever(by_name[name], cache_root=cache_root, progress=progress, others=others) for name in section.of
+    )
+    return _KINDS[section.kind].open(_Opening(section, parts, cache_root, progress))
 
 
 def _check_option(section: RetrieverSection, kind: _Kind, name: str, value: Any) -> Diagnostic | None:
@@ -102,10 +137,34 @@ def _check_option(section: RetrieverSection, kind: _Kind, name: str, value: Any)
     )
 
 
-def _open_bm25(section: RetrieverSection, cache_root: Path, progress: Progress) -> Retriever:
+def _open_bm25(opening: _Opening) -> Retriever:
     from bt_compiler.engine.retrieval.bm25 import open_bm25
 
-    return open_bm25(section, cache_root=cache_root, progress=progress)
+    return open_bm25(opening.section, cache_root=opening.cache_root, progress=opening.progress)
+
+
+def _open_dense(opening: _Opening) -> Retriever:
+    from bt_compiler.engine.retrieval.dense import open_dense
+
+    return open_dense(opening.section, cache_root=opening.cache_root, progress=opening.progress)
+
+
+def _open_hybrid(opening: _Opening) -> Retriever:
+    from bt_compiler.engine.retrieval.combined import open_hybrid
+
+    return open_hybrid(opening.section, opening.parts)
+
+
+def _open_reranked(opening: _Opening) -> Retriever:
+    from bt_compiler.engine.retrieval.combined import open_reranked
+
+    return open_reranked(opening.section, opening.parts[0], cache_root=opening.cache_root, progress=opening.progress)
+
+
+def _open_remote(opening: _Opening) -> Retriever:
+    from bt_compiler.engine.retrieval.remote import open_remote
+
+    return open_remote(opening.section, opening.cache_root, opening.progress)
 
 
 def _language(allowed: str) -> Callable[[Any], str | None]:
@@ -148,16 +207,65 @@ _STOPWORD_LANGUAGES = (
     "english english_plus german dutch french spanish portuguese italian russian swedish norwegian danish chinese "
     "turkish korean"
 )
+
+
+def _text(value: Any) -> str | None:
+    return None if isinstance(value, str) and value.strip() else f"expects a text, got `{value}`"
+
+
+def _texts(value: Any) -> str | None:
+    fine = isinstance(value, list) and value and all(isinstance(item, str) for item in value)
+    return None if fine else f"expects a list of fields, got `{value}`"
+
+
+def _url(value: Any) -> str | None:
+    fine = isinstance(value, str) and value.startswith(("http://", "https://")) and len(value.split()) == 1
+    return None if fine else f"expects a URL such as `http://localhost:9200`, got `{value}`"
+
+
+def _structure(value: Any) -> str | None:
+    return (
+        None if isinstance(value, dict | list) else f"expects a map or a list in the server's language, got `{value}`"
+    )
+
+
+def _key(value: Any) -> str | None:
+    fine = isinstance(value, dict) and list(value) == ["env"] and isinstance(value["env"], str)
+    return None if fine else "names the environment variable that holds the key: `{env: SEARCH_KEY}`"
+
+
+def _whole(least: int, most: int) -> Callable[[Any], str | None]:
+    def wrong(value: Any) -> str | None:
+        if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
+            return None
+        return f"expects a whole number from {least} to {most}, got `{value}`"
+
+    return wrong
+
+
+_MODEL = {"model": _text, "revision": _text}
+_SERVER = {"endpoint": _url, "timeout": _number(0.001, 600), "api_key": _key, "revision": _text}
+_STORED = {"id": _text, "title": _text, "text": _text, "filter": _structure}
+_DEPTH = {"depth": _whole(1, 10000)}
 _KINDS: Mapping[str, _Kind] = MappingProxyType(
     {
         "bm25": _Kind(
             _open_bm25,
-            {
-                "stemmer": _stemmer,
-                "stopwords": _stopwords,
-                "k1": _number(0, 10),
-                "b": _number(0, 1),
-            },
+            "corpus",
+            {"stemmer": _stemmer, "stopwords": _stopwords, "k1": _number(0, 10), "b": _number(0, 1)},
         ),
+        "colbert": _Kind(_open_remote, "server", _SERVER, ("endpoint",)),
+        "dense": _Kind(_open_dense, "corpus", _MODEL, ("model",)),
+        "elasticsearch": _Kind(
+            _open_remote, "server", {**_SERVER, **_STORED, "index": _text, "search": _texts}, ("endpoint", "index")
+        ),
+        "hybrid": _Kind(_open_hybrid, "several", {**_DEPTH, "rank_constant": _whole(1, 10000)}),
+        "qdrant": _Kind(
+            _open_remote,
+            "server",
+            {**_SERVER, **_STORED, **_MODEL, "collection": _text, "vector": _text},
+            ("endpoint", "collection", "model"),
+        ),
+        "rerank": _Kind(_open_reranked, "one", {**_DEPTH, **_MODEL}, ("model",)),
     }
 )

@@ -1,0 +1,84 @@
+"""Retrievers made of others: reciprocal rank fusion of several, and one reranked by a cross-encoder.
+
+Fusion: Cormack, Clarke & Büttcher 2009: a passage's score is the sum over the lists it stands in of 1 / (60 + rank).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bt_compiler.canonical import digest
+from bt_compiler.engine.progress import Progress
+from bt_compiler.engine.retrieval.encoder import PairScorer, find_encoder, library_version
+from bt_compiler.engine.retrieval.retriever import Retriever
+from bt_compiler.spec.sections import RetrieverSection
+
+RANK_CONSTANT = 60
+DEPTH = 50
+"""Passages taken of each list that is combined, or at least k."""
+
+
+class HybridRetriever:
+    """Several retrievers as one."""
+
+    def __init__(self, parts: Sequence[Retriever], *, depth: int = DEPTH, rank_constant: int = RANK_CONSTANT) -> None:
+        self._parts = tuple(parts)
+        self._depth = depth
+        self._constant = rank_constant
+        self.digest = digest(["hybrid", depth, rank_constant, [part.digest for part in parts]])
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[dict[str, Any]]]:
+        """See `Retriever`. Equal scores stand in the order in which the parts give them, the first part's first."""
+        lists = [part.search(queries, max(k, self._depth)) for part in self._parts]
+        return [self._fused([found[place] for found in lists], k) for place in range(len(queries))]
+
+    def _fused(self, lists: Sequence[Sequence[dict[str, Any]]], k: int) -> list[dict[str, Any]]:
+        scores: dict[str, float] = {}
+        passages: dict[str, dict[str, Any]] = {}
+        for found in lists:
+            for rank, passage in enumerate(found, 1):
+                passages.setdefault(passage["id"], passage)
+                scores[passage["id"]] = scores.get(passage["id"], 0.0) + 1.0 / (self._constant + rank)
+        best = sorted(scores, key=lambda id: -scores[id])[:k]  # stable: first seen first
+        return [{**passages[id], "score": scores[id]} for id in best]
+
+
+class Reranked:
+    """One retriever whose passages a cross-encoder puts into a new order."""
+
+    def __init__(self, part: Retriever, scorer: PairScorer, *, depth: int, identity: Any) -> None:
+        self._part = part
+        self._scorer = scorer
+        self._depth = depth
+        self.digest = digest(["rerank", depth, identity, part.digest])
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[dict[str, Any]]]:
+        """See `Retriever`. Equal scores stay in the order of the retriever. Equal queries are scored once."""
+        distinct = list(dict.fromkeys(queries))
+        lists = self._part.search(distinct, max(k, self._depth))
+        best = {query: self._ordered(query, found, k) for query, found in zip(distinct, lists, strict=True)}
+        return [[dict(passage) for passage in best[query]] for query in queries]
+
+    def _ordered(self, query: str, found: Sequence[dict[str, Any]], k: int) -> list[dict[str, Any]]:
+        scores = self._scorer.scores(query, [passage["text"] for passage in found])
+        places = sorted(range(len(found)), key=lambda place: -scores[place])[:k]
+        return [{**found[place], "score": scores[place]} for place in places]
+
+
+def open_reranked(section: RetrieverSection, part: Retriever, *, cache_root: Path, progress: Progress) -> Reranked:
+    """Raises BackendError BTC384, BTC385, BTC500 to BTC503."""
+    library = library_version("rerank")
+    model = find_encoder(section, cache_root=cache_root, progress=progress)
+    depth = int(section.options.get("depth", DEPTH))
+    return Reranked(part, PairScorer(section, model.path), depth=depth, identity=[model.digest, library])
+
+
+def open_hybrid(section: RetrieverSection, parts: Sequence[Retriever]) -> HybridRetriever:
+    """The fusion as the section says."""
+    return HybridRetriever(
+        parts,
+        depth=int(section.options.get("depth", DEPTH)),
+        rank_constant=int(section.options.get("rank_constant", RANK_CONSTANT)),
+    )

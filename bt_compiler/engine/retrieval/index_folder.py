@@ -1,0 +1,133 @@
+"""Folders of indexes: named by the digest of everything they depend on, built once, under a lock, in a side folder that
+is renamed into place. Knows corpora and files, nothing of what an index holds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from bt_compiler.canonical import digest_file
+from bt_compiler.data.packed import PACKED, data_lines
+from bt_compiler.data.table import shown_name
+from bt_compiler.engine.cache import file_lock
+from bt_compiler.engine.retrieval.corpus import Text
+from bt_compiler.errors import BackendError, DataError
+from bt_compiler.spec.sections import CorpusSection
+
+SCHEMA = 1
+"""Version of the index folder."""
+_MARKER = "index.json"
+"""Written last: schema version and the size of every other file."""
+_CHUNK = 1000
+"""Passages taken together, and the step of progress."""
+
+
+def corpus_digest(corpus: CorpusSection) -> str:
+    """SHA-256 of the file. Raises DataError BTC373."""
+    try:
+        return digest_file(Path(corpus.path))
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise DataError.of(
+            "BTC373", f"corpus `{shown_name(Path(corpus.path))}` cannot be read: {reason}", span=corpus.span
+        ) from error
+
+
+def corpus_settings(corpus: CorpusSection) -> dict[str, Any]:
+    """What decides, beside the file, which passages an index holds."""
+    where = {"where": [asdict(condition) for condition in corpus.where]} if corpus.where else {}
+    return {"schema": SCHEMA, "id": corpus.id, "title": corpus.title, "text": corpus.text, **where}
+
+
+def prepare(folder: Path, corpus: CorpusSection, build: Callable[[Path], None]) -> None:
+    """Lets `build` fill a side folder and renames it to `folder`; a second process waits and finds it ready.
+
+    Raises what `build` raises, and BackendError BTC362 where the folder cannot be written.
+    """
+    if _complete(folder):
+        return
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with file_lock(folder.with_suffix(".lock")):
+            if _complete(folder):
+                return
+            building = folder.with_suffix(".building")
+            for old in (building, folder):  # left by a process that was killed, or damaged since
+                if old.exists():
+                    shutil.rmtree(old)
+            building.mkdir()
+            try:
+                build(building)
+                _finish(building)
+            except BaseException:
+                shutil.rmtree(building, ignore_errors=True)
+                raise
+            building.rename(folder)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise BackendError.of(
+            "BTC362",
+            f"the index of corpus `{corpus.path}` cannot be written under `{folder.parent}`: {reason}",
+            help="name a folder that can be written, on a disk with room, in `BTC_CACHE`",
+        ) from error
+
+
+def _complete(folder: Path) -> bool:
+    """Whether the marker is there and every file has the size it names: a damaged index is built anew."""
+    try:
+        marker = json.loads((folder / _MARKER).read_text(encoding="utf-8"))
+        sizes = marker["files"] if marker["schema"] == SCHEMA else None
+        return sizes is not None and all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _finish(folder: Path) -> None:
+    """Everything on the disk, then the marker, so that a folder with a marker is whole."""
+    sizes = {}
+    for path in sorted(folder.iterdir()):
+        sizes[path.name] = path.stat().st_size
+        _sync(path)
+    marker = folder / _MARKER
+    marker.write_text(json.dumps({"schema": SCHEMA, "files": sizes}, sort_keys=True), encoding="utf-8")
+    _sync(marker)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def in_chunks(texts: Iterator[Text]) -> Iterator[list[Text]]:
+    """The passages, a thousand at a time."""
+    while chunk := list(islice(texts, _CHUNK)):
+        yield chunk
+
+
+def count_lines(path: Path) -> int:
+    """About how many rows a corpus has, for progress."""
+    if path.suffix.lower() in PACKED:
+        return sum(1 for _ in data_lines(path))
+    with path.open("rb") as file:
+        return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+
+
+def top(scores: Any, k: int) -> list[int]:
+    """Numbers of the k highest scores, best first, equal ones by number (`argpartition` would pick any of them)."""
+    import numpy as np
+
+    k = min(k, len(scores))
+    if k <= 0:
+        return []
+    least = np.partition(scores, len(scores) - k)[len(scores) - k]
+    above = np.flatnonzero(scores > least)
+    ties = np.flatnonzero(scores == least)[: k - len(above)]
+    chosen = np.concatenate([above, ties])
+    return [int(number) for number in chosen[np.lexsort((chosen, -scores[chosen]))]]

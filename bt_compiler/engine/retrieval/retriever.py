@@ -1,0 +1,26 @@
+"""The `Retriever` protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+Passage = dict[str, Any]
+"""`id`, `title`, `text` (str) and `score` (float): a value of the type `Passage`."""
+
+
+class Retriever(Protocol):
+    """Finds passages. Equal digest, equal answers."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over corpus, settings and the versions of the libraries that index it; of a remote one over its
+        declared revision, else its URL.
+        """
+        ...
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
+        """For every query its k best passages (all of them where the corpus has fewer), best first; equal scores in
+        the order of the corpus. Where words are searched, a query without a known word gets the first k with score 0.
+        """
+        ...

@@ -1,0 +1,86 @@
+"""HTTP to a search server: bounded retries, and errors for one that is down, slow or talks nonsense."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from bt_compiler.errors import BackendError
+from bt_compiler.spec.sections import RetrieverSection
+
+ATTEMPTS = 3
+_AGAIN = (429, 500, 502, 503, 504)
+
+
+class Wire:
+    """A connection to the server of one retriever; kept open."""
+
+    def __init__(self, section: RetrieverSection, *, sleep: Callable[[float], None] = time.sleep) -> None:
+        import httpx
+
+        self._name = section.name
+        self._endpoint = str(section.options["endpoint"]).rstrip("/")
+        self._timeout = float(section.options.get("timeout", 10))
+        self._client = httpx.Client(timeout=self._timeout, headers=_headers(section))
+        self._sleep = sleep
+
+    def ask(self, method: str, path: str, **request: Any) -> Any:
+        """The JSON that the server answers. Raises BackendError BTC380 (down), BTC381 (slow), BTC382 (nonsense)."""
+        import httpx
+
+        url = self._endpoint + path
+        for attempt in range(1, ATTEMPTS + 1):
+            last = attempt == ATTEMPTS
+            try:
+                answer = self._client.request(method, url, **request)
+            except httpx.TimeoutException as error:
+                if last:
+                    raise self._error("BTC381", f"does not answer within {self._timeout:g} s", url) from error
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
+                if last:
+                    raise self._error("BTC380", f"cannot be reached: {error}", url) from error
+            else:
+                if answer.is_success:
+                    return self._json(answer, url)
+                if last or answer.status_code not in _AGAIN:
+                    raise self.nonsense(f"answers status {answer.status_code}: {answer.text[:200].strip()}", url)
+            self._sleep(0.2 * 4 ** (attempt - 1))
+        raise AssertionError("the last attempt returns or raises")
+
+    def _json(self, answer: Any, url: str) -> Any:
+        try:
+            return answer.json()
+        except ValueError as error:
+            raise self.nonsense(
+                f"answers with something that is not JSON: {answer.text[:80].strip()!r}", url
+            ) from error
+
+    def nonsense(self, what: str, url: str | None = None) -> BackendError:
+        """The error for an answer that is not what this kind of server gives."""
+        return self._error("BTC382", what, url or self._endpoint)
+
+    def _error(self, code: str, what: str, url: str) -> BackendError:
+        help = {
+            "BTC380": "see that it runs, and `endpoint`",
+            "BTC381": "raise `timeout` (seconds), or ask for fewer passages",
+        }.get(code, "see `kind`, `endpoint` and the names of index and fields")
+        return BackendError.of(
+            code, f"the server of retriever `{self._name}` {what}", help=help, notes=(f"asked {url}",)
+        )
+
+
+def _headers(section: RetrieverSection) -> dict[str, str]:
+    """The key's header, as the kind of server wants it. Raises BackendError BTC383 where the variable is not set."""
+    key: Mapping[str, str] | None = section.options.get("api_key")
+    if key is None:
+        return {}
+    value = os.environ.get(key["env"])
+    if value is None:
+        raise BackendError.of(
+            "BTC383",
+            f"the environment variable `{key['env']}`, which holds the key of retriever `{section.name}`, is not set",
+            span=section.span,
+        )
+    return {"api-key": value} if section.kind == "qdrant" else {"Authorization": f"ApiKey {value}"}

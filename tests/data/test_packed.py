@@ -1,0 +1,174 @@
+"""Compressed files, parquet and data sets of the library `datasets`: read, cut short, and without their packages."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bt_compiler.data.files import read_file
+from bt_compiler.data.packed import data_lines
+from bt_compiler.data.selecting import Selection
+from bt_compiler.data.sources import read_sources
+from bt_compiler.data.tabular import hub_set
+from bt_compiler.engine.retrieval.corpus import read_corpus
+from bt_compiler.errors import DataError
+from bt_compiler.spec.sections import Condition, CorpusSection, SourceSection
+
+ROWS = [{"title": f"t{number}", "text": f"größe {number}"} for number in range(3000)]
+JSONL = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode("utf-8")
+
+
+def packed(folder: Path, ending: str, data: bytes, frames: int = 1) -> Path:
+    path = folder / f"rows{ending}"
+    if ending.endswith(".gz"):
+        path.write_bytes(gzip.compress(data))
+    elif ending.endswith(".zst"):
+        zstandard = pytest.importorskip("zstandard", reason="needs the extra `data`")
+        size = -(-len(data) // frames)
+        parts = [data[start : start + size] for start in range(0, len(data), size)]
+        path.write_bytes(b"".join(zstandard.ZstdCompressor().compress(part) for part in parts))
+    else:
+        path.write_bytes(data)
+    return path
+
+
+def findings(path: Path) -> list[tuple[str, str]]:
+    with pytest.raises(DataError) as caught:
+        read_file(path, span=None)
+    return [(item.code, item.message) for item in caught.value.diagnostics]
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".jsonl.gz", ".JSONL.ZST"])
+def test_lines_are_the_same_however_they_are_packed(tmp_path: Path, ending: str) -> None:
+    path = packed(tmp_path, ending.lower(), JSONL, frames=3)
+    assert b"".join(data_lines(path)) == JSONL
+    table = read_file(path, span=None)
+    assert [row.values for row in table.rows] == ROWS
+    assert table.rows[-1].line == len(ROWS)
+    corpus = CorpusSection(path=str(path), id="title", text="{text}")
+    assert [text.id for text in read_corpus(corpus)] == [row["title"] for row in ROWS]
+
+
+def test_a_packed_csv(tmp_path: Path) -> None:
+    path = packed(tmp_path, ".csv.gz", b"a,b\n1,x\n")
+    assert [row.values for row in read_file(path, span=None).rows] == [{"a": "1", "b": "x"}]
+
+
+@pytest.mark.parametrize("ending", [".jsonl.gz", ".jsonl.zst"])
+def test_a_packed_file_that_ends_too_early_is_no_shorter_file(tmp_path: Path, ending: str) -> None:
+    path = packed(tmp_path, ending, JSONL, frames=2)
+    path.write_bytes(path.read_bytes()[:-40])
+    ((code, message),) = findings(path)
+    assert code == "BTC304"
+    assert "archive is damaged" in message
+    with pytest.raises(DataError, match="archive is damaged"):
+        list(read_corpus(CorpusSection(path=str(path))))
+    path.write_bytes(b"not packed at all")
+    assert findings(path)[0][0] == "BTC304"
+
+
+def test_a_broken_line_in_a_packed_file_has_its_number(tmp_path: Path) -> None:
+    path = packed(tmp_path, ".jsonl.gz", b'{"a": 1}\n{"a": \n')
+    assert findings(path) == [("BTC307", "line 2 is not JSON: expecting value")]
+
+
+def test_what_lies_beyond_the_limit_is_not_unpacked(tmp_path: Path) -> None:
+    path = packed(tmp_path, ".jsonl.gz", JSONL)
+    path.write_bytes(path.read_bytes()[:-40])
+    assert len(read_file(path, span=None, limit=5).rows) == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "package"), [("rows.jsonl.zst", "zstandard"), ("rows.parquet", "pyarrow"), ("hf://a/b:train", "datasets")]
+)
+def test_a_missing_package_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, package: str) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    path = tmp_path / name
+    if "://" not in name:
+        path.write_bytes(b"x")
+    source = SourceSection(path=name if "://" in name else str(path))
+    with pytest.raises(DataError) as caught:
+        read_sources({"train": source}, ())
+    (item,) = caught.value.diagnostics
+    assert item.code == "BTC318"
+    assert package in item.message
+    assert item.help == "pip install 'bt-compiler[data]'"
+
+
+def test_parquet(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="needs the extra `data`")
+    import datetime
+    import decimal
+
+    from pyarrow import parquet
+
+    rows: list[dict[str, Any]] = [
+        {"day": datetime.date(2026, 1, 2), "price": decimal.Decimal("1.50"), "tags": ["a"], "level": "hard"},
+        {"day": None, "price": None, "tags": [], "level": "easy"},
+        {"day": None, "price": None, "tags": ["b"], "level": "hard"},
+    ]
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    chosen = Selection(where=(Condition(column="level", among=("hard",)),), limit=2)
+    table = read_file(path, span=None, selection=chosen)
+    assert [row.line for row in table.rows] == [1, 3]
+    assert table.rows[0].values == {"day": "2026-01-02", "price": "1.50", "tags": ["a"], "level": "hard"}
+    path.write_bytes(path.read_bytes()[:-20])
+    assert findings(path)[0][0] == "BTC304"
+    parquet.write_table(pyarrow.Table.from_pylist([{"a": b"\xff"}]), path)
+    assert findings(path) == [("BTC311", "row 1 holds a value of type `bytes`, which no spec can name")]
+    path.unlink()
+    assert findings(path)[0][0] == "BTC301"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("hf://openai/gsm8k[main]:train", ("openai/gsm8k", "main", "train", None)),
+        ("hf://squad:validation:50", ("squad", None, "validation", 50)),
+        ("hf:///data/folder:train", ("/data/folder", None, "train", None)),
+    ],
+)
+def test_names_of_data_sets(name: str, expected: tuple[Any, ...]) -> None:
+    assert hub_set(name, None) == expected
+
+
+@pytest.mark.parametrize("name", ["hf://a/b", "hf://a/b[c]", "hf://a/b:train:0", "hf://:train", "hf://a/b[]:train"])
+def test_what_is_no_name_of_a_data_set(name: str) -> None:
+    with pytest.raises(DataError) as caught:
+        hub_set(name, None)
+    assert caught.value.diagnostics[0].code == "BTC319"
+
+
+@pytest.mark.filterwarnings("ignore")  # the library's own
+def test_a_data_set_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets", reason="needs the extra `data`")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "train.jsonl").write_bytes(JSONL)
+    source = SourceSection(path=f"hf://{folder}:train:10", where=(Condition(column="title", excluded=("t1",)),))
+    tables, notes = read_sources({"train": source}, ("title",))
+    assert notes == []
+    assert [row.values["title"] for row in tables["train"].rows] == ["t0", *(f"t{number}" for number in range(2, 10))]
+    with pytest.raises(DataError) as caught:
+        read_sources({"train": SourceSection(path=f"hf://{folder}:nosuch")}, ())
+    assert caught.value.diagnostics[0].code == "BTC327"
+    assert "nosuch" in caught.value.diagnostics[0].message
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_data_set_that_is_nowhere_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets", reason="needs the extra `data`")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    with pytest.raises(DataError) as caught:
+        read_sources({"train": SourceSection(path="hf://no-such-owner/no-such-set[main]:train")}, ())
+    (item,) = caught.value.diagnostics
+    assert item.code == "BTC327"
+    assert "--set data.train.path=FILE" in (item.help or "")

@@ -1,0 +1,174 @@
+"""Dense, hybrid and reranked retrieval with the library itself: a tiny encoder and cross-encoder, made here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bt_compiler.engine.progress import Silent
+from bt_compiler.engine.retrieval import Retriever, check_retriever, open_retriever, reachable
+from bt_compiler.errors import BackendError, SpecError
+from bt_compiler.spec.sections import CorpusSection, RetrieverSection
+
+WORDS = [
+    "tower",
+    "paris",
+    "museum",
+    "bell",
+    "london",
+    "river",
+    "church",
+    "spain",
+    "red",
+    "blue",
+    "big",
+    "old",
+    "the",
+    "in",
+    "a",
+    "of",
+]
+ROWS = [
+    {"title": f"p{n}", "text": f"{WORDS[n % 16]} {WORDS[n * 5 % 16]} {WORDS[n * 3 % 13]} in {WORDS[n // 4 % 16]}"}
+    for n in range(40)
+]
+
+
+def test_what_a_retriever_searches_is_checked() -> None:
+    found: list[tuple[str, str]] = []
+    for kind, of in (("hybrid", ("a",)), ("rerank", ("a", "b")), ("dense", ("a",)), ("colbert", ())):
+        options = {"model": "m"} if kind in ("rerank", "dense") else {}
+        corpus = CorpusSection(path="c.jsonl") if kind != "dense" else None
+        with pytest.raises(SpecError) as caught:
+            check_retriever(RetrieverSection(name="r", kind=kind, of=of, corpus=corpus, options=options))
+        found += [(item.code, item.message.partition(f"kind `{kind}` ")[2]) for item in caught.value.diagnostics]
+    assert found == [
+        ("BTC386", "takes no corpus"),
+        ("BTC386", "needs `of` with two or more retrievers"),
+        ("BTC386", "takes no corpus"),
+        ("BTC386", "needs `of` with one retriever"),
+        ("BTC373", "has no corpus"),
+        ("BTC386", "combines no retrievers"),
+        ("BTC372", "needs the option `endpoint`"),
+        ("BTC386", "takes no corpus"),
+    ]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> CorpusSection:
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
+    return CorpusSection(path=str(path), id="title", text="{text}")
+
+
+def test_fusion_of_two_rankings(corpus: CorpusSection, tmp_path: Path) -> None:
+    sections = [
+        RetrieverSection(name="a", kind="bm25", corpus=corpus),
+        RetrieverSection(name="b", kind="bm25", corpus=corpus, options={"stemmer": None, "b": 0.0, "k1": 3.0}),
+        RetrieverSection(name="both", kind="hybrid", of=("a", "b"), options={"depth": 7, "rank_constant": 10}),
+        RetrieverSection(name="unused", kind="bm25", corpus=corpus),
+    ]
+    assert [one.name for one in reachable(["both"], sections)] == ["a", "b", "both"]
+    first, second, both = (
+        open_retriever(one, cache_root=tmp_path, progress=Silent(), others=sections) for one in sections[:3]
+    )
+    queries = ["red tower", "museum in paris", "red tower"]
+    expected = []
+    for one, other in zip(first.search(queries, 7), second.search(queries, 7), strict=True):
+        scores: dict[str, float] = {}
+        for found in (one, other):
+            for rank, passage in enumerate(found, 1):
+                scores[passage["id"]] = scores.get(passage["id"], 0) + 1 / (10 + rank)
+        expected.append(sorted(scores.items(), key=lambda item: -item[1])[:3])
+    assert [[(p["id"], p["score"]) for p in found] for found in both.search(queries, 3)] == expected
+    assert both.digest not in (first.digest, second.digest)
+    assert both.search([], 3) == []
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`encoder`, `pairs` (one label) and `classes` (three): random weights."""
+    library = pytest.importorskip("sentence_transformers", reason="needs the extra `dense`")
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("models")
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    (folder / "vocab.txt").write_text("\n".join([*special, *WORDS]), encoding="utf-8")
+    tokenizer = BertTokenizerFast(str(folder / "vocab.txt"))
+    sizes: dict[str, Any] = dict(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
+    )
+    torch.manual_seed(0)
+    BertModel(BertConfig(**sizes)).save_pretrained(folder / "bare")
+    tokenizer.save_pretrained(folder / "bare")
+    modules = library.models if hasattr(library, "models") else library.sentence_transformer.modules
+    word = modules.Transformer(str(folder / "bare"))
+    library.SentenceTransformer(modules=[word, modules.Pooling(32)]).save(str(folder / "encoder"))
+    for name, labels in (("pairs", 1), ("classes", 3)):
+        config = BertConfig(**sizes, num_labels=labels)
+        BertForSequenceClassification(config).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return folder
+
+
+def opened(section: RetrieverSection, cache: Path, *others: RetrieverSection) -> Retriever:
+    return open_retriever(section, cache_root=cache, progress=Silent(), others=others)
+
+
+@pytest.mark.filterwarnings("ignore")  # the libraries' own
+def test_dense_ranks_as_the_library_itself(models: Path, corpus: CorpusSection, tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    section = RetrieverSection(name="d", kind="dense", corpus=corpus, options={"model": str(models / "encoder")})
+    retriever = opened(section, tmp_path)
+    queries = ["tower in paris", "old church", "red"]
+    found = retriever.search(queries, 5)
+    library = SentenceTransformer(str(models / "encoder"))
+    vectors = library.encode([row["text"] for row in ROWS], normalize_embeddings=True)
+    scores = library.encode(queries, normalize_embeddings=True) @ vectors.T
+    for place, passages in enumerate(found):
+        expected = np.sort(scores[place])[::-1][:5]
+        np.testing.assert_allclose([passage["score"] for passage in passages], expected, atol=1e-5)
+    assert retriever.search(queries[1:2], 5) == found[1:2]  # whatever is asked beside it
+    again = opened(section, tmp_path)
+    assert again.digest == retriever.digest
+    assert again.search(queries, 5) == found
+    assert retriever.search([], 5) == []
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_cross_encoder_puts_passages_in_its_order(models: Path, corpus: CorpusSection, tmp_path: Path) -> None:
+    words = RetrieverSection(name="w", kind="bm25", corpus=corpus)
+    options = {"model": str(models / "pairs"), "depth": 8}
+    best = opened(RetrieverSection(name="r", kind="rerank", of=("w",), options=options), tmp_path, words)
+    (found,) = best.search(["red tower"], 3)
+    (first,) = opened(words, tmp_path).search(["red tower"], 8)
+    (all_eight,) = best.search(["red tower"], 8)
+    assert {passage["id"] for passage in all_eight} == {passage["id"] for passage in first}
+    assert found == all_eight[:3]
+    scores = [passage["score"] for passage in all_eight]
+    assert scores == sorted(scores, reverse=True)
+    assert len(set(scores)) > 1
+    with pytest.raises(BackendError) as caught:
+        opened(
+            RetrieverSection(name="r", kind="rerank", of=("w",), options={"model": str(models / "classes")}),
+            tmp_path,
+            words,
+        )
+    assert caught.value.diagnostics[0].code == "BTC385"
+
+
+def test_without_the_library_its_extra_is_named(
+    corpus: CorpusSection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bt_compiler.engine.retrieval.encoder.find_spec", lambda name: None)
+    section = RetrieverSection(name="d", kind="dense", corpus=corpus, options={"model": str(tmp_path)})
+    with pytest.raises(BackendError) as caught:
+        opened(section, tmp_path)
+    (item,) = caught.value.diagnostics
+    assert (item.code, item.help) == ("BTC384", "pip install 'bt-compiler[dense]'")

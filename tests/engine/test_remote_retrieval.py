@@ -1,0 +1,211 @@
+"""Search servers over real HTTP: a local server that replays their conversations, and misbehaves."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from bt_compiler.engine.progress import Silent
+from bt_compiler.engine.retrieval import Retriever, check_retriever, open_retriever
+from bt_compiler.engine.retrieval.remote import ask_qdrant
+from bt_compiler.engine.retrieval.wire import Wire
+from bt_compiler.errors import BackendError, SpecError
+from bt_compiler.spec.sections import RetrieverSection
+
+STORED = [
+    {"title": "Louvre", "text": "A museum in Paris.", "year": 1793},
+    {"title": "Big Ben", "text": "A bell in London.", "year": None},
+]
+
+
+class Server(ThreadingHTTPServer):
+    """Answers by the path; `mode` makes it misbehave."""
+
+    mode = "well"
+    asked: list[tuple[str, Any]]
+    daemon_threads = True
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        query = parse_qs(urlsplit(self.path).query)
+        self.server.asked.append((self.path, dict(self.headers)))
+        hits = [{"text": f"{row['title']} | {row['text']}", "score": 9.5 - n, "pid": n} for n, row in enumerate(STORED)]
+        self.answer({"topk": hits, "query": query["query"]})
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        self.server.asked.append((self.path, body))
+        if self.path == "/_msearch":
+            lines = [json.loads(line) for line in body.splitlines()]
+            hits = [{"_id": f"d{n}", "_score": 2.0 - n, "_source": row} for n, row in enumerate(STORED)]
+            sizes = [line["size"] for line in lines[1::2]]
+            self.answer({"took": 1, "responses": [{"hits": {"hits": hits[:size]}, "status": 200} for size in sizes]})
+        else:
+            searches = json.loads(body)["searches"]
+            points = [{"id": n, "version": 1, "score": 0.5 - n, "payload": row} for n, row in enumerate(STORED)]
+            self.answer({"result": [{"points": points[: one["limit"]]} for one in searches], "status": "ok"})
+
+    def answer(self, value: Any) -> None:
+        mode = self.server.mode
+        if mode == "slow":
+            time.sleep(0.6)
+        if mode == "busy" and len(self.server.asked) < 3:
+            self.send_error(503)
+            return
+        if mode == "refuses":
+            self.send_error(404, "index_not_found_exception")
+            return
+        bodies = {"html": "<html>", "other": '{"hello": 1}', "list": "[1]", "error": '{"responses": [{"error": "no"}]}'}
+        data = bodies.get(mode, json.dumps(value)).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        return
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    made = Server(("127.0.0.1", 0), Handler)
+    made.asked = []
+    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield made
+    made.shutdown()
+    thread.join()
+    made.server_close()
+
+
+def section(server: Server, kind: str = "elasticsearch", **options: Any) -> RetrieverSection:
+    own = {"elasticsearch": {"index": "wiki"}, "colbert": {}, "qdrant": {}}[kind]
+    endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+    return RetrieverSection(name="wiki", kind=kind, options={"endpoint": endpoint, **own, **options})
+
+
+def opened(section: RetrieverSection) -> Retriever:
+    return open_retriever(section, cache_root=Path("/nowhere"), progress=Silent())
+
+
+def test_elasticsearch_gets_all_queries_in_one_request(server: Server) -> None:
+    options = {"text": "{title} | {text}", "id": "title", "filter": [{"term": {"year": 1793}}], "search": ["text^2"]}
+    retriever = opened(section(server, **options))
+    server.asked.clear()
+    one, two, three = retriever.search(["museums", "bells", "museums"], 2)
+    assert one == three
+    assert [passage["id"] for passage in two] == ["Louvre", "Big Ben"]
+    assert one[0] == {"id": "Louvre", "title": "Louvre", "text": "Louvre | A museum in Paris.", "score": 2.0}
+    ((path, body),) = server.asked
+    lines = [json.loads(line) for line in body.splitlines()]
+    assert path == "/_msearch"
+    assert body.endswith("\n")
+    assert lines[::2] == [{"index": "wiki"}] * 2
+    assert lines[3] == {
+        "query": {
+            "bool": {
+                "must": [{"multi_match": {"query": "bells", "fields": ["text^2"]}}],
+                "filter": [{"term": {"year": 1793}}],
+            }
+        },
+        "size": 2,
+    }
+    assert retriever.search([], 2) == []
+
+
+def test_colbert(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WIKI_KEY", "secret")
+    (found,) = opened(section(server, "colbert", api_key={"env": "WIKI_KEY"})).search(["bells & more"], 1)
+    assert found == [{"id": "0", "title": "Louvre", "text": "Louvre | A museum in Paris.", "score": 9.5}]
+    path, headers = server.asked[-1]
+    assert path == "/?query=bells+%26+more&k=1"
+    assert headers["Authorization"] == "ApiKey secret"
+
+
+class FixedEncoder:
+    """Stands in for the text encoder: the conversation is what is tested."""
+
+    def queries(self, texts: Sequence[str]) -> list[list[float]]:
+        return [[float(len(text)), 0.5] for text in texts]
+
+
+def test_qdrant_gets_all_vectors_in_one_request(server: Server) -> None:
+    options = {"collection": "wiki", "text": "{title}: {text}", "vector": "dense", "filter": {"must": []}}
+    one = section(server, "qdrant", **options)
+    wire = Wire(one)
+    found = ask_qdrant(one, wire, FixedEncoder(), ["ab", "abc"], 1)
+    assert found == [[{"id": "0", "title": "Louvre", "text": "Louvre: A museum in Paris.", "score": 0.5}]] * 2
+    ((path, body),) = server.asked
+    assert path == "/collections/wiki/points/query/batch"
+    rest = {"limit": 1, "with_payload": True, "filter": {"must": []}, "using": "dense"}
+    assert json.loads(body)["searches"] == [{"query": [2.0, 0.5], **rest}, {"query": [3.0, 0.5], **rest}]
+    server.mode = "other"
+    with pytest.raises(BackendError, match="without the 1 results in `result`"):
+        ask_qdrant(one, wire, FixedEncoder(), ["ab"], 1)
+
+
+def test_a_server_that_is_busy_is_asked_again(server: Server) -> None:
+    server.mode = "busy"
+    assert len(opened(section(server)).search(["x"], 1)[0]) == 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "options", "code", "words"),
+    [
+        ("refuses", {}, "BTC382", "answers status 404"),
+        ("html", {}, "BTC382", "not JSON: '<html>'"),
+        ("other", {}, "BTC382", "without the 1 results in `responses`"),
+        ("list", {}, "BTC382", "without the 1 results"),
+        ("error", {}, "BTC382", "refuses the search"),
+        ("well", {"title": "name"}, "BTC382", "without the field `name`; its fields: `text`, `title`, `year`"),
+        ("slow", {"timeout": 0.05}, "BTC381", "does not answer within 0.05 s"),
+        ("well", {"api_key": {"env": "BTC_TEST_NO_SUCH"}}, "BTC383", "is not set"),
+    ],
+)
+def test_what_a_server_does_wrong_is_said_when_it_is_opened(
+    server: Server, mode: str, options: dict[str, Any], code: str, words: str
+) -> None:
+    server.mode = mode
+    with pytest.raises(BackendError) as caught:
+        opened(section(server, **options))
+    (item,) = caught.value.diagnostics
+    assert item.code == code
+    assert words in item.message
+
+
+def test_a_server_that_is_down(server: Server) -> None:
+    gone = section(server)
+    gone.options["endpoint"] = "http://127.0.0.1:1"  # type: ignore[index]
+    with pytest.raises(BackendError) as caught:
+        opened(gone)
+    assert caught.value.diagnostics[0].code == "BTC380"
+
+
+def test_a_declared_revision_stands_for_the_url(server: Server) -> None:
+    plain, declared = opened(section(server)), opened(section(server, revision="2017"))
+    assert plain.digest != declared.digest
+    moved = section(server, revision="2017")
+    moved.options["endpoint"] = moved.options["endpoint"].replace("127.0.0.1", "localhost")  # type: ignore[index]
+    assert opened(moved).digest == declared.digest
+
+
+def test_settings_are_checked_without_asking(server: Server) -> None:
+    wrong = section(server, timeout=0, filter="year:1793", search=[], api_key="secret", k1=1)
+    wrong.options["endpoint"] = "localhost:9200"  # type: ignore[index]
+    with pytest.raises(SpecError) as caught:
+        check_retriever(wrong)
+    assert sorted(item.code for item in caught.value.diagnostics) == ["BTC371"] + ["BTC372"] * 5
+    assert server.asked == []
+    with pytest.raises(SpecError, match="needs the option `collection`"):
+        check_retriever(RetrieverSection(name="q", kind="qdrant", options={"endpoint": "http://x", "model": "m"}))
