@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from bt_compiler.canonical import canonical_json
 from bt_compiler.data.example import Example, Splits, make_example
 from bt_compiler.data.rows import Located, Wanted, examples_of
 from bt_compiler.data.sources import drawn_together, read_sources
@@ -88,6 +89,10 @@ def _check_columns(data: DataSection, wanted: Wanted) -> None:
         help = did_you_mean(unknown[0], fields, what="inputs and labels")
         message = f"`columns` maps `{unknown[0]}`, which is neither input nor label"
         raise DataError.of("BTC313", message, span=data.span, help=help)
+    labels = [item.name for item in wanted.labels]
+    if data.stratify is not None and data.stratify not in labels:
+        message = f"`stratify` names `{data.stratify}`, which is no label"
+        raise DataError.of("BTC313", message, span=data.span, help=did_you_mean(data.stratify, labels, what="labels"))
 
 
 def _read_all(sources: Mapping[str, SourceSection], wanted: Wanted) -> tuple[dict[str, _Split], list[Diagnostic]]:
@@ -171,7 +176,7 @@ def _split_off_dev(train: _Split, data: DataSection) -> tuple[_Split, _Split]:
 def _split_by_content(rows: _Split, data: DataSection) -> tuple[list[_Split], list[Diagnostic]]:
     split = data.split or DEFAULT_SPLIT
     counts = _counts(split, len(rows), data)
-    left = sorted(rows, key=lambda item: item.example.id)
+    left = _dealt(rows, data.stratify)
     parts: list[_Split] = []
     for name in NAMES:
         part, left = _take(left, counts[name])
@@ -189,6 +194,24 @@ def _split_by_content(rows: _Split, data: DataSection) -> tuple[list[_Split], li
         message = f"{len(rows)} rows split by content hash: {sizes}{unused}"
         notes.append(Diagnostic(code="BTC330", message=message, span=data.span, severity="note"))
     return parts, notes
+
+
+def _dealt(rows: _Split, stratify: str | None) -> _Split:
+    """Rows by content hash. With `stratify`, those of each value of that label are spread evenly over the whole, so
+    that any cut has the values in proportion; exact copies stay side by side.
+    """
+    ordered = sorted(rows, key=lambda item: item.example.id)
+    if stratify is None:
+        return ordered
+    distinct: dict[str, dict[str, None]] = {}
+    for item in ordered:
+        distinct.setdefault(canonical_json(item.example.labels[stratify]), {})[item.example.id] = None
+    place = {
+        example: (number + 0.5) / len(examples)
+        for examples in distinct.values()
+        for number, example in enumerate(examples)
+    }
+    return sorted(ordered, key=lambda item: (place[item.example.id], item.example.id))
 
 
 def _counts(split: Mapping[str, float], rows: int, data: DataSection) -> dict[str, int]:

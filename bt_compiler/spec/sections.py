@@ -91,6 +91,8 @@ class DataSection:
     path: SourceSection | None = None
     split: Mapping[str, float] = field(default_factory=dict)
     """With `path`: rows per split (all > 1) or proportions (all <= 1), for `train`, `dev`, `test`."""
+    stratify: str | None = None
+    """With `path`: label whose values every split has in the proportions of the whole."""
     train: SourceSection | None = None
     dev: SourceSection | None = None
     test: SourceSection | None = None

@@ -41,7 +41,15 @@ def build_data(spec: Spec, named: Mapping[str, Type] | None, findings: Findings)
         split = written.get("split", DEFAULT_SPLIT)
         _check_split(split, findings)
         source = _source(spec, ("data",), {})
-        return DataSection(path=source, split=split, columns=columns, extract=extract, labels=labels, span=span)
+        return DataSection(
+            path=source,
+            split=split,
+            stratify=written.get("stratify"),
+            columns=columns,
+            extract=extract,
+            labels=labels,
+            span=span,
+        )
     sources = {name: _source(spec, ("data", name), written) for name in ("train", "dev", "test") if name in written}
     return DataSection(
         train=sources["train"],

@@ -4,6 +4,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -121,3 +122,19 @@ def test_a_null_is_what_a_row_does_not_have(tmp_path: Path) -> None:
     size = Field(name="size", type=Type(kind="union", options=(FLOAT, Type(kind="null"))))
     found = load_examples(SourceSection(path=str(path)), columns={}, inputs=(*INPUTS, size), labels=LABELS)
     assert [example.inputs["size"] for example in found] == [None, 2.0]
+
+
+def test_stratified_splits_have_every_value_in_proportion() -> None:
+    labels = [Field(name="species", type=Type(kind="enum", values=("setosa", "versicolor", "virginica")))]
+    inputs = [Field(name="petal_length", type=FLOAT), Field(name="petal_width", type=FLOAT)]
+    source = SourceSection(path="sklearn:iris")
+    data = DataSection(path=source, split={"train": 50, "dev": 50, "test": 50}, stratify="species")
+    splits = load_splits(data, inputs=inputs, labels=labels)
+    for part in splits:
+        counts = Counter(example.labels["species"] for example in part)
+        assert len(part) == 50
+        assert set(counts.values()) <= {15, 16, 17, 18}
+    contents = [{example.content for example in part} for part in splits]
+    assert contents[0].isdisjoint(contents[1]) and contents[1].isdisjoint(contents[2])
+    with pytest.raises(DataError, match="BTC313"):
+        load_splits(replace(data, stratify="specie"), inputs=inputs, labels=labels)
