@@ -143,7 +143,82 @@ class Repeat:
     span: Span | None = field(default=None, compare=False)
 
 
-Node = Call | Retrieve | Repeat
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One branch of a `Switch`: its body and what it gives."""
+
+    value: str | bool | None
+    """The value it is for; None: every value without a case of its own (`else`)."""
+    body: tuple[Node, ...]
+    """May be empty where `out` passes on what is there already."""
+    out: tuple[Binding, ...]
+    """Resolved inside the body, in the order of the switch's outputs."""
+
+    @property
+    def label(self) -> str:
+        """The branch in paths of nodes and dumps: the value's text, or `else`."""
+        if self.value is None:
+            return "else"
+        text = str(self.value).lower() if isinstance(self.value, bool) else self.value
+        return "=else" if text == "else" else text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Switch:
+    """Runs the one branch that the value names; exhaustive over an enum or bool."""
+
+    name: str
+    value: Ref
+    """An enum or bool."""
+    cases: tuple[Case, ...]
+    """In the order of the spec, `else` last."""
+    outputs: tuple[Field, ...]
+    """What every branch gives."""
+    hash: str = ""
+    span: Span | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Map:
+    """Runs its body once for every element of a list, all at the same time; gives lists in the order of the list."""
+
+    name: str
+    over: Ref
+    item: str
+    """Name of the element inside the body."""
+    item_type: Type
+    at_most: int
+    """Elements; a longer list is an error of the example."""
+    body: tuple[Node, ...]
+    out: tuple[Binding, ...]
+    """Resolved inside the body, for each element."""
+    outputs: tuple[Field, ...]
+    """Lists of what `out` binds."""
+    hash: str = ""
+    span: Span | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """Runs its body several times at a temperature, all at the same time, and gives what one of the runs gave."""
+
+    name: str
+    times: int
+    temperature: float
+    """Of every call inside."""
+    best: Ref | None
+    """A number or bool of the body whose greatest value is picked; None: the most frequent `out`. Ties go to the
+    earliest."""
+    body: tuple[Node, ...]
+    out: tuple[Binding, ...]
+    outputs: tuple[Field, ...]
+    hash: str = ""
+    span: Span | None = field(default=None, compare=False)
+
+
+Block = Repeat | Switch | Map | Sample
+"""Nodes with bodies."""
+Node = Call | Retrieve | Block
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,9 @@ from bt_compiler.graph.program import (
     Binding,
     Call,
     Carry,
+    Case,
     Constant,
+    Map,
     Module,
     Node,
     Program,
@@ -24,7 +26,9 @@ from bt_compiler.graph.program import (
     Repeat,
     Retrieve,
     RetrieverRef,
+    Sample,
     Signature,
+    Switch,
     Value,
 )
 from bt_compiler.spec.sections import Generation
@@ -186,7 +190,25 @@ def _node_to_json(node: Node) -> dict[str, Any]:
             }
             if node.until is not None:
                 data["until"] = _value_to_json(node.until)
+        case Switch():
+            data |= {"switch": _value_to_json(node.value), "cases": [_case_to_json(case) for case in node.cases]}
+        case Map():
+            data |= {"map": _value_to_json(node.over), "item": node.item, "item_type": type_to_json(node.item_type)}
+            data |= {"at_most": node.at_most, **_inside_to_json(node.body, node.out)}
+        case Sample():
+            data |= {"sample": node.times, "temperature": node.temperature, **_inside_to_json(node.body, node.out)}
+            if node.best is not None:
+                data["best"] = _value_to_json(node.best)
     return data
+
+
+def _inside_to_json(body: Sequence[Node], out: Sequence[Binding]) -> dict[str, Any]:
+    return {"body": [_node_to_json(inner) for inner in body], "out": _bindings_to_json(out)}
+
+
+def _case_to_json(case: Case) -> dict[str, Any]:
+    inside = _inside_to_json(case.body, case.out)
+    return inside if case.value is None else {"case": case.value, **inside}
 
 
 def _node_from_json(data: Mapping[str, Any]) -> Node:
@@ -197,16 +219,51 @@ def _node_from_json(data: Mapping[str, Any]) -> Node:
     if "retrieve" in data:
         query = _value_from_json(data["query"])
         return Retrieve(name=name, retriever=data["retrieve"], query=query, k=data["k"], outputs=outputs, hash=hash)
+    if "switch" in data:
+        value, cases = _ref_from_json(data["switch"]), tuple(_case_from_json(case) for case in data["cases"])
+        return Switch(name=name, value=value, cases=cases, outputs=outputs, hash=hash)
+    body, out = _body_from_json(data["body"]), _bindings_from_json(data["out"])
+    if "map" in data:
+        return Map(
+            name=name,
+            over=_ref_from_json(data["map"]),
+            item=data["item"],
+            item_type=type_from_json(data["item_type"]),
+            at_most=data["at_most"],
+            body=body,
+            out=out,
+            outputs=outputs,
+            hash=hash,
+        )
+    if "sample" in data:
+        return Sample(
+            name=name,
+            times=data["sample"],
+            temperature=data["temperature"],
+            best=_ref_from_json(data["best"]) if "best" in data else None,
+            body=body,
+            out=out,
+            outputs=outputs,
+            hash=hash,
+        )
     return Repeat(
         name=name,
         times=data["repeat"],
         carry=tuple(_carry_from_json(item) for item in data["carry"]),
-        body=tuple(_node_from_json(item) for item in data["body"]),
-        out=_bindings_from_json(data["out"]),
+        body=body,
+        out=out,
         outputs=outputs,
         until=_ref_from_json(data["until"]) if "until" in data else None,
         hash=hash,
     )
+
+
+def _body_from_json(data: Sequence[Mapping[str, Any]]) -> tuple[Node, ...]:
+    return tuple(_node_from_json(item) for item in data)
+
+
+def _case_from_json(data: Mapping[str, Any]) -> Case:
+    return Case(value=data.get("case"), body=_body_from_json(data["body"]), out=_bindings_from_json(data["out"]))
 
 
 def program_to_json(program: Program) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Steps of the spec to nodes: `call`, `retrieve` and `repeat`, with everything they refer to resolved.
+"""Steps of the spec to nodes, with everything they refer to resolved; `loops` and `blocks` hold what blocks need.
 
 First every name of a body is declared (with outputs that are worked out when asked for), then every step is lowered,
 then the steps are put in the order of their references. Their place in the YAML decides nothing.
@@ -6,12 +6,23 @@ then the steps are put in the order of their references. Their place in the YAML
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from bt_compiler.diagnostics import did_you_mean
 from bt_compiler.graph.bindings import bind_inputs
+from bt_compiler.graph.blocks import (
+    Block,
+    Lowered,
+    declare_map,
+    declare_sample,
+    declare_switch,
+    insides,
+    lower_map,
+    lower_sample,
+    lower_switch,
+)
 from bt_compiler.graph.findings import Findings, SpecPath
 from bt_compiler.graph.loops import declare_loop, lower_loop_parts
 from bt_compiler.graph.program import Call, Module, Node, Repeat, Retrieve
@@ -20,9 +31,11 @@ from bt_compiler.spec import Field
 from bt_compiler.spec.sections import RetrieverSection
 from bt_compiler.spec.types import PASSAGES, STR
 
+T = TypeVar("T")
+
 RETRIEVED = (Field(name="passages", type=PASSAGES),)
 _QUERY = (Field(name="query", type=STR),)
-_MISLED = frozenset(f"BTC2{number:02d}" for number in (0, 1, 3, 4, 5, 10, 11, 12, 16, 17))
+_MISLED = frozenset(f"BTC2{number:02d}" for number in (0, 1, 3, 4, 5, 10, 11, 12, 16, 17, 28, 32))
 """Codes of values that lead nowhere or to the wrong place: while there is one, a step without use is not blamed."""
 
 
@@ -39,13 +52,20 @@ class Declared:
 
 
 def declare_steps(steps: Mapping[str, Any], path: SpecPath, scope: Scope, declared: Declared) -> None:
-    """Enters every step of a body into `scope`, loops with their insides."""
+    """Enters every step of a body into `scope`, blocks with their insides."""
     for name, raw in steps.items():
+        for key, kind, at, inner in insides(raw):
+            inside = Scope(owner=name, kind=kind, parent=scope)
+            scope.children[f"{name}/{key}" if key else name] = inside
+            declare_steps(inner.get("steps", {}), (*path, name, *at, "steps"), inside, declared)
         if "repeat" in raw:
-            inside = Scope(owner=name, parent=scope)
-            scope.children[name] = inside
-            declare_steps(raw.get("steps", {}), (*path, name, "steps"), inside, declared)
-            scope.steps[name] = declare_loop(raw, inside)
+            scope.steps[name] = declare_loop(raw, scope.children[name])
+        elif "switch" in raw:
+            scope.steps[name] = declare_switch(name, raw, scope)
+        elif "map" in raw:
+            scope.steps[name] = declare_map(raw, scope.children[name])
+        elif "sample" in raw:
+            scope.steps[name] = declare_sample(raw, scope.children[name])
         elif "retrieve" in raw:
             scope.steps[name] = lambda: RETRIEVED
         else:
@@ -91,11 +111,32 @@ def ordered(
 
 
 def _lower_step(name: str, raw: Mapping[str, Any], path: SpecPath, scope: Scope, declared: Declared) -> Node | None:
-    if "repeat" in raw:
-        return _lower_repeat(name, raw, path, scope, declared)
+    if "call" in raw:
+        return _lower_call(name, raw, path, scope, declared)
     if "retrieve" in raw:
         return _lower_retrieve(name, raw, path, scope, declared)
-    return _lower_call(name, raw, path, scope, declared)
+    if "repeat" in raw:
+        return _lower_repeat(name, raw, path, scope, declared)
+
+    def lower_body(inner: Mapping[str, Any], at: SpecPath, inside: Scope, parts: Callable[[], T]) -> Lowered[T]:
+        return _lower_body(inner, at, inside, parts, declared)
+
+    step = Block(name=name, raw=raw, path=path, scope=scope, findings=declared.findings, lower_body=lower_body)
+    if "switch" in raw:
+        return lower_switch(step)
+    return lower_map(step) if "map" in raw else lower_sample(step)
+
+
+def _lower_body(
+    raw: Mapping[str, Any], path: SpecPath, inside: Scope, parts: Callable[[], T], declared: Declared
+) -> Lowered[T]:
+    """The steps of a block at `path`, and what `parts` makes of its other keys; `parts` comes before the order, for
+    what it refers to counts as used.
+    """
+    steps_path: SpecPath = (*path, "steps")
+    lowered = lower_steps(raw.get("steps", {}), steps_path, inside, declared)
+    found = parts()
+    return Lowered(ordered(lowered, steps_path, inside, declared.findings), found)
 
 
 def _lower_call(name: str, raw: Mapping[str, Any], path: SpecPath, scope: Scope, declared: Declared) -> Call | None:
@@ -148,10 +189,7 @@ def _lower_retrieve(
 
 def _lower_repeat(name: str, raw: Mapping[str, Any], path: SpecPath, scope: Scope, declared: Declared) -> Repeat | None:
     findings, inside = declared.findings, scope.children[name]
-    steps_path: SpecPath = (*path, "steps")
-    lowered = lower_steps(raw.get("steps", {}), steps_path, inside, declared)
-    parts = lower_loop_parts(name, raw, path, inside, findings)
-    body = ordered(lowered, steps_path, inside, findings)
+    body, parts = _lower_body(raw, path, inside, lambda: lower_loop_parts(name, raw, path, inside, findings), declared)
     outputs = scope.steps[name]()
     if parts is None or body is None or outputs is None:
         return None

@@ -115,7 +115,7 @@ def rows_of(trace: Trace, *, writer: RowWriter, source: RowSource) -> tuple[Row,
             source=source,
         )
         for step in trace.steps
-        if step.module in modules and step.outputs is not None
+        if step.module in modules and step.outputs is not None and step.picked
     )
 
 

@@ -1,6 +1,6 @@
 """Experiment 1 as a script: one request in many random batches on a real LM; also the parts that the tests use.
 
-    python tests/bench/row_invariance.py --model HuggingFaceTB/SmolLM2-135M-Instruct --batches 200
+python tests/bench/row_invariance.py --model HuggingFaceTB/SmolLM2-135M-Instruct --batches 200
 """
 
 from __future__ import annotations
