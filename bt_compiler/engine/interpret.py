@@ -38,7 +38,7 @@ def _body(nodes: tuple[Node, ...], setting: Setting, scope: Scope, place: Place)
 
 
 def _call(node: Call, setting: Setting, scope: Scope, place: Place) -> Running:
-    module = setting.program.module(node.module)
+    module = setting.program.module(node.slots[place.loop] if node.slots else node.module)
     form = setting.formats[module.format]
     inputs = {binding.name: scope.resolve(binding.value) for binding in node.inputs}
     step = Step(node=place.node(node.name), visit=place.visit, module=module.name, inputs=inputs)
@@ -99,7 +99,7 @@ def _repeat(node: Repeat, setting: Setting, scope: Scope, place: Place) -> Runni
     body = Scope(values=carried, parent=scope)
     for visit in range(node.times):
         body = Scope(values=carried, parent=scope)
-        inside = Place(path=(*place.path, node.name), visit=(*place.visit, visit))
+        inside = Place(path=(*place.path, node.name), visit=(*place.visit, visit), loop=visit)
         yield from _body(node.body, setting, body, inside)
         carried = {carry.name: _carry(carry, carried[carry.name], body.resolve(carry.value)) for carry in node.carry}
         if node.until is not None and body.resolve(node.until):
@@ -124,7 +124,7 @@ def _switch(node: Switch, setting: Setting, scope: Scope, place: Place) -> Runni
     value = scope.resolve(node.value)
     case = next(case for case in node.cases if case.value is None or case.value == value)
     body = Scope(values={}, parent=scope)
-    yield from _body(case.body, setting, body, Place(path=(*place.path, node.name, case.label), visit=place.visit))
+    yield from _body(case.body, setting, body, replace(place, path=(*place.path, node.name, case.label)))
     return {binding.name: body.resolve(binding.value) for binding in case.out}
 
 
@@ -138,7 +138,7 @@ class _Branch(NamedTuple):
 
 def _branch(node: Map | Sample, setting: Setting, scope: Scope, place: Place, index: int) -> _Branch:
     own = replace(setting, steps=[])
-    inside = Place(path=(*place.path, node.name), visit=(*place.visit, index))
+    inside = replace(place, path=(*place.path, node.name), visit=(*place.visit, index))
     return _Branch(own, scope, _inside(node, own, scope, inside))
 
 

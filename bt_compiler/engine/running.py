@@ -112,6 +112,8 @@ class Place:
 
     path: tuple[str, ...] = ()
     visit: tuple[int, ...] = ()
+    loop: int = 0
+    """Visit of the nearest loop."""
 
     def node(self, name: str) -> str:
         """Path of a node of this body."""

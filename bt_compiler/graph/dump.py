@@ -55,7 +55,8 @@ def _body(body: Sequence[Node], indent: str) -> Iterator[str]:
         match node:
             case Call():
                 given = ", ".join(_bound(item) for item in node.inputs)
-                yield f"{indent}{node.name} = call {node.module}({given}){gives}"
+                called = f"{_declared(node)}({given})" + (" per visit" if node.slots else "")
+                yield f"{indent}{node.name} = call {called}{gives}"
             case Retrieve():
                 yield f"{indent}{node.name} = retrieve {node.retriever}(query={_shown(node.query)}, k={node.k}){gives}"
             case Repeat() | Map() | Sample():
@@ -74,6 +75,10 @@ def _body(body: Sequence[Node], indent: str) -> Iterator[str]:
                     yield from _body(case.body, f"{indent}    ")
                     for binding in case.out:
                         yield f"{indent}    out {_bound(binding)}"
+
+
+def _declared(node: Call) -> str:
+    return node.module.partition("#")[0]
 
 
 def _head(node: Block) -> str:
@@ -95,6 +100,8 @@ def _module(module: Module) -> Iterator[str]:
     yield f"module {module.name}: {module.kind} on {module.model}, format {module.format}"
     yield f"  {_fields(signature.inputs)} -> {_fields(module.outputs)}"
     yield f"  {json.dumps(signature.instructions, ensure_ascii=False)}"
+    for demo in module.demos:
+        yield f"  demo {json.dumps({**demo.inputs, **demo.outputs}, ensure_ascii=False)}"
 
 
 def program_mermaid(program: Program) -> str:
@@ -135,7 +142,7 @@ def _boxes(body: Sequence[Node], prefix: str, indent: str) -> Iterator[str]:
         path = prefix + node.name
         match node:
             case Call():
-                yield f'{indent}{_id(path)}["{node.name}<br/>call {node.module}"]'
+                yield f'{indent}{_id(path)}["{node.name}<br/>call {_declared(node)}"]'
             case Retrieve():
                 yield f'{indent}{_id(path)}[("{node.name}<br/>retrieve {node.retriever}, k={node.k}")]'
             case Repeat() | Map() | Sample():

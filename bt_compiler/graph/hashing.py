@@ -51,8 +51,12 @@ def _hashed_body(body: Sequence[Node], program: Program, outside: _Names) -> tup
 def _hashed_node(node: Node, program: Program, names: _Names) -> Node:
     match node:
         case Call():
-            module = module_to_json(program.module(node.module))
-            content: dict[str, Any] = {"call": module, "in": _bindings(node.inputs, names)}
+            content: dict[str, Any] = {
+                "call": module_to_json(program.module(node.module)),
+                "in": _bindings(node.inputs, names),
+            }
+            if node.slots:
+                content["slots"] = [module_to_json(program.module(slot)) for slot in node.slots]
             return replace(node, hash=digest(content))
         case Retrieve():
             retriever = next((item for item in program.retrievers if item.name == node.retriever), None)

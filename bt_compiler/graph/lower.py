@@ -6,6 +6,7 @@ Knows the document only through `Spec.get` and `Spec.span`, and settings only th
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from bt_compiler.diagnostics import Diagnostic, did_you_mean
@@ -157,9 +158,10 @@ def _assemble(name: str, structure: _Structure, declared: Declared) -> Program:
     retrievers: dict[str, RetrieverRef] = {}
     for _, node in nodes_of(structure.nodes):
         if isinstance(node, Call):
-            found = declared.modules[node.module]
-            assert found is not None
-            modules.setdefault(node.module, found)
+            for slot in node.slots or (node.module,):
+                found = declared.modules[slot.partition("#")[0]]
+                assert found is not None
+                modules.setdefault(slot, replace(found, name=slot))
         elif isinstance(node, Retrieve):
             section = declared.retrievers[node.retriever]
             retrievers.setdefault(section.name, RetrieverRef(name=section.name, kind=section.kind, k=section.k))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from bt_compiler.diagnostics import Span
+from bt_compiler.graph.candidate import Demo
 from bt_compiler.spec.sections import Generation
 from bt_compiler.spec.types import Field, Type
 
@@ -35,6 +36,13 @@ class Module:
     format: str = "fields"
     """Prompt format: a name in `templates/prompts/`, or the absolute path of the user's own `.jinja` file."""
     train: tuple[Literal["prompt", "weights"], ...] = ("prompt", "weights")
+    demos: tuple[Demo, ...] = ()
+    """Written in the spec: every prompt starts with them, as it does with the instructions."""
+
+    @property
+    def declared(self) -> str:
+        """Key in the spec's `modules`: of the slot `ask#2` that is `ask`."""
+        return self.name.partition("#")[0]
 
     @property
     def outputs(self) -> tuple[Field, ...]:
@@ -89,6 +97,8 @@ class Call:
     inputs: tuple[Binding, ...]
     outputs: tuple[Field, ...]
     """`module.outputs`: the reasoning of a `chain_of_thought` can be referred to."""
+    slots: tuple[str, ...] = ()
+    """With `per_visit` the module of each visit of the nearest loop, `ask#1`, `ask#2`, …; `module` is the first."""
     hash: str = ""
     """Content hash of the node and all it depends on, filled in by `graph.hashing`."""
     span: Span | None = field(default=None, compare=False)

@@ -46,6 +46,8 @@ class Scope:
     """The block whose inside this is; None at the top."""
     kind: str = "loop"
     """What that block is called in messages: `loop`, `switch`, `map` or `sample`."""
+    times: int = 0
+    """Of a loop, its visits."""
     parent: Scope | None = None
     values: dict[str, Callable[[], Type | None]] = field(default_factory=dict)
     """Program inputs at the top, carried names in a loop, the element in a map."""

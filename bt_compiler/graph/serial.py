@@ -126,6 +126,7 @@ def signature_to_json(signature: Signature) -> dict[str, Any]:
 
 def module_to_json(module: Module) -> dict[str, Any]:
     """All of a module."""
+    written = {"demos": _demos_to_json(module.demos)} if module.demos else {}
     return {
         "name": module.name,
         "kind": module.kind,
@@ -134,6 +135,7 @@ def module_to_json(module: Module) -> dict[str, Any]:
         "generation": asdict(module.generation),
         "format": module.format,
         "train": list(module.train),
+        **written,
     }
 
 
@@ -151,6 +153,7 @@ def _module_from_json(data: Mapping[str, Any]) -> Module:
         generation=Generation(**data["generation"]),
         format=data["format"],
         train=tuple(data["train"]),
+        demos=tuple(Demo(**demo) for demo in data.get("demos", ())),
     )
 
 
@@ -179,6 +182,8 @@ def _node_to_json(node: Node) -> dict[str, Any]:
     match node:
         case Call():
             data |= {"call": node.module, "inputs": _bindings_to_json(node.inputs)}
+            if node.slots:
+                data["slots"] = list(node.slots)
         case Retrieve():
             data |= {"retrieve": node.retriever, "query": _value_to_json(node.query), "k": node.k}
         case Repeat():
@@ -215,7 +220,8 @@ def _node_from_json(data: Mapping[str, Any]) -> Node:
     name, outputs, hash = data["name"], fields_from_json(data["outputs"]), data["hash"]
     if "call" in data:
         inputs = _bindings_from_json(data["inputs"])
-        return Call(name=name, module=data["call"], inputs=inputs, outputs=outputs, hash=hash)
+        slots = tuple(data.get("slots", ()))
+        return Call(name=name, module=data["call"], inputs=inputs, outputs=outputs, slots=slots, hash=hash)
     if "retrieve" in data:
         query = _value_from_json(data["query"])
         return Retrieve(name=name, retriever=data["retrieve"], query=query, k=data["k"], outputs=outputs, hash=hash)
@@ -298,16 +304,20 @@ def prompt_to_json(prompt: Prompt) -> dict[str, Any]:
     """Instructions and demos."""
     return {
         "instructions": prompt.instructions,
-        "demos": [
-            {
-                "inputs": dict(demo.inputs),
-                "outputs": dict(demo.outputs),
-                "example": demo.example,
-                "origin": demo.origin,
-            }
-            for demo in prompt.demos
-        ],
+        "demos": _demos_to_json(prompt.demos),
     }
+
+
+def _demos_to_json(demos: Sequence[Demo]) -> list[dict[str, Any]]:
+    return [
+        {
+            "inputs": dict(demo.inputs),
+            "outputs": dict(demo.outputs),
+            "example": demo.example,
+            "origin": demo.origin,
+        }
+        for demo in demos
+    ]
 
 
 def _prompt_from_json(data: Mapping[str, Any]) -> Prompt:

@@ -55,7 +55,7 @@ def declare_steps(steps: Mapping[str, Any], path: SpecPath, scope: Scope, declar
     """Enters every step of a body into `scope`, blocks with their insides."""
     for name, raw in steps.items():
         for key, kind, at, inner in insides(raw):
-            inside = Scope(owner=name, kind=kind, parent=scope)
+            inside = Scope(owner=name, kind=kind, times=raw.get("repeat", 0), parent=scope)
             scope.children[f"{name}/{key}" if key else name] = inside
             declare_steps(inner.get("steps", {}), (*path, name, *at, "steps"), inside, declared)
         if "repeat" in raw:
@@ -154,9 +154,29 @@ def _lower_call(name: str, raw: Mapping[str, Any], path: SpecPath, scope: Scope,
     inputs = bind_inputs(
         raw.get("in"), expected, what=f"module `{callee}`", step=name, path=path, scope=scope, findings=findings
     )
-    if module is None or inputs is None:
+    slots = _slots(raw, path, scope, findings)
+    if module is None or inputs is None or slots is None:
         return None
-    return Call(name=name, module=callee, inputs=inputs, outputs=module.outputs, span=findings.spec.span(path))
+    return Call(
+        name=name,
+        module=slots[0] if slots else callee,
+        inputs=inputs,
+        outputs=module.outputs,
+        slots=slots,
+        span=findings.spec.span(path),
+    )
+
+
+def _slots(raw: Mapping[str, Any], path: SpecPath, scope: Scope, findings: Findings) -> tuple[str, ...] | None:
+    """The modules of the visits of the nearest loop; empty where all calls are tied, None after findings."""
+    if not raw.get("per_visit", False):
+        return ()
+    loop = next((place for place in scope.outward() if place.kind == "loop" and place.owner is not None), None)
+    if loop is None:
+        help = "leave it out, or put the call into the steps of a `repeat`"
+        findings.add("BTC227", "`per_visit` outside a loop", (*path, "per_visit"), key=True, help=help)
+        return None
+    return tuple(f"{raw['call']}#{visit + 1}" for visit in range(loop.times))
 
 
 def _lower_retrieve(

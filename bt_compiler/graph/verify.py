@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from bt_compiler.graph.hashing import hashed
@@ -12,6 +13,7 @@ from bt_compiler.graph.program import (
     Carry,
     Constant,
     Map,
+    Module,
     Node,
     Program,
     Ref,
@@ -30,6 +32,8 @@ class InvalidProgram(Exception):
     """A program that breaks a rule every program keeps."""
 
 
+_VISITS = "#visits"
+"""No name of a spec: the maximum of its type is how often the nearest loop runs."""
 _Names = Mapping[str, Type]
 """`step.field` and names of inputs and carried values -> type, as visible at one place."""
 
@@ -48,7 +52,7 @@ def verify(program: Program) -> None:
         raise InvalidProgram("the program gives nothing")
     for binding in program.out:
         _fits(binding.value, binding.type, visible, f"output `{binding.name}`")
-    used = {node.module for _, node in nodes(program) if isinstance(node, Call)}
+    used = {name for _, node in nodes(program) if isinstance(node, Call) for name in (node.module, *node.slots)}
     used_retrievers = {node.retriever for _, node in nodes(program) if isinstance(node, Retrieve)}
     if used != {module.name for module in program.modules}:
         raise InvalidProgram(f"modules listed and modules called differ: {sorted(used)}")
@@ -86,6 +90,7 @@ def _verify_node(node: Node, program: Program, names: _Names) -> None:
             _verify_inputs(node.name, node.inputs, module.signature.inputs, names)
             if node.outputs != module.outputs:
                 raise InvalidProgram(f"outputs of `{node.name}` are not those of module `{module.name}`")
+            _verify_slots(node, module, program, names)
         case Retrieve():
             if node.retriever not in [item.name for item in program.retrievers]:
                 raise InvalidProgram(f"`{node.name}` asks unknown retriever `{node.retriever}`")
@@ -102,6 +107,17 @@ def _verify_node(node: Node, program: Program, names: _Names) -> None:
             _verify_sample(node, program, names)
 
 
+def _verify_slots(node: Call, first: Module, program: Program, names: _Names) -> None:
+    visits = names.get(_VISITS)
+    if node.slots and (visits is None or len(node.slots) != visits.maximum or node.slots[0] != node.module):
+        raise InvalidProgram(f"`{node.name}` has {len(node.slots)} modules, not one a visit of its loop")
+    for slot in node.slots:
+        if slot not in [module.name for module in program.modules]:
+            raise InvalidProgram(f"`{node.name}` calls unknown module `{slot}`")
+        if replace(program.module(slot), name=first.name) != first:
+            raise InvalidProgram(f"the modules of `{node.name}` differ")
+
+
 def _verify_inputs(step: str, bound: Sequence[Binding], expected: Sequence[Field], names: _Names) -> None:
     if [(item.name, item.type) for item in bound] != [(item.name, item.type) for item in expected]:
         raise InvalidProgram(f"inputs of `{step}` are not those of its module, in their order")
@@ -113,6 +129,7 @@ def _verify_loop(node: Repeat, program: Program, outside: _Names) -> None:
     if node.times < 1:
         raise InvalidProgram(f"`{node.name}` repeats {node.times} times")
     inside = {**outside, **{carry.name: carry.type for carry in node.carry}}
+    inside[_VISITS] = Type(kind="int", maximum=node.times)
     names = _verify_body(node.body, program, inside)
     for carry in node.carry:
         _verify_carry(carry, node.name, outside, names)

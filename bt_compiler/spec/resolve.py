@@ -100,6 +100,7 @@ def _module(spec: Spec, name: str, models: Mapping[str, ModelSection], default: 
         "generation": {**generation, **written.get("generation", {})},
         "format": _format(spec, name),
         "train": list(written.get("train", ("prompt", "weights"))),
+        **({"demos": written["demos"]} if "demos" in written else {}),
     }
 
 

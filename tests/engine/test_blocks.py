@@ -15,7 +15,15 @@ from bt_compiler.engine.executor import Engine
 from bt_compiler.engine.request import Request
 from bt_compiler.engine.trace import Trace
 from bt_compiler.errors import ExampleError
-from bt_compiler.graph import Program, lower
+from bt_compiler.graph import (
+    InvalidProgram,
+    Program,
+    lower,
+    program_from_json,
+    program_to_json,
+    spec_candidate,
+    verify,
+)
 from bt_compiler.spec import build_sections, load_spec
 
 Answer = Callable[[Request], str | ExampleError]
@@ -238,3 +246,60 @@ def test_blocks_within_blocks(tmp_path: Path, seed: int | None) -> None:
     assert trace.outputs == {"answer": ["a2", "b2", "a12", "b12"]}
     assert [step.visit for step in trace.steps] == [(a, b, c) for a in (0, 1) for b in (0, 1) for c in (0, 1)]
     assert len(backend.requests) == 8
+
+
+UNTIED = """
+modules:
+  ask: {signature: "text, seen -> query"}
+program:
+  inputs: {text: str}
+  steps:
+    loop:
+      repeat: 3
+      carry: {seen: {start: "", next: $tied.query}}
+      steps:
+        own:
+          map: $given.list
+          as: one
+          at_most: 2
+          steps: {ask: {call: ask, in: {text: $one, seen: $seen}, per_visit: true}}
+          out: {queries: $ask.query}
+        given: {call: split, in: [text]}
+        tied: {call: ask, in: [text, seen]}
+      out: {queries: $own.queries}
+  out: {answer: $loop.seen, last: $loop.queries}
+"""
+
+
+def test_visits_have_modules_of_their_own_where_a_call_says_so(tmp_path: Path) -> None:
+    text = UNTIED.replace("modules:\n", 'modules:\n  split: {signature: "text -> list: [str]"}\n')
+    program = program_of(text, tmp_path)
+    assert [module.name for module in program.modules] == ["split", "ask#1", "ask#2", "ask#3", "ask"]
+    assert program_from_json(program_to_json(program)) == program
+
+    def answer(request: Request) -> str:
+        return 'List: ["a", "b"]' if "Seen" not in request.prompt.messages[-1].content else "Query: q"
+
+    (trace,), _ = run(program, answer, [{"text": "t"}])
+    asked = [(step.module, step.visit) for step in trace.steps if step.node == "loop/own/ask"]
+    assert asked == [(f"ask#{loop + 1}", (loop, item)) for loop in range(3) for item in range(2)]
+    assert {step.module for step in trace.steps if step.node == "loop/tied"} == {"ask"}
+
+
+def test_a_program_whose_visits_lack_a_module_is_refused(tmp_path: Path) -> None:
+    text = UNTIED.replace("modules:\n", 'modules:\n  split: {signature: "text -> list: [str]"}\n')
+    program = program_of(text, tmp_path)
+    data = program_to_json(program)
+    data["nodes"][0]["repeat"] = 2
+    with pytest.raises(InvalidProgram, match="not one a visit"):
+        verify(program_from_json(data))
+
+
+def test_demos_of_the_spec_start_every_prompt(tmp_path: Path) -> None:
+    program = program_of(
+        'modules: {m: {signature: "text -> answer", demos: [{text: costs $5, answer: five}]}}', tmp_path
+    )
+    backend = ScriptedBackend(function=lambda _: "Answer: a")
+    Engine(backends={"default": backend}).run(program, spec_candidate(program), examples([{"text": "t"}]))
+    turns = [message.content for message in backend.requests[0].prompt.messages[1:]]
+    assert turns == ["Text: costs $5", "Answer: five", "Text: t"]
