@@ -18,7 +18,7 @@ from bt_compiler.engine.formats import load_format
 from bt_compiler.engine.interpret import interpret_program
 from bt_compiler.engine.progress import Progress, Silent
 from bt_compiler.engine.request import Backend, Completion, Request, Sampling
-from bt_compiler.engine.running import Ask, Fork, NodeFailed, Running, Search, Setting
+from bt_compiler.engine.running import Ask, Fork, NodeFailed, Running, Search, Setting, Use
 from bt_compiler.engine.trace import Failure, Trace
 from bt_compiler.errors import ExampleError
 from bt_compiler.graph.candidate import Candidate, Prompt
@@ -27,6 +27,7 @@ from bt_compiler.graph.program import Program
 if TYPE_CHECKING:
     from bt_compiler.engine.cache import CompletionStore
     from bt_compiler.engine.retrieval import Retriever
+    from bt_compiler.engine.tools import Tool
 
 RETRY_TEMPERATURE = 0.7
 """Least temperature of the one repetition after an answer outside the grammar: greedy would repeat itself."""
@@ -39,6 +40,7 @@ class Engine:
     backends: Mapping[str, Backend]
     """By the name of the model in the spec (`Module.model`)."""
     retrievers: Mapping[str, Retriever] = field(default_factory=dict)
+    tools: Mapping[str, Tool] = field(default_factory=dict)
     stores: tuple[CompletionStore, ...] = ()
     """Asked in order; a hit is written to those before it, a new completion to all."""
     ended: Callable[[], None] | None = None
@@ -86,9 +88,11 @@ class Engine:
         return [traces[ticket] for ticket in tickets]
 
     def close(self) -> None:
-        """Closes every backend."""
+        """Closes every backend and tool."""
         for backend in self.backends.values():
             backend.close()
+        for tool in self.tools.values():
+            tool.close()
 
 
 class _Live(NamedTuple):
@@ -246,6 +250,8 @@ class Execution:
             return
         if isinstance(need, Search):
             self._searches.append((id, need))
+        elif isinstance(need, Use):
+            self._ready.append((id, self._used(need)))
         elif isinstance(need, Fork):
             task.ended, task.open = [None] * len(need.branches), len(need.branches)
             for place, branch in enumerate(need.branches):
@@ -256,6 +262,12 @@ class Execution:
                 self._asked.append((id, need.module.model, request))
             except ExampleError as error:
                 self._ready.append((id, error))
+
+    def _used(self, need: Use) -> Mapping[str, Any] | ExampleError:
+        try:
+            return self._engine.tools[need.tool](need.inputs)
+        except ExampleError as error:
+            return error
 
     def _end(self, id: int, outcome: Mapping[str, Any] | NodeFailed) -> None:
         """A task ended: its example has, or its fork goes on once the last branch ends."""

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 from bt_compiler.canonical import canonical_json
 from bt_compiler.engine.parsing import check_among
 from bt_compiler.engine.request import Completion, PromptText
-from bt_compiler.engine.running import Ask, Draw, Fork, Need, NodeFailed, Place, Running, Scope, Search, Setting
+from bt_compiler.engine.running import Ask, Draw, Fork, Need, NodeFailed, Place, Running, Scope, Search, Setting, Use
 from bt_compiler.engine.trace import Failure, Step
 from bt_compiler.errors import ExampleError
-from bt_compiler.graph.program import Call, Carry, Map, Node, Repeat, Retrieve, Sample, Switch
+from bt_compiler.graph.program import Call, Carry, Map, Node, Repeat, Retrieve, Sample, Switch, UseTool
 from bt_compiler.spec.types import PASSAGE
 
 _ATTEMPTS = 2
@@ -87,6 +87,18 @@ def _retrieve(node: Retrieve, setting: Setting, scope: Scope, place: Place) -> R
         setting.steps.append(step)
         raise NodeFailed(Failure(code=error.code, message=error.message, node=step.node)) from error
     outputs = {"passages": passages}
+    setting.steps.append(_finished(step, None, None, outputs))
+    return outputs
+
+
+def _tool(node: UseTool, setting: Setting, scope: Scope, place: Place) -> Running:
+    inputs = {binding.name: scope.resolve(binding.value) for binding in node.inputs}
+    step = Step(node=place.node(node.name), visit=place.visit, inputs=inputs)
+    try:
+        outputs: dict[str, Any] = yield Use(node.tool, inputs)
+    except ExampleError as error:
+        setting.steps.append(step)
+        raise NodeFailed(Failure(code=error.code, message=error.message, node=step.node)) from error
     setting.steps.append(_finished(step, None, None, outputs))
     return outputs
 
@@ -217,6 +229,6 @@ def _picked(node: Sample, branches: Sequence[_Branch], ended: Sequence[dict[str,
 
 
 INTERPRETERS: Mapping[type, Callable[[Any, Setting, Scope, Place], Running]] = MappingProxyType(
-    {Call: _call, Retrieve: _retrieve, Repeat: _repeat, Switch: _switch, Map: _map, Sample: _sample}
+    {Call: _call, Retrieve: _retrieve, UseTool: _tool, Repeat: _repeat, Switch: _switch, Map: _map, Sample: _sample}
 )
 """A node kind is added by a function here."""

@@ -46,6 +46,13 @@ class Search(NamedTuple):
     k: int
 
 
+class Use(NamedTuple):
+    """A tool is to be called; the answer is its outputs, or an `ExampleError` thrown in."""
+
+    tool: str
+    inputs: Mapping[str, Any]
+
+
 class Fork(NamedTuple):
     """Several interpreters are to run side by side; the answer is a list with what each returned, or the `NodeFailed`
     it ended with, in their order.
@@ -54,7 +61,7 @@ class Fork(NamedTuple):
     branches: tuple[Running, ...]
 
 
-Need = Ask | Search | Fork
+Need = Ask | Search | Use | Fork
 Running = Generator[Need, Any, dict[str, Any]]
 
 

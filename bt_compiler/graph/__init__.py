@@ -25,6 +25,8 @@ from bt_compiler.graph.program import (
     Sample,
     Signature,
     Switch,
+    ToolRef,
+    UseTool,
     Value,
 )
 from bt_compiler.graph.serial import (
@@ -63,6 +65,8 @@ __all__ = [
     "Sample",
     "Signature",
     "Switch",
+    "ToolRef",
+    "UseTool",
     "Value",
     "candidate_from_json",
     "candidate_id",

@@ -19,6 +19,7 @@ from bt_compiler.graph.program import (
     Retrieve,
     Sample,
     Switch,
+    UseTool,
     Value,
 )
 from bt_compiler.graph.walk import bodies, inner_values_of, nodes_of, values_of
@@ -34,6 +35,8 @@ def program_text(program: Program) -> str:
         lines += ["", *_module(module)]
     for retriever in program.retrievers:
         lines += ["", f"retriever {retriever.name}: {retriever.kind}, k={retriever.k}"]
+    for tool in program.tools:
+        lines += ["", f"tool {tool.name}: {tool.kind}", f"  {_fields(tool.inputs)} -> {_fields(tool.outputs)}"]
     return "\n".join(lines) + "\n"
 
 
@@ -59,6 +62,9 @@ def _body(body: Sequence[Node], indent: str) -> Iterator[str]:
                 yield f"{indent}{node.name} = call {called}{gives}"
             case Retrieve():
                 yield f"{indent}{node.name} = retrieve {node.retriever}(query={_shown(node.query)}, k={node.k}){gives}"
+            case UseTool():
+                given = ", ".join(_bound(item) for item in node.inputs)
+                yield f"{indent}{node.name} = tool {node.tool}({given}){gives}"
             case Repeat() | Map() | Sample():
                 yield f"{indent}{node.name} = {_head(node)}{gives}"
                 yield from _body(node.body, f"{indent}  ")
@@ -145,6 +151,8 @@ def _boxes(body: Sequence[Node], prefix: str, indent: str) -> Iterator[str]:
                 yield f'{indent}{_id(path)}["{node.name}<br/>call {_declared(node)}"]'
             case Retrieve():
                 yield f'{indent}{_id(path)}[("{node.name}<br/>retrieve {node.retriever}, k={node.k}")]'
+            case UseTool():
+                yield f'{indent}{_id(path)}{{{{"{node.name}<br/>tool {node.tool}"}}}}'
             case Repeat() | Map() | Sample():
                 yield f'{indent}subgraph {_id(path)}["{node.name}: {_quoted(_head(node))}"]'
                 yield from _boxes(node.body, f"{path}/", f"{indent}  ")

@@ -24,6 +24,7 @@ from bt_compiler.graph.program import (
     Retrieve,
     Sample,
     Switch,
+    UseTool,
     Value,
 )
 from bt_compiler.graph.serial import fields_to_json, module_to_json, type_to_json
@@ -66,6 +67,10 @@ def _hashed_node(node: Node, program: Program, names: _Names) -> Node:
                 "k": node.k,
             }
             return replace(node, hash=digest(content))
+        case UseTool():
+            tool = next((item for item in program.tools if item.name == node.tool), None)
+            content = {"tool": [node.tool, None if tool is None else tool.kind], "in": _bindings(node.inputs, names)}
+            return replace(node, hash=digest({**content, "outputs": fields_to_json(node.outputs)}))
         case Repeat():
             return _hashed_loop(node, program, names)
         case Switch():

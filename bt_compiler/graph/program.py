@@ -118,6 +118,18 @@ class Retrieve:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UseTool:
+    """Calls a tool."""
+
+    name: str
+    tool: str
+    inputs: tuple[Binding, ...]
+    outputs: tuple[Field, ...]
+    hash: str = ""
+    span: Span | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Carry:
     """A value that lives from visit to visit of a loop.
 
@@ -228,7 +240,7 @@ class Sample:
 
 Block = Repeat | Switch | Map | Sample
 """Nodes with bodies."""
-Node = Call | Retrieve | Block
+Node = Call | Retrieve | UseTool | Block
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,6 +250,16 @@ class RetrieverRef:
     name: str
     kind: str
     k: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolRef:
+    """What the graph knows of a tool."""
+
+    name: str
+    kind: str
+    inputs: tuple[Field, ...]
+    outputs: tuple[Field, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,6 +274,7 @@ class Program:
     """The program's outputs; `Binding.type` is their type."""
     modules: tuple[Module, ...]
     retrievers: tuple[RetrieverRef, ...]
+    tools: tuple[ToolRef, ...] = ()
 
     def module(self, name: str) -> Module:
         """The module of that name. Raises KeyError."""

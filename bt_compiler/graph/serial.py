@@ -29,6 +29,8 @@ from bt_compiler.graph.program import (
     Sample,
     Signature,
     Switch,
+    ToolRef,
+    UseTool,
     Value,
 )
 from bt_compiler.spec.sections import Generation
@@ -186,6 +188,8 @@ def _node_to_json(node: Node) -> dict[str, Any]:
                 data["slots"] = list(node.slots)
         case Retrieve():
             data |= {"retrieve": node.retriever, "query": _value_to_json(node.query), "k": node.k}
+        case UseTool():
+            data |= {"tool": node.tool, "inputs": _bindings_to_json(node.inputs)}
         case Repeat():
             data |= {
                 "repeat": node.times,
@@ -225,6 +229,9 @@ def _node_from_json(data: Mapping[str, Any]) -> Node:
     if "retrieve" in data:
         query = _value_from_json(data["query"])
         return Retrieve(name=name, retriever=data["retrieve"], query=query, k=data["k"], outputs=outputs, hash=hash)
+    if "tool" in data:
+        inputs = _bindings_from_json(data["inputs"])
+        return UseTool(name=name, tool=data["tool"], inputs=inputs, outputs=outputs, hash=hash)
     if "switch" in data:
         value, cases = _ref_from_json(data["switch"]), tuple(_case_from_json(case) for case in data["cases"])
         return Switch(name=name, value=value, cases=cases, outputs=outputs, hash=hash)
@@ -282,7 +289,18 @@ def program_to_json(program: Program) -> dict[str, Any]:
         "out": _bindings_to_json(program.out),
         "modules": [module_to_json(module) for module in program.modules],
         "retrievers": [asdict(retriever) for retriever in program.retrievers],
+        **({"tools": [_tool_to_json(tool) for tool in program.tools]} if program.tools else {}),
     }
+
+
+def _tool_to_json(tool: ToolRef) -> dict[str, Any]:
+    inputs, outputs = fields_to_json(tool.inputs), fields_to_json(tool.outputs)
+    return {"name": tool.name, "kind": tool.kind, "inputs": inputs, "outputs": outputs}
+
+
+def _tool_from_json(data: Mapping[str, Any]) -> ToolRef:
+    inputs, outputs = fields_from_json(data["inputs"]), fields_from_json(data["outputs"])
+    return ToolRef(name=data["name"], kind=data["kind"], inputs=inputs, outputs=outputs)
 
 
 def program_from_json(data: Mapping[str, Any]) -> Program:
@@ -297,6 +315,7 @@ def program_from_json(data: Mapping[str, Any]) -> Program:
         out=_bindings_from_json(data["out"]),
         modules=tuple(_module_from_json(module) for module in data["modules"]),
         retrievers=tuple(RetrieverRef(**retriever) for retriever in data["retrievers"]),
+        tools=tuple(_tool_from_json(tool) for tool in data.get("tools", ())),
     )
 
 

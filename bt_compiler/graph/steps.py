@@ -25,10 +25,10 @@ from bt_compiler.graph.blocks import (
 )
 from bt_compiler.graph.findings import Findings, SpecPath
 from bt_compiler.graph.loops import declare_loop, lower_loop_parts
-from bt_compiler.graph.program import Call, Module, Node, Repeat, Retrieve
+from bt_compiler.graph.program import Call, Module, Node, Repeat, Retrieve, UseTool
 from bt_compiler.graph.scope import Outputs, Scope, order
 from bt_compiler.spec import Field
-from bt_compiler.spec.sections import RetrieverSection
+from bt_compiler.spec.sections import RetrieverSection, ToolSection
 from bt_compiler.spec.types import PASSAGES, STR
 
 T = TypeVar("T")
@@ -46,9 +46,10 @@ class Declared:
     modules: Mapping[str, Module | None]
     """None: the module has findings of its own."""
     retrievers: Mapping[str, RetrieverSection]
+    tools: Mapping[str, ToolSection]
     findings: Findings
     called: set[str] = field(default_factory=set)
-    """Modules and retrievers that some step names."""
+    """Modules, retrievers and tools that some step names."""
 
 
 def declare_steps(steps: Mapping[str, Any], path: SpecPath, scope: Scope, declared: Declared) -> None:
@@ -68,12 +69,16 @@ def declare_steps(steps: Mapping[str, Any], path: SpecPath, scope: Scope, declar
             scope.steps[name] = declare_sample(raw, scope.children[name])
         elif "retrieve" in raw:
             scope.steps[name] = lambda: RETRIEVED
+        elif "tool" in raw:
+            tool = declared.tools.get(raw["tool"])
+            scope.steps[name] = constantly(None if tool is None else tool.outputs)
         else:
-            scope.steps[name] = _outputs_of(declared.modules.get(raw["call"]))
+            module = declared.modules.get(raw["call"])
+            scope.steps[name] = constantly(None if module is None else module.outputs)
 
 
-def _outputs_of(module: Module | None) -> Any:
-    outputs: Outputs = None if module is None else module.outputs
+def constantly(outputs: Outputs) -> Callable[[], Outputs]:
+    """Outputs that are known."""
     return lambda: outputs
 
 
@@ -115,6 +120,8 @@ def _lower_step(name: str, raw: Mapping[str, Any], path: SpecPath, scope: Scope,
         return _lower_call(name, raw, path, scope, declared)
     if "retrieve" in raw:
         return _lower_retrieve(name, raw, path, scope, declared)
+    if "tool" in raw:
+        return _lower_tool(name, raw, path, scope, declared)
     if "repeat" in raw:
         return _lower_repeat(name, raw, path, scope, declared)
 
@@ -205,6 +212,21 @@ def _lower_retrieve(
         outputs=RETRIEVED,
         span=findings.spec.span(path),
     )
+
+
+def _lower_tool(name: str, raw: Mapping[str, Any], path: SpecPath, scope: Scope, declared: Declared) -> UseTool | None:
+    asked, findings = raw["tool"], declared.findings
+    tool = declared.tools.get(asked)
+    if tool is None:
+        help = did_you_mean(asked, declared.tools, what="tools") if declared.tools else "declare it under `tools`"
+        findings.add("BTC202", f"unknown tool `{asked}`", (*path, "tool"), help=help)
+    declared.called.add(asked)
+    expected = None if tool is None else tool.inputs
+    what = f"tool `{asked}`"
+    inputs = bind_inputs(raw["in"], expected, what=what, step=name, path=path, scope=scope, findings=findings)
+    if tool is None or inputs is None:
+        return None
+    return UseTool(name=name, tool=asked, inputs=inputs, outputs=tool.outputs, span=findings.spec.span(path))
 
 
 def _lower_repeat(name: str, raw: Mapping[str, Any], path: SpecPath, scope: Scope, declared: Declared) -> Repeat | None:

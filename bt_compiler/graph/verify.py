@@ -21,6 +21,7 @@ from bt_compiler.graph.program import (
     Retrieve,
     Sample,
     Switch,
+    UseTool,
     Value,
 )
 from bt_compiler.graph.walk import nodes
@@ -58,6 +59,9 @@ def verify(program: Program) -> None:
         raise InvalidProgram(f"modules listed and modules called differ: {sorted(used)}")
     if used_retrievers != {retriever.name for retriever in program.retrievers}:
         raise InvalidProgram(f"retrievers listed and retrievers asked differ: {sorted(used_retrievers)}")
+    used_tools = {node.tool for _, node in nodes(program) if isinstance(node, UseTool)}
+    if used_tools != {tool.name for tool in program.tools}:
+        raise InvalidProgram(f"tools listed and tools called differ: {sorted(used_tools)}")
     if hashed(program) != program:
         raise InvalidProgram("the hash of a node is not that of its content")
 
@@ -97,6 +101,13 @@ def _verify_node(node: Node, program: Program, names: _Names) -> None:
             _fits(node.query, STR, names, f"query of `{node.name}`")
             if node.k < 1 or [(item.name, item.type) for item in node.outputs] != [("passages", PASSAGES)]:
                 raise InvalidProgram(f"`{node.name}` retrieves {node.k} into {node.outputs}")
+        case UseTool():
+            tool = next((item for item in program.tools if item.name == node.tool), None)
+            if tool is None or tool.outputs != node.outputs:
+                raise InvalidProgram(
+                    f"`{node.name}` calls tool `{node.tool}`, which is unknown or gives something else"
+                )
+            _verify_inputs(node.name, node.inputs, tool.inputs, names)
         case Repeat():
             _verify_loop(node, program, names)
         case Switch():

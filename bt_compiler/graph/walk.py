@@ -17,6 +17,7 @@ from bt_compiler.graph.program import (
     Retrieve,
     Sample,
     Switch,
+    UseTool,
     Value,
 )
 
@@ -63,7 +64,7 @@ def visits(program: Program) -> dict[str, int]:
 def values_of(node: Node) -> list[Value]:
     """The values a node takes where it stands: for a block not those of its inside."""
     match node:
-        case Call():
+        case Call() | UseTool():
             return [binding.value for binding in node.inputs]
         case Retrieve():
             return [node.query]

@@ -25,6 +25,7 @@ from bt_compiler.spec.sections import (
     Sections,
     SourceSection,
 )
+from bt_compiler.spec.tools import build_tools
 from bt_compiler.spec.tree import Place
 from bt_compiler.spec.type_syntax import TypeSyntaxError, parse_fields, parse_signature_text
 from bt_compiler.spec.types import Field, Type
@@ -45,6 +46,7 @@ def build_sections(spec: Spec) -> Sections:
     outputs = output_names(spec, named or {})
     data = _data(spec, named, findings)
     retrievers = tuple(_retriever(spec, name) for name in spec.get(("retrievers",), {}))
+    tools = build_tools(spec, named or {}, findings)
     metric = _metric(spec, ("metric",), outputs, findings)
     accept = (
         None
@@ -61,6 +63,7 @@ def build_sections(spec: Spec) -> Sections:
         retrievers=retrievers,
         metric=metric,
         optimize=optimize,
+        tools=tools,
     )
 
 
