@@ -113,6 +113,8 @@ class BundleContents:
     """By split."""
     retrievers: Mapping[str, str] = field(default_factory=dict)
     """Retriever -> digest of its corpus and settings."""
+    tools: Mapping[str, str] = field(default_factory=dict)
+    """Tool -> digest of its kind, file or package."""
     seed: int
     models: Mapping[str, ModelFacts]
     """By name in the spec."""

@@ -50,6 +50,7 @@ def identity_of(contents: BundleContents) -> dict[str, Any]:
         "models": {name: _model(model) for name, model in contents.models.items()},
         "data": {name: {"examples": facts.examples, "digest": facts.digest} for name, facts in contents.data.items()},
         "retrievers": dict(contents.retrievers),
+        **({"tools": dict(contents.tools)} if contents.tools else {}),
         "versions": dict(contents.versions),
         "scores": {
             who: {split: per_example(report) for split, report in by_split.items()}

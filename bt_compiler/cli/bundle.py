@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import click
 
-from bt_compiler.cli.output import json_option, print_json, scores_text, set_option
+from bt_compiler.cli.output import json_option, print_json, scores_text, set_option, tools_option
 from bt_compiler.cli.progress import TerminalProgress
 from bt_compiler.errors import UsageError
 
@@ -110,8 +110,11 @@ def _short(value: Any) -> str:
 @click.option("--split", type=click.Choice(["train", "dev", "test"]), default="test", show_default=True)
 @click.option("--data", type=click.Path(path_type=Path), help="Score all rows of this file instead of a split.")
 @set_option
+@tools_option
 @json_option
-def eval_command(bundle: Path, split: str, data: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
+def eval_command(
+    bundle: Path, split: str, data: Path | None, overrides: tuple[str, ...], tools: Path | None, as_json: bool
+) -> None:
     """Score BUNDLE on a split of its own data, or on a data file."""
     from bt_compiler.artifact.report import summary
     from bt_compiler.compiler.evaluate import SplitName, evaluate_bundle
@@ -119,7 +122,7 @@ def eval_command(bundle: Path, split: str, data: Path | None, overrides: tuple[s
     progress = TerminalProgress()
     try:
         name = cast("SplitName", split)
-        report = evaluate_bundle(bundle, split=name, data=data, overrides=overrides, progress=progress)
+        report = evaluate_bundle(bundle, split=name, data=data, overrides=overrides, progress=progress, tools=tools)
     finally:
         progress.end()
     if as_json:
@@ -141,9 +144,10 @@ def eval_command(bundle: Path, split: str, data: Path | None, overrides: tuple[s
 @click.option("--input", "input_", help="One JSON object; `-` reads it from stdin, `@FILE` from a file.")
 @click.option("--batch", type=click.Path(path_type=Path), help="JSONL of inputs; one JSON result a line on stdout.")
 @set_option
+@tools_option
 @json_option
 def run_command(
-    bundle: Path, input_: str | None, batch: Path | None, overrides: tuple[str, ...], as_json: bool
+    bundle: Path, input_: str | None, batch: Path | None, overrides: tuple[str, ...], tools: Path | None, as_json: bool
 ) -> None:
     """Answer one input, or a JSONL batch, with BUNDLE."""
     if (input_ is None) == (batch is None):
@@ -153,7 +157,7 @@ def run_command(
     if batch is not None:
         from bt_compiler.runtime.batch import rows_of_file
 
-        with load(bundle, overrides=overrides) as predictor:
+        with load(bundle, overrides=overrides, tools=tools) as predictor:
             failed = 0
             for result in predictor.batch(rows_of_file(batch)):
                 failed += "error" in result
@@ -163,7 +167,7 @@ def run_command(
             sys.exit(1)
         return
     values = _input_object(str(input_))
-    with load(bundle, overrides=overrides) as predictor:
+    with load(bundle, overrides=overrides, tools=tools) as predictor:
         outputs = predictor.predict(values)
     if as_json:
         print_json("run", {"outputs": dict(outputs)})
@@ -198,8 +202,11 @@ def _input_object(text: str) -> dict[str, Any]:
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
 @set_option
-def serve_command(bundles: tuple[Path, ...], host: str, port: int, overrides: tuple[str, ...]) -> None:
+@tools_option
+def serve_command(
+    bundles: tuple[Path, ...], host: str, port: int, overrides: tuple[str, ...], tools: Path | None
+) -> None:
     """Serve BUNDLES over HTTP: POST /v1/predict, documented at /docs."""
     from bt_compiler.runtime.serve import serve
 
-    serve(bundles, host=host, port=port, overrides=overrides)
+    serve(bundles, host=host, port=port, overrides=overrides, tools=tools)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from bt_compiler.cli.output import json_option, print_json, scores_text, set_option
+from bt_compiler.cli.output import json_option, print_json, scores_text, set_option, tools_option
 from bt_compiler.cli.progress import TerminalProgress
 
 
@@ -15,10 +15,17 @@ from bt_compiler.cli.progress import TerminalProgress
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Bundle folder.  [default: artifacts/NAME]")
 @set_option
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of every random choice.")
+@tools_option
 @click.option("--fresh", is_flag=True, help="Start over instead of resuming.")
 @json_option
 def compile_command(
-    spec: Path, out: Path | None, overrides: tuple[str, ...], seed: int, fresh: bool, as_json: bool
+    spec: Path,
+    out: Path | None,
+    overrides: tuple[str, ...],
+    seed: int,
+    tools: Path | None,
+    fresh: bool,
+    as_json: bool,
 ) -> None:
     """Optimise the program of SPEC and write its bundle.
 
@@ -29,7 +36,9 @@ def compile_command(
 
     progress = TerminalProgress()
     try:
-        folder = compile_spec(spec, out=out, overrides=overrides, seed=seed, fresh=fresh, progress=progress)
+        folder = compile_spec(
+            spec, out=out, overrides=overrides, seed=seed, fresh=fresh, progress=progress, tools=tools
+        )
     except KeyboardInterrupt:
         progress.end()
         click.echo("\nstopped; nothing finished is lost: run the same command again to go on", err=True)

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -23,6 +24,14 @@ set_option = click.option(
     multiple=True,
     metavar="KEY=VALUE",
     help="Override a value of the spec, e.g. model.id=./lm or optimize.strategy='[prompts]'.",
+)
+
+
+tools_option = click.option(
+    "--tools",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Python file with the spec's tools of kind `function`; it is run.",
 )
 
 

@@ -159,7 +159,7 @@ def _check_formats(spec: Spec, program: Program) -> list[Diagnostic]:
             continue
         from bt_compiler.engine.formats import load_format
 
-        own = ("modules", module.name, "format")
+        own = ("modules", module.declared, "format")
         place = own if spec.get(own) is not None else ("format",)
         try:
             load_format(module.format)

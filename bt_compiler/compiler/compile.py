@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,8 +21,15 @@ from bt_compiler.artifact.bundle import verify_bundle, write_bundle
 from bt_compiler.artifact.contents import BundleContents
 from bt_compiler.compiler.check import CheckedSpec, checked
 from bt_compiler.compiler.handover import Finding, bundle_contents
-from bt_compiler.compiler.identity import compile_identity, used_models, used_retrievers
-from bt_compiler.compiler.opening import OpenBackend, backend_opener, in_fixed_parts, open_models, open_retrievers
+from bt_compiler.compiler.identity import compile_identity, used_models, used_retrievers, used_tools
+from bt_compiler.compiler.opening import (
+    OpenBackend,
+    backend_opener,
+    in_fixed_parts,
+    open_models,
+    open_retrievers,
+    running_tools,
+)
 from bt_compiler.engine.cache import CompletionCache, CompletionStore, cache_path, cache_root
 from bt_compiler.engine.executor import Engine
 from bt_compiler.engine.metrics import build_metric
@@ -58,6 +65,8 @@ class CompileSettings:
     clock: Callable[[], float] = time.monotonic
     opener: OpenBackend | None = None
     """Opens the models; None: as the spec names them."""
+    tools: Path | None = None
+    """Python file of the spec's tools of kind `function`."""
     steps: Mapping[str, OptimizerStep] = field(default_factory=lambda: STEPS)
 
 
@@ -69,17 +78,19 @@ def compile_spec(
     seed: int = 0,
     fresh: bool = False,
     progress: Progress | None = None,
+    tools: Path | None = None,
 ) -> Path:
     """Compiles the spec at `path` into the bundle folder `out` and returns it.
+
+    `tools` is the Python file of the spec's tools of kind `function`.
 
     An unfinished compile of the same spec, data, seed, packages and model into the same folder is resumed; a finished
     one whose bundle is intact is left as it is, and `progress.say` tells so. Raises SpecError, DataError, BackendError,
     BundleError and CompileError (BTC460 another compile runs into this folder, BTC461 it cannot be written, BTC462 the
     disk is full). A KeyboardInterrupt passes through: whatever was finished is in the journal by then.
     """
-    settings = CompileSettings(
-        out=out, overrides=overrides, seed=seed, fresh=fresh, progress=Silent() if progress is None else progress
-    )
+    told = Silent() if progress is None else progress
+    settings = CompileSettings(out=out, overrides=overrides, seed=seed, fresh=fresh, progress=told, tools=tools)
     return compile_with(path, settings)
 
 
@@ -88,7 +99,9 @@ def compile_with(path: Path, settings: CompileSettings) -> Path:
     spec = checked(path, settings.overrides)
     out = (settings.out or ARTIFACTS / spec.program.name).absolute()
     root = cache_root(os.environ) if settings.cache is None else settings.cache
-    identity = compile_identity(spec, seed=settings.seed, cache_root=root, progress=settings.progress)
+    identity = compile_identity(
+        spec, seed=settings.seed, cache_root=root, progress=settings.progress, tools=settings.tools
+    )
     with _disk_errors(out), Journal.open(journal_folder(out), identity, fresh=settings.fresh) as journal:
         _tell_opening(journal, settings.progress)
         if _up_to_date(journal, out):
@@ -112,8 +125,10 @@ def _optimised(spec: CheckedSpec, journal: Journal, root: Path, settings: Compil
     with (
         closing(CompletionCache(cache_path(root))) as cache,
         open_models(models, choices=journal.memo, opener=opener) as backends,
+        running_tools(used_tools(sections, spec.program), file=settings.tools) as tools,
     ):
         engine, store = _engine(backends, retrievers, journal, cache, settings.clock)
+        engine = replace(engine, tools=tools)
         task = StrategyTask(
             program=spec.program,
             zero_shot=spec_candidate(spec.program),

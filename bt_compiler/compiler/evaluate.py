@@ -34,6 +34,7 @@ def evaluate_bundle(
     cache: Path | None = None,
     progress: Progress | None = None,
     opener: OpenBackend | None = None,
+    tools: Path | None = None,
 ) -> Report:
     """The shipped program's report on `split` of the bundle's own data, or on all rows of `data`.
 
@@ -43,7 +44,7 @@ def evaluate_bundle(
     told = Silent() if progress is None else progress
     root = cache_root(os.environ) if cache is None else cache
     with (
-        load(folder, overrides=overrides, progress=told, cache_root=root, opener=opener) as predictor,
+        load(folder, overrides=overrides, progress=told, cache_root=root, opener=opener, tools=tools) as predictor,
         closing(CompletionCache(cache_path(root))) as store,
     ):
         bundle, name = predictor.bundle, split if data is None else str(data)

@@ -58,6 +58,7 @@ def bundle_contents(finding: Finding) -> BundleContents:
         lineage=result.lineage,
         data=data_facts(spec.splits),
         retrievers={name: retriever.digest for name, retriever in finding.engine.retrievers.items()},
+        tools={name: tool.digest for name, tool in finding.engine.tools.items()},
         seed=finding.seed,
         models=models,
         versions=package_versions(spec.sections, spec.program),

@@ -20,16 +20,19 @@ from bt_compiler.engine.metrics import metric_kinds, plugin_package
 from bt_compiler.engine.progress import Progress
 from bt_compiler.engine.retrieval import reachable
 from bt_compiler.engine.retrieval.encoder import find_encoder
+from bt_compiler.engine.tools.registry import tool_digest
 from bt_compiler.graph.program import Program
-from bt_compiler.spec.sections import ModelSection, RetrieverSection, Sections
+from bt_compiler.spec.sections import ModelSection, RetrieverSection, Sections, ToolSection
 
 _ALWAYS = ("bt-compiler", "jinja2")
 _IN_PROCESS = ("torch", "transformers", "tokenizers", "peft", "safetensors", "llguidance", "numpy")
 _RETRIEVAL = ("bm25s", "PyStemmer", "numpy")
 
 
-def compile_identity(checked: CheckedSpec, *, seed: int, cache_root: Path, progress: Progress) -> dict[str, Any]:
-    """JSON, two levels deep at most. Raises BackendError where a model is nowhere to be found."""
+def compile_identity(
+    checked: CheckedSpec, *, seed: int, cache_root: Path, progress: Progress, tools: Path | None = None
+) -> dict[str, Any]:
+    """JSON, two levels deep at most. Raises BackendError where a model or tool is nowhere to be found."""
     sections = checked.sections
     return {
         "seed": seed,
@@ -50,6 +53,7 @@ def compile_identity(checked: CheckedSpec, *, seed: int, cache_root: Path, progr
             section.name: _weights_digest(section, cache_root, progress)
             for section in used_models(sections, checked.program)
         },
+        "tool": {section.name: tool_digest(section, tools) for section in used_tools(sections, checked.program)},
         "package": package_versions(sections, checked.program),
     }
 
@@ -77,6 +81,12 @@ def used_retrievers(sections: Sections, program: Program) -> tuple[RetrieverSect
 def _searched(sections: Sections, program: Program) -> tuple[RetrieverSection, ...]:
     """The retrievers that are asked and all that they are made of."""
     return reachable([section.name for section in used_retrievers(sections, program)], sections.retrievers)
+
+
+def used_tools(sections: Sections, program: Program) -> tuple[ToolSection, ...]:
+    """The tools that the program calls, in the order of the spec."""
+    names = {tool.name for tool in program.tools}
+    return tuple(section for section in sections.tools if section.name in names)
 
 
 def data_facts(splits: Splits) -> dict[str, SplitFacts]:

@@ -13,7 +13,8 @@ from typing import Any
 from bt_compiler.engine.progress import Progress
 from bt_compiler.engine.request import Backend
 from bt_compiler.engine.retrieval import Retriever, open_retriever
-from bt_compiler.spec.sections import ModelSection, RetrieverSection
+from bt_compiler.engine.tools import Tool, open_tools
+from bt_compiler.spec.sections import ModelSection, RetrieverSection, ToolSection
 
 Choices = Callable[[str, Callable[[], Any]], Any]
 """Gives an earlier choice of that name, or measures once."""
@@ -48,6 +49,17 @@ def open_models(
             backends[section.name] = opener(section, _named(section.name, choices))
             stack.callback(backends[section.name].close)
         yield backends
+
+
+@contextmanager
+def running_tools(sections: Iterable[ToolSection], *, file: Path | None) -> Iterator[Mapping[str, Tool]]:
+    """The tools by name; ends their processes at the end. Raises BackendError."""
+    tools = open_tools(sections, file=file)
+    try:
+        yield tools
+    finally:
+        for tool in tools.values():
+            tool.close()
 
 
 def in_fixed_parts(backend: Backend) -> bool:

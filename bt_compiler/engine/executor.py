@@ -15,9 +15,10 @@ from bt_compiler.canonical import seed_of
 from bt_compiler.data.example import Example
 from bt_compiler.engine.cache import request_key
 from bt_compiler.engine.formats import load_format
-from bt_compiler.engine.interpret import Ask, NodeFailed, Running, Search, Setting, interpret_program
+from bt_compiler.engine.interpret import interpret_program
 from bt_compiler.engine.progress import Progress, Silent
 from bt_compiler.engine.request import Backend, Completion, Request, Sampling
+from bt_compiler.engine.running import Ask, Fork, NodeFailed, Running, Search, Setting, Use
 from bt_compiler.engine.trace import Failure, Trace
 from bt_compiler.errors import ExampleError
 from bt_compiler.graph.candidate import Candidate, Prompt
@@ -26,6 +27,7 @@ from bt_compiler.graph.program import Program
 if TYPE_CHECKING:
     from bt_compiler.engine.cache import CompletionStore
     from bt_compiler.engine.retrieval import Retriever
+    from bt_compiler.engine.tools import Tool
 
 RETRY_TEMPERATURE = 0.7
 """Least temperature of the one repetition after an answer outside the grammar: greedy would repeat itself."""
@@ -38,6 +40,7 @@ class Engine:
     backends: Mapping[str, Backend]
     """By the name of the model in the spec (`Module.model`)."""
     retrievers: Mapping[str, Retriever] = field(default_factory=dict)
+    tools: Mapping[str, Tool] = field(default_factory=dict)
     stores: tuple[CompletionStore, ...] = ()
     """Asked in order; a hit is written to those before it, a new completion to all."""
     ended: Callable[[], None] | None = None
@@ -85,24 +88,43 @@ class Engine:
         return [traces[ticket] for ticket in tickets]
 
     def close(self) -> None:
-        """Closes every backend."""
+        """Closes every backend and tool."""
         for backend in self.backends.values():
             backend.close()
+        for tool in self.tools.values():
+            tool.close()
 
 
 class _Live(NamedTuple):
+    """An example under way."""
+
     example: str
     repeat: int
     setting: Setting
+
+
+@dataclass(slots=True)
+class _Task:
+    """A generator that runs: of an example as a whole, or of one branch of a fork in it."""
+
+    ticket: int
     running: Running
+    parent: int | None = None
+    """The task whose fork this is a branch of; None: the example itself."""
+    place: int = 0
+    """Which branch."""
+    ended: list[Any] = field(default_factory=list)
+    """Of a task that waits for its branches: what each gave so far."""
+    open: int = 0
+    """Branches that have not ended."""
 
 
 class _Flight(NamedTuple):
-    """A request at a backend and who waits for it."""
+    """A request at a backend and the tasks that wait for it."""
 
     backend: str
     key: str
-    tickets: list[int]
+    tasks: list[int]
 
 
 class Execution:
@@ -134,6 +156,8 @@ class Execution:
             module.name for module in program.modules if not facts[module.model].get("enforces_grammar", True)
         )
         self._live: dict[int, _Live] = {}
+        self._tasks: dict[int, _Task] = {}
+        self._started = 0
         self._ready: deque[tuple[int, Any]] = deque()
         self._searches: list[tuple[int, Search]] = []
         self._asked: list[tuple[int, str, Request]] = []
@@ -159,9 +183,14 @@ class Execution:
             unconstrained=self._unconstrained,
         )
         running = interpret_program(setting, example.inputs)
-        self._live[ticket] = _Live(example.id, repeat, setting, running)
-        self._ready.append((ticket, None))
+        self._live[ticket] = _Live(example.id, repeat, setting)
+        self._start(_Task(ticket, running))
         return ticket
+
+    def _start(self, task: _Task) -> None:
+        self._tasks[self._started] = task
+        self._ready.append((self._started, None))
+        self._started += 1
 
     def step(self) -> list[tuple[int, Trace]]:
         """Works until something has changed: moves examples along, sends what they ask for, waits for completions.
@@ -181,8 +210,9 @@ class Execution:
             ids = [id for id, flight in self._flights.items() if flight.backend == name]
             if ids:
                 backend.cancel(ids)
-        for live in self._live.values():
-            live.running.close()
+        for task in self._tasks.values():
+            task.running.close()
+        self._tasks.clear()
         self._live.clear()
         self._ready.clear()
         self._searches.clear()
@@ -208,23 +238,50 @@ class Execution:
             if not self._ready:
                 self._send()
 
-    def _advance(self, ticket: int, answer: Any) -> None:
-        live = self._live[ticket]
+    def _advance(self, id: int, answer: Any) -> None:
+        task = self._tasks[id]
         try:
-            need = live.running.throw(answer) if isinstance(answer, ExampleError) else live.running.send(answer)
+            need = task.running.throw(answer) if isinstance(answer, ExampleError) else task.running.send(answer)
         except StopIteration as stop:
-            self._finish(ticket, outputs=stop.value)
+            self._end(id, stop.value)
             return
         except NodeFailed as failed:
-            self._finish(ticket, error=failed.failure)
+            self._end(id, failed)
             return
         if isinstance(need, Search):
-            self._searches.append((ticket, need))
-            return
+            self._searches.append((id, need))
+        elif isinstance(need, Use):
+            self._ready.append((id, self._used(need)))
+        elif isinstance(need, Fork):
+            task.ended, task.open = [None] * len(need.branches), len(need.branches)
+            for place, branch in enumerate(need.branches):
+                self._start(_Task(task.ticket, branch, parent=id, place=place))
+        else:
+            try:
+                request = self._request(need, self._live[task.ticket].repeat)
+                self._asked.append((id, need.module.model, request))
+            except ExampleError as error:
+                self._ready.append((id, error))
+
+    def _used(self, need: Use) -> Mapping[str, Any] | ExampleError:
         try:
-            self._asked.append((ticket, need.module.model, self._request(need, live.repeat)))
+            return self._engine.tools[need.tool](need.inputs)
         except ExampleError as error:
-            self._ready.append((ticket, error))
+            return error
+
+    def _end(self, id: int, outcome: Mapping[str, Any] | NodeFailed) -> None:
+        """A task ended: its example has, or its fork goes on once the last branch ends."""
+        task = self._tasks.pop(id)
+        if task.parent is not None:
+            waiting = self._tasks[task.parent]
+            waiting.ended[task.place] = outcome
+            waiting.open -= 1
+            if not waiting.open:
+                self._ready.append((task.parent, waiting.ended))
+        elif isinstance(outcome, NodeFailed):
+            self._finish(task.ticket, error=outcome.failure)
+        else:
+            self._finish(task.ticket, outputs=outcome)
 
     def _finish(self, ticket: int, *, outputs: Mapping[str, Any] | None = None, error: Failure | None = None) -> None:
         live = self._live.pop(ticket)
@@ -257,41 +314,43 @@ class Execution:
 
     def _sampling(self, ask: Ask, backend: Backend, repeat: int) -> Sampling:
         generation = ask.module.generation
-        temperature = generation.temperature if self._temperature is None else self._temperature
+        own = generation.temperature if ask.draw is None else ask.draw.temperature
+        temperature = own if self._temperature is None else self._temperature
         if ask.attempt:
             temperature = max(temperature, RETRY_TEMPERATURE)
         if temperature == 0:
             return Sampling()
         key = backend.prompt_key(ask.prompt)
-        seed = seed_of(self._seed, key if isinstance(key, str) else list(key), repeat, ask.attempt)
+        which = () if ask.draw is None else (list(ask.draw.path),)
+        seed = seed_of(self._seed, key if isinstance(key, str) else list(key), repeat, ask.attempt, *which)
         return Sampling(temperature=temperature, top_p=generation.top_p, seed=seed)
 
     def _search(self) -> None:
         """One `search` for every retriever and k, over all examples that wait for it."""
         waiting, self._searches = self._searches, []
         groups: dict[tuple[str, int], list[tuple[int, str]]] = {}
-        for ticket, need in waiting:
-            groups.setdefault((need.retriever, need.k), []).append((ticket, need.query))
+        for task, need in waiting:
+            groups.setdefault((need.retriever, need.k), []).append((task, need.query))
         for (name, k), members in groups.items():
             queries = list(dict.fromkeys(query for _, query in members))
             found = dict(zip(queries, self._engine.retrievers[name].search(queries, k), strict=True))
-            self._ready.extend((ticket, found[query]) for ticket, query in members)
+            self._ready.extend((task, found[query]) for task, query in members)
 
     def _send(self) -> None:
         """Answers from the stores what they hold, joins identical requests, submits the rest."""
         asked, self._asked = self._asked, []
         fresh: dict[str, list[Request]] = {}
-        for ticket, model, request in asked:
+        for task, model, request in asked:
             key = request_key(self._engine.backends[model], request)
             if key in self._by_key:
-                self._flights[self._by_key[key]].tickets.append(ticket)
+                self._flights[self._by_key[key]].tasks.append(task)
                 continue
             stored = self._stored(key)
             if stored is not None:
-                self._ready.append((ticket, stored))
+                self._ready.append((task, stored))
                 continue
             self._by_key[key] = request.id
-            self._flights[request.id] = _Flight(model, key, [ticket])
+            self._flights[request.id] = _Flight(model, key, [task])
             fresh.setdefault(model, []).append(request)
         for model, requests in fresh.items():
             self._engine.backends[model].submit(requests)
@@ -324,6 +383,6 @@ class Execution:
                 self._deliver(flight, result)
 
     def _deliver(self, flight: _Flight, result: Completion | ExampleError) -> None:
-        for position, ticket in enumerate(flight.tickets):
+        for position, task in enumerate(flight.tasks):
             shared = replace(result, cached=True) if position and isinstance(result, Completion) else result
-            self._ready.append((ticket, shared))
+            self._ready.append((task, shared))

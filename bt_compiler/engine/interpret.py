@@ -1,106 +1,28 @@
 """What each kind of node does with one example, as a generator that yields what it needs and receives the answer.
 
 One function a node kind in `INTERPRETERS`. Knows neither backends nor batches nor caches: `executor` moves many of
-these generators along together.
+these generators along together. What runs side by side has steps of its own, put together in the order of the spec,
+so that nothing depends on what ends first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from bt_compiler.engine.formats import Format
+from bt_compiler.canonical import canonical_json
 from bt_compiler.engine.parsing import check_among
-from bt_compiler.engine.request import Completion, OutputGrammar, PromptText
+from bt_compiler.engine.request import Completion, PromptText
+from bt_compiler.engine.running import Ask, Draw, Fork, Need, NodeFailed, Place, Running, Scope, Search, Setting, Use
 from bt_compiler.engine.trace import Failure, Step
 from bt_compiler.errors import ExampleError
-from bt_compiler.graph.candidate import Prompt
-from bt_compiler.graph.program import Call, Carry, Constant, Module, Node, Program, Repeat, Retrieve, Value
+from bt_compiler.graph.program import Call, Carry, Map, Node, Repeat, Retrieve, Sample, Switch, UseTool
 from bt_compiler.spec.types import PASSAGE
 
 _ATTEMPTS = 2
-
-
-class Ask(NamedTuple):
-    """A completion is needed; the answer is a `Completion`, or an `ExampleError` thrown in."""
-
-    module: Module
-    prompt: PromptText
-    grammar: OutputGrammar
-    attempt: int
-    """0, or 1 for the one repetition that an answer outside the grammar gets."""
-
-
-class Search(NamedTuple):
-    """Passages are needed; the answer is a list of passages."""
-
-    retriever: str
-    query: str
-    k: int
-
-
-Need = Ask | Search
-Running = Generator[Need, Any, dict[str, Any]]
-
-
-class NodeFailed(Exception):
-    """An `ExampleError` together with the node it happened in; ends the example."""
-
-    def __init__(self, failure: Failure) -> None:
-        self.failure = failure
-        super().__init__(f"{failure.code}: {failure.message}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
-    """What all nodes of one run share."""
-
-    program: Program
-    prompts: Mapping[str, Prompt]
-    """By module."""
-    formats: Mapping[str, Format]
-    """By `Module.format`."""
-    unconstrained: frozenset[str]
-    """Modules whose backend may answer outside the grammar: such an answer is asked for once more."""
-    steps: list[Step] = field(default_factory=list)
-    """Grows as nodes end."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scope:
-    """Names visible to a body: its own first, then those of what encloses it."""
-
-    values: Mapping[str, Any]
-    """Program inputs, or the carried names of a loop."""
-    parent: Scope | None = None
-    results: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Outputs of the steps of this body that have run."""
-
-    def resolve(self, value: Value) -> Any:
-        """The value a reference or constant stands for. Raises KeyError where a verified program cannot."""
-        if isinstance(value, Constant):
-            return value.value
-        scope: Scope | None = self
-        while scope is not None:
-            table = scope.values if value.step is None else scope.results.get(value.step)
-            if table is not None and value.field in table:
-                return table[value.field]
-            scope = scope.parent
-        raise KeyError(str(value))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Where a node stands: the path of names and the visit of every enclosing loop."""
-
-    path: tuple[str, ...] = ()
-    visit: tuple[int, ...] = ()
-
-    def node(self, name: str) -> str:
-        """Path of a node of this body."""
-        return "/".join((*self.path, name))
 
 
 def interpret_program(setting: Setting, inputs: Mapping[str, Any]) -> Running:
@@ -116,7 +38,7 @@ def _body(nodes: tuple[Node, ...], setting: Setting, scope: Scope, place: Place)
 
 
 def _call(node: Call, setting: Setting, scope: Scope, place: Place) -> Running:
-    module = setting.program.module(node.module)
+    module = setting.program.module(node.slots[place.loop] if node.slots else node.module)
     form = setting.formats[module.format]
     inputs = {binding.name: scope.resolve(binding.value) for binding in node.inputs}
     step = Step(node=place.node(node.name), visit=place.visit, module=module.name, inputs=inputs)
@@ -127,7 +49,7 @@ def _call(node: Call, setting: Setting, scope: Scope, place: Place) -> Running:
         prompt = form.render(module, setting.prompts[module.name], inputs)
         grammar = form.grammar(module, inputs)
         for attempt in range(attempts):
-            completion = yield Ask(module, prompt, grammar, attempt)
+            completion = yield Ask(module, prompt, grammar, attempt, setting.draw)
             try:
                 outputs = form.parse(module, completion.text)
                 check_among(module, inputs, outputs)
@@ -169,6 +91,18 @@ def _retrieve(node: Retrieve, setting: Setting, scope: Scope, place: Place) -> R
     return outputs
 
 
+def _tool(node: UseTool, setting: Setting, scope: Scope, place: Place) -> Running:
+    inputs = {binding.name: scope.resolve(binding.value) for binding in node.inputs}
+    step = Step(node=place.node(node.name), visit=place.visit, inputs=inputs)
+    try:
+        outputs: dict[str, Any] = yield Use(node.tool, inputs)
+    except ExampleError as error:
+        setting.steps.append(step)
+        raise NodeFailed(Failure(code=error.code, message=error.message, node=step.node)) from error
+    setting.steps.append(_finished(step, None, None, outputs))
+    return outputs
+
+
 def _repeat(node: Repeat, setting: Setting, scope: Scope, place: Place) -> Running:
     carried = {
         carry.name: [] if carry.mode == "add" or carry.start is None else scope.resolve(carry.start)
@@ -177,7 +111,7 @@ def _repeat(node: Repeat, setting: Setting, scope: Scope, place: Place) -> Runni
     body = Scope(values=carried, parent=scope)
     for visit in range(node.times):
         body = Scope(values=carried, parent=scope)
-        inside = Place(path=(*place.path, node.name), visit=(*place.visit, visit))
+        inside = Place(path=(*place.path, node.name), visit=(*place.visit, visit), loop=visit)
         yield from _body(node.body, setting, body, inside)
         carried = {carry.name: _carry(carry, carried[carry.name], body.resolve(carry.value)) for carry in node.carry}
         if node.until is not None and body.resolve(node.until):
@@ -198,7 +132,103 @@ def _carry(carry: Carry, before: Any, value: Any) -> Any:
     return list(by_id.values())
 
 
+def _switch(node: Switch, setting: Setting, scope: Scope, place: Place) -> Running:
+    value = scope.resolve(node.value)
+    case = next(case for case in node.cases if case.value is None or case.value == value)
+    body = Scope(values={}, parent=scope)
+    yield from _body(case.body, setting, body, replace(place, path=(*place.path, node.name, case.label)))
+    return {binding.name: body.resolve(binding.value) for binding in case.out}
+
+
+class _Branch(NamedTuple):
+    """One of several runs of a block's body."""
+
+    setting: Setting
+    scope: Scope
+    running: Running
+
+
+def _branch(node: Map | Sample, setting: Setting, scope: Scope, place: Place, index: int) -> _Branch:
+    own = replace(setting, steps=[])
+    inside = replace(place, path=(*place.path, node.name), visit=(*place.visit, index))
+    return _Branch(own, scope, _inside(node, own, scope, inside))
+
+
+def _inside(node: Map | Sample, setting: Setting, scope: Scope, place: Place) -> Running:
+    yield from _body(node.body, setting, scope, place)
+    return {binding.name: scope.resolve(binding.value) for binding in node.out}
+
+
+def _together(branches: Sequence[_Branch]) -> Generator[Need, Any, list[dict[str, Any] | NodeFailed]]:
+    """What every branch returned or failed with."""
+    if not branches:
+        return []
+    ended: list[dict[str, Any] | NodeFailed] = yield Fork(tuple(branch.running for branch in branches))
+    return ended
+
+
+def _map(node: Map, setting: Setting, scope: Scope, place: Place) -> Running:
+    items = scope.resolve(node.over)
+    if len(items) > node.at_most:
+        raise NodeFailed(
+            Failure(
+                code="BTC536",
+                message=f"the list of map `{node.name}` has {len(items)} elements, `at_most` is {node.at_most}",
+                node=place.node(node.name),
+            )
+        )
+    branches = [
+        _branch(node, setting, Scope(values={node.item: item}, parent=scope), place, index)
+        for index, item in enumerate(items)
+    ]
+    ended = yield from _together(branches)
+    for branch in branches:
+        setting.steps.extend(branch.setting.steps)
+    given = [_succeeded(outcome) for outcome in ended]
+    return {binding.name: [each[binding.name] for each in given] for binding in node.out}
+
+
+def _succeeded(outcome: dict[str, Any] | NodeFailed) -> dict[str, Any]:
+    if isinstance(outcome, NodeFailed):
+        raise outcome
+    return outcome
+
+
+def _sample(node: Sample, setting: Setting, scope: Scope, place: Place) -> Running:
+    """Runs that fail are not picked; where all do, the example fails as the first of them did."""
+    around = () if setting.draw is None else setting.draw.path
+    branches = [
+        _branch(
+            node,
+            replace(setting, draw=Draw(node.temperature, (*around, index))),
+            Scope(values={}, parent=scope),
+            place,
+            index,
+        )
+        for index in range(node.times)
+    ]
+    ended = yield from _together(branches)
+    picked = _picked(node, branches, ended)
+    for index, branch in enumerate(branches):
+        steps = branch.setting.steps
+        setting.steps.extend(steps if index in picked else [replace(step, picked=False) for step in steps])
+    return _succeeded(ended[picked[0] if picked else 0])
+
+
+def _picked(node: Sample, branches: Sequence[_Branch], ended: Sequence[dict[str, Any] | NodeFailed]) -> list[int]:
+    """The runs that gave what is picked, in order; empty where all failed."""
+    alive = [index for index, outcome in enumerate(ended) if not isinstance(outcome, NodeFailed)]
+    if not alive:
+        return []
+    if node.best is not None:
+        best = node.best
+        return [max(alive, key=lambda index: branches[index].scope.resolve(best))]
+    keys = {index: canonical_json(ended[index]) for index in alive}
+    winner = Counter(keys.values()).most_common(1)[0][0]  # counted in order: ties go to the earliest
+    return [index for index in alive if keys[index] == winner]
+
+
 INTERPRETERS: Mapping[type, Callable[[Any, Setting, Scope, Place], Running]] = MappingProxyType(
-    {Call: _call, Retrieve: _retrieve, Repeat: _repeat}
+    {Call: _call, Retrieve: _retrieve, UseTool: _tool, Repeat: _repeat, Switch: _switch, Map: _map, Sample: _sample}
 )
 """A node kind is added by a function here."""

@@ -16,7 +16,7 @@ class Step:
     node: str
     """Path of names from the top: `hops/hop`."""
     visit: tuple[int, ...] = ()
-    """Zero-based visit of every enclosing loop; empty outside loops."""
+    """Zero-based visit of every enclosing loop, element of every map and run of every sample; empty outside them."""
     module: str | None = None
     """Module called; None for retrieve steps."""
     inputs: Mapping[str, Any]
@@ -24,6 +24,8 @@ class Step:
     completion: Completion | None = None
     outputs: Mapping[str, Any] | None = None
     """None where the step failed."""
+    picked: bool = True
+    """False in runs of a `sample` that gave something else than what was picked: nothing is learnt from those."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,8 +6,23 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 
-from bt_compiler.graph.program import Binding, Call, Module, Node, Program, Ref, Repeat, Retrieve, Value
-from bt_compiler.graph.walk import inner_values_of, nodes_of, values_of
+from bt_compiler.graph.program import (
+    Binding,
+    Block,
+    Call,
+    Map,
+    Module,
+    Node,
+    Program,
+    Ref,
+    Repeat,
+    Retrieve,
+    Sample,
+    Switch,
+    UseTool,
+    Value,
+)
+from bt_compiler.graph.walk import bodies, inner_values_of, nodes_of, values_of
 from bt_compiler.spec import Field, show_type
 
 
@@ -20,6 +35,8 @@ def program_text(program: Program) -> str:
         lines += ["", *_module(module)]
     for retriever in program.retrievers:
         lines += ["", f"retriever {retriever.name}: {retriever.kind}, k={retriever.k}"]
+    for tool in program.tools:
+        lines += ["", f"tool {tool.name}: {tool.kind}", f"  {_fields(tool.inputs)} -> {_fields(tool.outputs)}"]
     return "\n".join(lines) + "\n"
 
 
@@ -41,19 +58,47 @@ def _body(body: Sequence[Node], indent: str) -> Iterator[str]:
         match node:
             case Call():
                 given = ", ".join(_bound(item) for item in node.inputs)
-                yield f"{indent}{node.name} = call {node.module}({given}){gives}"
+                called = f"{_declared(node)}({given})" + (" per visit" if node.slots else "")
+                yield f"{indent}{node.name} = call {called}{gives}"
             case Retrieve():
                 yield f"{indent}{node.name} = retrieve {node.retriever}(query={_shown(node.query)}, k={node.k}){gives}"
-            case Repeat():
-                until = "" if node.until is None else f" until {node.until}"
-                yield f"{indent}{node.name} = repeat {node.times}{until}{gives}"
+            case UseTool():
+                given = ", ".join(_bound(item) for item in node.inputs)
+                yield f"{indent}{node.name} = tool {node.tool}({given}){gives}"
+            case Repeat() | Map() | Sample():
+                yield f"{indent}{node.name} = {_head(node)}{gives}"
                 yield from _body(node.body, f"{indent}  ")
-                for carry in node.carry:
+                for carry in node.carry if isinstance(node, Repeat) else ():
                     start = "" if carry.start is None else f" from {_shown(carry.start)}"
                     verb = "add" if carry.mode == "add" else "next"
                     yield f"{indent}  carry {carry.name}{start}: {verb} {_shown(carry.value)}"
                 for binding in node.out:
                     yield f"{indent}  out {_bound(binding)}"
+            case Switch():
+                yield f"{indent}{node.name} = {_head(node)}{gives}"
+                for case in node.cases:
+                    yield f"{indent}  case {case.label}"
+                    yield from _body(case.body, f"{indent}    ")
+                    for binding in case.out:
+                        yield f"{indent}    out {_bound(binding)}"
+
+
+def _declared(node: Call) -> str:
+    return node.module.partition("#")[0]
+
+
+def _head(node: Block) -> str:
+    """The verb of a block and what belongs to it."""
+    match node:
+        case Repeat():
+            return f"repeat {node.times}" + ("" if node.until is None else f" until {node.until}")
+        case Switch():
+            return f"switch {node.value}"
+        case Map():
+            return f"map {node.over} as {node.item}, at most {node.at_most}"
+        case Sample():
+            pick = "majority" if node.best is None else f"best {node.best}"
+            return f"sample {node.times} at {node.temperature:g}, pick {pick}"
 
 
 def _module(module: Module) -> Iterator[str]:
@@ -61,10 +106,12 @@ def _module(module: Module) -> Iterator[str]:
     yield f"module {module.name}: {module.kind} on {module.model}, format {module.format}"
     yield f"  {_fields(signature.inputs)} -> {_fields(module.outputs)}"
     yield f"  {json.dumps(signature.instructions, ensure_ascii=False)}"
+    for demo in module.demos:
+        yield f"  demo {json.dumps({**demo.inputs, **demo.outputs}, ensure_ascii=False)}"
 
 
 def program_mermaid(program: Program) -> str:
-    """The program as a Mermaid flowchart: steps as boxes, loops as frames, references as arrows."""
+    """The program as a Mermaid flowchart: steps as boxes, blocks as frames, references as arrows."""
     lines = ["flowchart TD"]
     lines += [f'  {_input_id(item.name)}(["{item.name}: {_quoted(show_type(item.type))}"])' for item in program.inputs]
     lines += _boxes(program.nodes, "", "  ")
@@ -101,13 +148,25 @@ def _boxes(body: Sequence[Node], prefix: str, indent: str) -> Iterator[str]:
         path = prefix + node.name
         match node:
             case Call():
-                yield f'{indent}{_id(path)}["{node.name}<br/>call {node.module}"]'
+                yield f'{indent}{_id(path)}["{node.name}<br/>call {_declared(node)}"]'
             case Retrieve():
                 yield f'{indent}{_id(path)}[("{node.name}<br/>retrieve {node.retriever}, k={node.k}")]'
-            case Repeat():
-                until = "" if node.until is None else f" until {node.until}"
-                yield f'{indent}subgraph {_id(path)}["{node.name}: repeat {node.times}{_quoted(until)}"]'
+            case UseTool():
+                yield f'{indent}{_id(path)}{{{{"{node.name}<br/>tool {node.tool}"}}}}'
+            case Repeat() | Map() | Sample():
+                yield f'{indent}subgraph {_id(path)}["{node.name}: {_quoted(_head(node))}"]'
                 yield from _boxes(node.body, f"{path}/", f"{indent}  ")
+                yield f"{indent}end"
+            case Switch():
+                yield f'{indent}subgraph {_id(path)}["{node.name}: {_quoted(_head(node))}"]'
+                for case in node.cases:
+                    place = f"{path}/{case.label}"
+                    if case.body:
+                        yield f'{indent}  subgraph {_id(place)}["{_quoted(case.label)}"]'
+                        yield from _boxes(case.body, f"{place}/", f"{indent}    ")
+                        yield f"{indent}  end"
+                    else:
+                        yield f'{indent}  {_id(place)}["{_quoted(case.label)}"]'
                 yield f"{indent}end"
 
 
@@ -119,6 +178,11 @@ def _arrows(body: Sequence[Node], prefix: str, outside: dict[str, str]) -> Itera
             yield _arrow(value, _id(path), names)
         if isinstance(node, Repeat):
             yield from _loop_arrows(node, path, names)
+        elif isinstance(node, Map):
+            yield from _arrows(node.body, f"{path}/", {**names, node.item: ""})
+        elif isinstance(node, Block):
+            for inner, inside in bodies(node):
+                yield from _arrows(inside, f"{path}/{inner}", names)
 
 
 def _loop_arrows(node: Repeat, path: str, outside: dict[str, str]) -> Iterator[str]:
@@ -131,7 +195,7 @@ def _loop_arrows(node: Repeat, path: str, outside: dict[str, str]) -> Iterator[s
             continue
         source = body[carry.value.step]
         for inner_path, inner in nodes_of(node.body, f"{path}/"):
-            reads = [*values_of(inner), *(inner_values_of(inner) if isinstance(inner, Repeat) else ())]
+            reads = [*values_of(inner), *(inner_values_of(inner) if isinstance(inner, Block) else ())]
             if Ref(step=None, field=carry.name) in reads:
                 yield f"  {source} -. {carry.name} .-> {_id(inner_path)}"
 

@@ -11,7 +11,22 @@ from dataclasses import replace
 from typing import Any
 
 from bt_compiler.canonical import digest
-from bt_compiler.graph.program import Binding, Call, Carry, Constant, Node, Program, Repeat, Retrieve, Value
+from bt_compiler.graph.program import (
+    Binding,
+    Call,
+    Carry,
+    Case,
+    Constant,
+    Map,
+    Node,
+    Program,
+    Repeat,
+    Retrieve,
+    Sample,
+    Switch,
+    UseTool,
+    Value,
+)
 from bt_compiler.graph.serial import fields_to_json, module_to_json, type_to_json
 
 _Names = Mapping[str, Any]
@@ -37,8 +52,12 @@ def _hashed_body(body: Sequence[Node], program: Program, outside: _Names) -> tup
 def _hashed_node(node: Node, program: Program, names: _Names) -> Node:
     match node:
         case Call():
-            module = module_to_json(program.module(node.module))
-            content: dict[str, Any] = {"call": module, "in": _bindings(node.inputs, names)}
+            content: dict[str, Any] = {
+                "call": module_to_json(program.module(node.module)),
+                "in": _bindings(node.inputs, names),
+            }
+            if node.slots:
+                content["slots"] = [module_to_json(program.module(slot)) for slot in node.slots]
             return replace(node, hash=digest(content))
         case Retrieve():
             retriever = next((item for item in program.retrievers if item.name == node.retriever), None)
@@ -48,8 +67,43 @@ def _hashed_node(node: Node, program: Program, names: _Names) -> Node:
                 "k": node.k,
             }
             return replace(node, hash=digest(content))
+        case UseTool():
+            tool = next((item for item in program.tools if item.name == node.tool), None)
+            content = {"tool": [node.tool, None if tool is None else tool.kind], "in": _bindings(node.inputs, names)}
+            return replace(node, hash=digest({**content, "outputs": fields_to_json(node.outputs)}))
         case Repeat():
             return _hashed_loop(node, program, names)
+        case Switch():
+            return _hashed_switch(node, program, names)
+        case Map():
+            return _hashed_map(node, program, names)
+        case Sample():
+            body, inside = _hashed_body(node.body, program, names)
+            content = {
+                "sample": [node.times, node.temperature],
+                "best": None if node.best is None else _value(node.best, inside),
+                "out": _bindings(node.out, inside),
+            }
+            return replace(node, body=body, hash=digest(content))
+
+
+def _hashed_switch(node: Switch, program: Program, names: _Names) -> Switch:
+    cases: list[Case] = []
+    contents: list[Any] = []
+    for case in node.cases:
+        body, inside = _hashed_body(case.body, program, names)
+        cases.append(replace(case, body=body))
+        contents.append([case.value, _bindings(case.out, inside)])
+    content = {"switch": _value(node.value, names), "cases": contents}
+    return replace(node, cases=tuple(cases), hash=digest(content))
+
+
+def _hashed_map(node: Map, program: Program, names: _Names) -> Map:
+    over = _value(node.over, names)
+    element = ["element", node.item, type_to_json(node.item_type), over]
+    body, inside = _hashed_body(node.body, program, {**names, node.item: element})
+    content = {"map": over, "at_most": node.at_most, "out": _bindings(node.out, inside)}
+    return replace(node, body=body, hash=digest(content))
 
 
 def _hashed_loop(node: Repeat, program: Program, outside: _Names) -> Repeat:

@@ -22,7 +22,7 @@ class LoopParts(NamedTuple):
     until: Ref | None
 
 
-class _Once(Generic[T]):
+class Once(Generic[T]):
     """A value that is worked out when first asked for; None also where it follows from nothing but itself."""
 
     __slots__ = ("_done", "_found", "_make", "_running", "circular")
@@ -35,6 +35,7 @@ class _Once(Generic[T]):
         self.circular = False
 
     def __call__(self) -> T | None:
+        """The value."""
         if self._running:
             self.circular = True
             return None
@@ -46,7 +47,8 @@ class _Once(Generic[T]):
         return self._found
 
 
-def _type_of(node: Any, scope: Scope) -> Type | None:
+def type_of(node: Any, scope: Scope) -> Type | None:
+    """The type of a reference in `scope`; None where another finding hides it. Notes nothing."""
     found = look_up(node, scope) if is_reference(node) else None
     return found.type if isinstance(found, Resolved) else None
 
@@ -56,30 +58,30 @@ def declare_loop(raw: Mapping[str, Any], inside: Scope) -> Callable[[], Outputs]
     carry: Mapping[str, Any] = raw.get("carry", {})
     out: Mapping[str, Any] = raw.get("out", {})
     for name, node in carry.items():
-        inside.values[name] = _Once(_carried(node, inside))
+        inside.values[name] = Once(_carried(node, inside))
 
     def outputs() -> Outputs:
         types = {name: inside.values[name]() for name in carry} | {
-            name: _type_of(node, inside) for name, node in out.items()
+            name: type_of(node, inside) for name, node in out.items()
         }
         fields = tuple(Field(name=name, type=type) for name, type in types.items() if type is not None)
         return fields if len(fields) == len(types) else None
 
-    return _Once(outputs)
+    return Once(outputs)
 
 
 def _carried(node: Mapping[str, Any], inside: Scope) -> Callable[[], Type | None]:
     outside = inside.parent
     assert outside is not None
 
-    def type_of() -> Type | None:
+    def carried() -> Type | None:
         if "add" in node:
-            found = _type_of(node["add"], inside)
+            found = type_of(node["add"], inside)
             return found if found is not None and found.kind == "list" else None
         start = node.get("start")
-        return _type_of(start, outside) if is_reference(start) else _type_of(node.get("next"), inside)
+        return type_of(start, outside) if is_reference(start) else type_of(node.get("next"), inside)
 
-    return type_of
+    return carried
 
 
 def lower_loop_parts(

@@ -6,13 +6,25 @@ Knows the document only through `Spec.get` and `Spec.span`, and settings only th
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from bt_compiler.diagnostics import Diagnostic, did_you_mean
 from bt_compiler.graph.bindings import bind_outputs
 from bt_compiler.graph.findings import Findings, SpecPath
 from bt_compiler.graph.hashing import hashed
-from bt_compiler.graph.program import Binding, Call, Module, Node, Program, Ref, Retrieve, RetrieverRef
+from bt_compiler.graph.program import (
+    Binding,
+    Call,
+    Module,
+    Node,
+    Program,
+    Ref,
+    Retrieve,
+    RetrieverRef,
+    ToolRef,
+    UseTool,
+)
 from bt_compiler.graph.scope import Scope
 from bt_compiler.graph.signatures import lower_fields, lower_modules
 from bt_compiler.graph.steps import Declared, declare_steps, lower_steps, ordered
@@ -46,7 +58,10 @@ def lower_with_warnings(spec: Spec, sections: Sections) -> Lowered:
     named = named_types(spec)
     modules = lower_modules(named, findings, sections)
     declared = Declared(
-        modules=modules, retrievers={item.name: item for item in sections.retrievers}, findings=findings
+        modules=modules,
+        retrievers={item.name: item for item in sections.retrievers},
+        tools={item.name: item for item in sections.tools},
+        findings=findings,
     )
     if spec.get(("program",)) is None:
         structure = _single_module(modules, declared)
@@ -131,7 +146,7 @@ def _check_names_in_settings(out: tuple[Binding, ...], sections: Sections, findi
 def _warn_unused(structure: _Structure, declared: Declared) -> None:
     findings = declared.findings
     combined = {name for section in declared.retrievers.values() for name in section.of}
-    for section, what in (("modules", "module"), ("retrievers", "retriever")):
+    for section, what in (("modules", "module"), ("retrievers", "retriever"), ("tools", "tool")):
         for name in findings.spec.get((section,), {}):
             if name not in declared.called and not (section == "retrievers" and name in combined):
                 findings.add(
@@ -156,17 +171,22 @@ def _warn_unused(structure: _Structure, declared: Declared) -> None:
 
 
 def _assemble(name: str, structure: _Structure, declared: Declared) -> Program:
-    """Modules and retrievers in the order of their first use, those without use left out."""
+    """Modules, retrievers and tools in the order of their first use, those without use left out."""
     modules: dict[str, Module] = {}
     retrievers: dict[str, RetrieverRef] = {}
+    tools: dict[str, ToolRef] = {}
     for _, node in nodes_of(structure.nodes):
         if isinstance(node, Call):
-            found = declared.modules[node.module]
-            assert found is not None
-            modules.setdefault(node.module, found)
+            for slot in node.slots or (node.module,):
+                found = declared.modules[slot.partition("#")[0]]
+                assert found is not None
+                modules.setdefault(slot, replace(found, name=slot))
         elif isinstance(node, Retrieve):
             section = declared.retrievers[node.retriever]
             retrievers.setdefault(section.name, RetrieverRef(name=section.name, kind=section.kind, k=section.k))
+        elif isinstance(node, UseTool):
+            tool = declared.tools[node.tool]
+            tools[tool.name] = ToolRef(name=tool.name, kind=tool.kind, inputs=tool.inputs, outputs=tool.outputs)
     return Program(
         name=name,
         inputs=structure.inputs,
@@ -174,4 +194,5 @@ def _assemble(name: str, structure: _Structure, declared: Declared) -> Program:
         out=structure.out,
         modules=tuple(modules.values()),
         retrievers=tuple(retrievers.values()),
+        tools=tuple(tools.values()),
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from bt_compiler.diagnostics import Span
+from bt_compiler.graph.candidate import Demo
 from bt_compiler.spec.sections import Generation
 from bt_compiler.spec.types import Field, Type
 
@@ -35,6 +36,13 @@ class Module:
     format: str = "fields"
     """Prompt format: a name in `templates/prompts/`, or the absolute path of the user's own `.jinja` file."""
     train: tuple[Literal["prompt", "weights"], ...] = ("prompt", "weights")
+    demos: tuple[Demo, ...] = ()
+    """Written in the spec: every prompt starts with them, as it does with the instructions."""
+
+    @property
+    def declared(self) -> str:
+        """Key in the spec's `modules`: of the slot `ask#2` that is `ask`."""
+        return self.name.partition("#")[0]
 
     @property
     def outputs(self) -> tuple[Field, ...]:
@@ -89,6 +97,8 @@ class Call:
     inputs: tuple[Binding, ...]
     outputs: tuple[Field, ...]
     """`module.outputs`: the reasoning of a `chain_of_thought` can be referred to."""
+    slots: tuple[str, ...] = ()
+    """With `per_visit` the module of each visit of the nearest loop, `ask#1`, `ask#2`, …; `module` is the first."""
     hash: str = ""
     """Content hash of the node and all it depends on, filled in by `graph.hashing`."""
     span: Span | None = field(default=None, compare=False)
@@ -102,6 +112,18 @@ class Retrieve:
     retriever: str
     query: Value
     k: int
+    outputs: tuple[Field, ...]
+    hash: str = ""
+    span: Span | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UseTool:
+    """Calls a tool."""
+
+    name: str
+    tool: str
+    inputs: tuple[Binding, ...]
     outputs: tuple[Field, ...]
     hash: str = ""
     span: Span | None = field(default=None, compare=False)
@@ -143,7 +165,82 @@ class Repeat:
     span: Span | None = field(default=None, compare=False)
 
 
-Node = Call | Retrieve | Repeat
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One branch of a `Switch`: its body and what it gives."""
+
+    value: str | bool | None
+    """The value it is for; None: every value without a case of its own (`else`)."""
+    body: tuple[Node, ...]
+    """May be empty where `out` passes on what is there already."""
+    out: tuple[Binding, ...]
+    """Resolved inside the body, in the order of the switch's outputs."""
+
+    @property
+    def label(self) -> str:
+        """The branch in paths of nodes and dumps: the value's text, or `else`."""
+        if self.value is None:
+            return "else"
+        text = str(self.value).lower() if isinstance(self.value, bool) else self.value
+        return "=else" if text == "else" else text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Switch:
+    """Runs the one branch that the value names; exhaustive over an enum or bool."""
+
+    name: str
+    value: Ref
+    """An enum or bool."""
+    cases: tuple[Case, ...]
+    """In the order of the spec, `else` last."""
+    outputs: tuple[Field, ...]
+    """What every branch gives."""
+    hash: str = ""
+    span: Span | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Map:
+    """Runs its body once for every element of a list, all at the same time; gives lists in the order of the list."""
+
+    name: str
+    over: Ref
+    item: str
+    """Name of the element inside the body."""
+    item_type: Type
+    at_most: int
+    """Elements; a longer list is an error of the example."""
+    body: tuple[Node, ...]
+    out: tuple[Binding, ...]
+    """Resolved inside the body, for each element."""
+    outputs: tuple[Field, ...]
+    """Lists of what `out` binds."""
+    hash: str = ""
+    span: Span | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """Runs its body several times at a temperature, all at the same time, and gives what one of the runs gave."""
+
+    name: str
+    times: int
+    temperature: float
+    """Of every call inside."""
+    best: Ref | None
+    """A number or bool of the body whose greatest value is picked; None: the most frequent `out`. Ties go to the
+    earliest."""
+    body: tuple[Node, ...]
+    out: tuple[Binding, ...]
+    outputs: tuple[Field, ...]
+    hash: str = ""
+    span: Span | None = field(default=None, compare=False)
+
+
+Block = Repeat | Switch | Map | Sample
+"""Nodes with bodies."""
+Node = Call | Retrieve | UseTool | Block
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +250,16 @@ class RetrieverRef:
     name: str
     kind: str
     k: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolRef:
+    """What the graph knows of a tool."""
+
+    name: str
+    kind: str
+    inputs: tuple[Field, ...]
+    outputs: tuple[Field, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +274,7 @@ class Program:
     """The program's outputs; `Binding.type` is their type."""
     modules: tuple[Module, ...]
     retrievers: tuple[RetrieverRef, ...]
+    tools: tuple[ToolRef, ...] = ()
 
     def module(self, name: str) -> Module:
         """The module of that name. Raises KeyError."""

@@ -40,17 +40,21 @@ class Problem(NamedTuple):
 
 @dataclass(slots=True)
 class Scope:
-    """The names of one body: the top of the program, or the inside of a loop."""
+    """The names of one body: the top of the program, or the inside of a block."""
 
     owner: str | None = None
-    """The loop whose inside this is; None at the top."""
+    """The block whose inside this is; None at the top."""
+    kind: str = "loop"
+    """What that block is called in messages: `loop`, `switch`, `map` or `sample`."""
+    times: int = 0
+    """Of a loop, its visits."""
     parent: Scope | None = None
     values: dict[str, Callable[[], Type | None]] = field(default_factory=dict)
-    """Program inputs at the top, carried names in a loop."""
+    """Program inputs at the top, carried names in a loop, the element in a map."""
     steps: dict[str, Callable[[], Outputs]] = field(default_factory=dict)
     """Outputs of the steps of this body."""
     children: dict[str, Scope] = field(default_factory=dict)
-    """Insides of the loops of this body."""
+    """Insides of the blocks of this body: by name, of a switch by `name/case`."""
     needs: dict[str, set[str]] = field(default_factory=dict)
     """step -> steps of this body that it, or anything inside it, refers to."""
     used: set[str] = field(default_factory=set)
@@ -181,19 +185,25 @@ def _output_of(head: str, attribute: str, outputs: Outputs) -> Resolved | Proble
 
 
 def _outside(text: str, head: str, attribute: str | None, scope: Scope) -> Problem | None:
-    """A name that exists, but inside a loop that the reference stands outside of."""
+    """A name that exists, but inside a block that the reference stands outside of."""
     for place in scope.outward():
         for inner in place.inward():
             if head in (inner.values if attribute is None else inner.steps):
-                name = attribute or head
-                help = (
-                    f"write `${inner.owner}.{head}`: `{inner.owner}` gives what it carries"
-                    if attribute is None
-                    else f"give it by `out: {{{name}: {text}}}` or `carry` of `{inner.owner}` "
-                    f"and refer to `${inner.owner}.{name}`"
-                )
-                return Problem("BTC210", f"`{text}` is used outside its loop `{inner.owner}`", help)
+                help = _way_out(text, head, attribute, inner)
+                return Problem("BTC210", f"`{text}` is used outside its {inner.kind} `{inner.owner}`", help)
     return None
+
+
+def _way_out(text: str, head: str, attribute: str | None, inner: Scope) -> str:
+    owner = inner.owner
+    if attribute is None:
+        if inner.kind == "loop":
+            return f"write `${owner}.{head}`: `{owner}` gives what it carries"
+        return f"the element is known inside alone; `{owner}` gives lists of what its `out` binds"
+    ways = {"loop": f"or `carry` of `{owner}`", "switch": f"in every case of `{owner}`"}
+    return f"give it by `out: {{{attribute}: {text}}}` {ways.get(inner.kind, f'of `{owner}`')} " + (
+        f"and refer to `${owner}.{attribute}`"
+    )
 
 
 def also_gives(ref: Ref, scope: Scope, wanted: Type) -> str | None:

@@ -16,7 +16,9 @@ from bt_compiler.graph.program import (
     Binding,
     Call,
     Carry,
+    Case,
     Constant,
+    Map,
     Module,
     Node,
     Program,
@@ -24,7 +26,11 @@ from bt_compiler.graph.program import (
     Repeat,
     Retrieve,
     RetrieverRef,
+    Sample,
     Signature,
+    Switch,
+    ToolRef,
+    UseTool,
     Value,
 )
 from bt_compiler.spec.sections import Generation
@@ -122,6 +128,7 @@ def signature_to_json(signature: Signature) -> dict[str, Any]:
 
 def module_to_json(module: Module) -> dict[str, Any]:
     """All of a module."""
+    written = {"demos": _demos_to_json(module.demos)} if module.demos else {}
     return {
         "name": module.name,
         "kind": module.kind,
@@ -130,6 +137,7 @@ def module_to_json(module: Module) -> dict[str, Any]:
         "generation": asdict(module.generation),
         "format": module.format,
         "train": list(module.train),
+        **written,
     }
 
 
@@ -147,6 +155,7 @@ def _module_from_json(data: Mapping[str, Any]) -> Module:
         generation=Generation(**data["generation"]),
         format=data["format"],
         train=tuple(data["train"]),
+        demos=tuple(Demo(**demo) for demo in data.get("demos", ())),
     )
 
 
@@ -175,8 +184,12 @@ def _node_to_json(node: Node) -> dict[str, Any]:
     match node:
         case Call():
             data |= {"call": node.module, "inputs": _bindings_to_json(node.inputs)}
+            if node.slots:
+                data["slots"] = list(node.slots)
         case Retrieve():
             data |= {"retrieve": node.retriever, "query": _value_to_json(node.query), "k": node.k}
+        case UseTool():
+            data |= {"tool": node.tool, "inputs": _bindings_to_json(node.inputs)}
         case Repeat():
             data |= {
                 "repeat": node.times,
@@ -186,27 +199,84 @@ def _node_to_json(node: Node) -> dict[str, Any]:
             }
             if node.until is not None:
                 data["until"] = _value_to_json(node.until)
+        case Switch():
+            data |= {"switch": _value_to_json(node.value), "cases": [_case_to_json(case) for case in node.cases]}
+        case Map():
+            data |= {"map": _value_to_json(node.over), "item": node.item, "item_type": type_to_json(node.item_type)}
+            data |= {"at_most": node.at_most, **_inside_to_json(node.body, node.out)}
+        case Sample():
+            data |= {"sample": node.times, "temperature": node.temperature, **_inside_to_json(node.body, node.out)}
+            if node.best is not None:
+                data["best"] = _value_to_json(node.best)
     return data
+
+
+def _inside_to_json(body: Sequence[Node], out: Sequence[Binding]) -> dict[str, Any]:
+    return {"body": [_node_to_json(inner) for inner in body], "out": _bindings_to_json(out)}
+
+
+def _case_to_json(case: Case) -> dict[str, Any]:
+    inside = _inside_to_json(case.body, case.out)
+    return inside if case.value is None else {"case": case.value, **inside}
 
 
 def _node_from_json(data: Mapping[str, Any]) -> Node:
     name, outputs, hash = data["name"], fields_from_json(data["outputs"]), data["hash"]
     if "call" in data:
         inputs = _bindings_from_json(data["inputs"])
-        return Call(name=name, module=data["call"], inputs=inputs, outputs=outputs, hash=hash)
+        slots = tuple(data.get("slots", ()))
+        return Call(name=name, module=data["call"], inputs=inputs, outputs=outputs, slots=slots, hash=hash)
     if "retrieve" in data:
         query = _value_from_json(data["query"])
         return Retrieve(name=name, retriever=data["retrieve"], query=query, k=data["k"], outputs=outputs, hash=hash)
+    if "tool" in data:
+        inputs = _bindings_from_json(data["inputs"])
+        return UseTool(name=name, tool=data["tool"], inputs=inputs, outputs=outputs, hash=hash)
+    if "switch" in data:
+        value, cases = _ref_from_json(data["switch"]), tuple(_case_from_json(case) for case in data["cases"])
+        return Switch(name=name, value=value, cases=cases, outputs=outputs, hash=hash)
+    body, out = _body_from_json(data["body"]), _bindings_from_json(data["out"])
+    if "map" in data:
+        return Map(
+            name=name,
+            over=_ref_from_json(data["map"]),
+            item=data["item"],
+            item_type=type_from_json(data["item_type"]),
+            at_most=data["at_most"],
+            body=body,
+            out=out,
+            outputs=outputs,
+            hash=hash,
+        )
+    if "sample" in data:
+        return Sample(
+            name=name,
+            times=data["sample"],
+            temperature=data["temperature"],
+            best=_ref_from_json(data["best"]) if "best" in data else None,
+            body=body,
+            out=out,
+            outputs=outputs,
+            hash=hash,
+        )
     return Repeat(
         name=name,
         times=data["repeat"],
         carry=tuple(_carry_from_json(item) for item in data["carry"]),
-        body=tuple(_node_from_json(item) for item in data["body"]),
-        out=_bindings_from_json(data["out"]),
+        body=body,
+        out=out,
         outputs=outputs,
         until=_ref_from_json(data["until"]) if "until" in data else None,
         hash=hash,
     )
+
+
+def _body_from_json(data: Sequence[Mapping[str, Any]]) -> tuple[Node, ...]:
+    return tuple(_node_from_json(item) for item in data)
+
+
+def _case_from_json(data: Mapping[str, Any]) -> Case:
+    return Case(value=data.get("case"), body=_body_from_json(data["body"]), out=_bindings_from_json(data["out"]))
 
 
 def program_to_json(program: Program) -> dict[str, Any]:
@@ -219,7 +289,18 @@ def program_to_json(program: Program) -> dict[str, Any]:
         "out": _bindings_to_json(program.out),
         "modules": [module_to_json(module) for module in program.modules],
         "retrievers": [asdict(retriever) for retriever in program.retrievers],
+        **({"tools": [_tool_to_json(tool) for tool in program.tools]} if program.tools else {}),
     }
+
+
+def _tool_to_json(tool: ToolRef) -> dict[str, Any]:
+    inputs, outputs = fields_to_json(tool.inputs), fields_to_json(tool.outputs)
+    return {"name": tool.name, "kind": tool.kind, "inputs": inputs, "outputs": outputs}
+
+
+def _tool_from_json(data: Mapping[str, Any]) -> ToolRef:
+    inputs, outputs = fields_from_json(data["inputs"]), fields_from_json(data["outputs"])
+    return ToolRef(name=data["name"], kind=data["kind"], inputs=inputs, outputs=outputs)
 
 
 def program_from_json(data: Mapping[str, Any]) -> Program:
@@ -234,6 +315,7 @@ def program_from_json(data: Mapping[str, Any]) -> Program:
         out=_bindings_from_json(data["out"]),
         modules=tuple(_module_from_json(module) for module in data["modules"]),
         retrievers=tuple(RetrieverRef(**retriever) for retriever in data["retrievers"]),
+        tools=tuple(_tool_from_json(tool) for tool in data.get("tools", ())),
     )
 
 
@@ -241,16 +323,20 @@ def prompt_to_json(prompt: Prompt) -> dict[str, Any]:
     """Instructions and demos."""
     return {
         "instructions": prompt.instructions,
-        "demos": [
-            {
-                "inputs": dict(demo.inputs),
-                "outputs": dict(demo.outputs),
-                "example": demo.example,
-                "origin": demo.origin,
-            }
-            for demo in prompt.demos
-        ],
+        "demos": _demos_to_json(prompt.demos),
     }
+
+
+def _demos_to_json(demos: Sequence[Demo]) -> list[dict[str, Any]]:
+    return [
+        {
+            "inputs": dict(demo.inputs),
+            "outputs": dict(demo.outputs),
+            "example": demo.example,
+            "origin": demo.origin,
+        }
+        for demo in demos
+    ]
 
 
 def _prompt_from_json(data: Mapping[str, Any]) -> Prompt:

@@ -6,13 +6,24 @@ Knows nothing of steps. A module that cannot be lowered is None in the table, so
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, cast
 
 from bt_compiler.diagnostics import did_you_mean
+from bt_compiler.graph.candidate import Demo
 from bt_compiler.graph.findings import Findings, SpecPath
 from bt_compiler.graph.program import Module, ModuleKind, Signature
-from bt_compiler.spec import Field, Sections, Spec, Type, TypeSyntaxError, parse_fields, parse_signature_text
+from bt_compiler.spec import (
+    Field,
+    Sections,
+    Spec,
+    Type,
+    TypeSyntaxError,
+    convert,
+    parse_fields,
+    parse_signature_text,
+    show_type,
+)
 from bt_compiler.spec.declared import type_finding
 from bt_compiler.spec.sections import Generation
 
@@ -44,7 +55,7 @@ def _lower_module(
         signature = _without_reasoning(path, signature, findings)
     if signature is None or model is None or kind is None:
         return None
-    return Module(
+    module = Module(
         name=name,
         kind=cast(ModuleKind, kind),
         signature=signature,
@@ -52,6 +63,38 @@ def _lower_module(
         generation=Generation(**{**asdict(model.generation), **raw.get("generation", {})}),
         format=_format_of(path, findings.spec),
         train=tuple(raw.get("train", ("prompt", "weights"))),
+    )
+    demos = [_demo(module, demo, (*path, "demos", i), findings) for i, demo in enumerate(raw.get("demos", ()))]
+    return None if None in demos else replace(module, demos=tuple(demo for demo in demos if demo is not None))
+
+
+def _demo(module: Module, raw: Mapping[str, Any], path: SpecPath, findings: Findings) -> Demo | None:
+    """One demo written in the spec: a value for every field; a rationale may be left out. None after findings."""
+    inputs, outputs = module.signature.inputs, module.outputs
+    fields = {item.name: item for item in (*inputs, *outputs)}
+    values: dict[str, Any] = {}
+    before = len(findings.items)
+    for name, node in raw.items():
+        if name not in fields:
+            help = did_you_mean(name, fields, what=f"fields of `{module.name}`")
+            findings.add("BTC234", f"module `{module.name}` has no field `{name}`", (*path, name), key=True, help=help)
+            continue
+        try:
+            values[name] = convert(node, fields[name].type)
+        except ValueError as error:
+            wanted = show_type(fields[name].type)
+            findings.add("BTC234", f"`{name}` of the demo is not `{wanted}`: {error}", (*path, name))
+    needed = [item.name for item in (*inputs, *module.signature.outputs)]
+    missing = [name for name in needed if name not in raw]
+    if missing:
+        shown = ", ".join(f"`{name}`" for name in missing)
+        findings.add("BTC234", f"the demo lacks {shown}", path, help="a demo has a value for every input and output")
+    if len(findings.items) > before:
+        return None
+    return Demo(
+        inputs={item.name: values[item.name] for item in inputs},
+        outputs={item.name: values[item.name] for item in outputs if item.name in values},
+        origin="written",
     )
 
 

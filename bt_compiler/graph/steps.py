@@ -1,4 +1,4 @@
-"""Steps of the spec to nodes: `call`, `retrieve` and `repeat`, with everything they refer to resolved.
+"""Steps of the spec to nodes, with everything they refer to resolved; `loops` and `blocks` hold what blocks need.
 
 First every name of a body is declared (with outputs that are worked out when asked for), then every step is lowered,
 then the steps are put in the order of their references. Their place in the YAML decides nothing.
@@ -6,23 +6,36 @@ then the steps are put in the order of their references. Their place in the YAML
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from bt_compiler.diagnostics import did_you_mean
 from bt_compiler.graph.bindings import bind_inputs
+from bt_compiler.graph.blocks import (
+    Block,
+    Lowered,
+    declare_map,
+    declare_sample,
+    declare_switch,
+    insides,
+    lower_map,
+    lower_sample,
+    lower_switch,
+)
 from bt_compiler.graph.findings import Findings, SpecPath
 from bt_compiler.graph.loops import declare_loop, lower_loop_parts
-from bt_compiler.graph.program import Call, Module, Node, Repeat, Retrieve
+from bt_compiler.graph.program import Call, Module, Node, Repeat, Retrieve, UseTool
 from bt_compiler.graph.scope import Outputs, Scope, order
 from bt_compiler.spec import Field
-from bt_compiler.spec.sections import RetrieverSection
+from bt_compiler.spec.sections import RetrieverSection, ToolSection
 from bt_compiler.spec.types import PASSAGES, STR
+
+T = TypeVar("T")
 
 RETRIEVED = (Field(name="passages", type=PASSAGES),)
 _QUERY = (Field(name="query", type=STR),)
-_MISLED = frozenset(f"BTC2{number:02d}" for number in (0, 1, 3, 4, 5, 10, 11, 12, 16, 17))
+_MISLED = frozenset(f"BTC2{number:02d}" for number in (0, 1, 3, 4, 5, 10, 11, 12, 16, 17, 28, 32))
 """Codes of values that lead nowhere or to the wrong place: while there is one, a step without use is not blamed."""
 
 
@@ -33,27 +46,39 @@ class Declared:
     modules: Mapping[str, Module | None]
     """None: the module has findings of its own."""
     retrievers: Mapping[str, RetrieverSection]
+    tools: Mapping[str, ToolSection]
     findings: Findings
     called: set[str] = field(default_factory=set)
-    """Modules and retrievers that some step names."""
+    """Modules, retrievers and tools that some step names."""
 
 
 def declare_steps(steps: Mapping[str, Any], path: SpecPath, scope: Scope, declared: Declared) -> None:
-    """Enters every step of a body into `scope`, loops with their insides."""
+    """Enters every step of a body into `scope`, blocks with their insides."""
     for name, raw in steps.items():
+        for key, kind, at, inner in insides(raw):
+            inside = Scope(owner=name, kind=kind, times=raw.get("repeat", 0), parent=scope)
+            scope.children[f"{name}/{key}" if key else name] = inside
+            declare_steps(inner.get("steps", {}), (*path, name, *at, "steps"), inside, declared)
         if "repeat" in raw:
-            inside = Scope(owner=name, parent=scope)
-            scope.children[name] = inside
-            declare_steps(raw.get("steps", {}), (*path, name, "steps"), inside, declared)
-            scope.steps[name] = declare_loop(raw, inside)
+            scope.steps[name] = declare_loop(raw, scope.children[name])
+        elif "switch" in raw:
+            scope.steps[name] = declare_switch(name, raw, scope)
+        elif "map" in raw:
+            scope.steps[name] = declare_map(raw, scope.children[name])
+        elif "sample" in raw:
+            scope.steps[name] = declare_sample(raw, scope.children[name])
         elif "retrieve" in raw:
             scope.steps[name] = lambda: RETRIEVED
+        elif "tool" in raw:
+            tool = declared.tools.get(raw["tool"])
+            scope.steps[name] = constantly(None if tool is None else tool.outputs)
         else:
-            scope.steps[name] = _outputs_of(declared.modules.get(raw["call"]))
+            module = declared.modules.get(raw["call"])
+            scope.steps[name] = constantly(None if module is None else module.outputs)
 
 
-def _outputs_of(module: Module | None) -> Any:
-    outputs: Outputs = None if module is None else module.outputs
+def constantly(outputs: Outputs) -> Callable[[], Outputs]:
+    """Outputs that are known."""
     return lambda: outputs
 
 
@@ -91,11 +116,34 @@ def ordered(
 
 
 def _lower_step(name: str, raw: Mapping[str, Any], path: SpecPath, scope: Scope, declared: Declared) -> Node | None:
-    if "repeat" in raw:
-        return _lower_repeat(name, raw, path, scope, declared)
+    if "call" in raw:
+        return _lower_call(name, raw, path, scope, declared)
     if "retrieve" in raw:
         return _lower_retrieve(name, raw, path, scope, declared)
-    return _lower_call(name, raw, path, scope, declared)
+    if "tool" in raw:
+        return _lower_tool(name, raw, path, scope, declared)
+    if "repeat" in raw:
+        return _lower_repeat(name, raw, path, scope, declared)
+
+    def lower_body(inner: Mapping[str, Any], at: SpecPath, inside: Scope, parts: Callable[[], T]) -> Lowered[T]:
+        return _lower_body(inner, at, inside, parts, declared)
+
+    step = Block(name=name, raw=raw, path=path, scope=scope, findings=declared.findings, lower_body=lower_body)
+    if "switch" in raw:
+        return lower_switch(step)
+    return lower_map(step) if "map" in raw else lower_sample(step)
+
+
+def _lower_body(
+    raw: Mapping[str, Any], path: SpecPath, inside: Scope, parts: Callable[[], T], declared: Declared
+) -> Lowered[T]:
+    """The steps of a block at `path`, and what `parts` makes of its other keys; `parts` comes before the order, for
+    what it refers to counts as used.
+    """
+    steps_path: SpecPath = (*path, "steps")
+    lowered = lower_steps(raw.get("steps", {}), steps_path, inside, declared)
+    found = parts()
+    return Lowered(ordered(lowered, steps_path, inside, declared.findings), found)
 
 
 def _lower_call(name: str, raw: Mapping[str, Any], path: SpecPath, scope: Scope, declared: Declared) -> Call | None:
@@ -113,9 +161,29 @@ def _lower_call(name: str, raw: Mapping[str, Any], path: SpecPath, scope: Scope,
     inputs = bind_inputs(
         raw.get("in"), expected, what=f"module `{callee}`", step=name, path=path, scope=scope, findings=findings
     )
-    if module is None or inputs is None:
+    slots = _slots(raw, path, scope, findings)
+    if module is None or inputs is None or slots is None:
         return None
-    return Call(name=name, module=callee, inputs=inputs, outputs=module.outputs, span=findings.spec.span(path))
+    return Call(
+        name=name,
+        module=slots[0] if slots else callee,
+        inputs=inputs,
+        outputs=module.outputs,
+        slots=slots,
+        span=findings.spec.span(path),
+    )
+
+
+def _slots(raw: Mapping[str, Any], path: SpecPath, scope: Scope, findings: Findings) -> tuple[str, ...] | None:
+    """The modules of the visits of the nearest loop; empty where all calls are tied, None after findings."""
+    if not raw.get("per_visit", False):
+        return ()
+    loop = next((place for place in scope.outward() if place.kind == "loop" and place.owner is not None), None)
+    if loop is None:
+        help = "leave it out, or put the call into the steps of a `repeat`"
+        findings.add("BTC227", "`per_visit` outside a loop", (*path, "per_visit"), key=True, help=help)
+        return None
+    return tuple(f"{raw['call']}#{visit + 1}" for visit in range(loop.times))
 
 
 def _lower_retrieve(
@@ -146,12 +214,24 @@ def _lower_retrieve(
     )
 
 
+def _lower_tool(name: str, raw: Mapping[str, Any], path: SpecPath, scope: Scope, declared: Declared) -> UseTool | None:
+    asked, findings = raw["tool"], declared.findings
+    tool = declared.tools.get(asked)
+    if tool is None:
+        help = did_you_mean(asked, declared.tools, what="tools") if declared.tools else "declare it under `tools`"
+        findings.add("BTC202", f"unknown tool `{asked}`", (*path, "tool"), help=help)
+    declared.called.add(asked)
+    expected = None if tool is None else tool.inputs
+    what = f"tool `{asked}`"
+    inputs = bind_inputs(raw["in"], expected, what=what, step=name, path=path, scope=scope, findings=findings)
+    if tool is None or inputs is None:
+        return None
+    return UseTool(name=name, tool=asked, inputs=inputs, outputs=tool.outputs, span=findings.spec.span(path))
+
+
 def _lower_repeat(name: str, raw: Mapping[str, Any], path: SpecPath, scope: Scope, declared: Declared) -> Repeat | None:
     findings, inside = declared.findings, scope.children[name]
-    steps_path: SpecPath = (*path, "steps")
-    lowered = lower_steps(raw.get("steps", {}), steps_path, inside, declared)
-    parts = lower_loop_parts(name, raw, path, inside, findings)
-    body = ordered(lowered, steps_path, inside, findings)
+    body, parts = _lower_body(raw, path, inside, lambda: lower_loop_parts(name, raw, path, inside, findings), declared)
     outputs = scope.steps[name]()
     if parts is None or body is None or outputs is None:
         return None

@@ -3,9 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from bt_compiler.graph.hashing import hashed
-from bt_compiler.graph.program import Binding, Call, Carry, Constant, Node, Program, Repeat, Retrieve, Value
+from bt_compiler.graph.program import (
+    Binding,
+    Call,
+    Carry,
+    Constant,
+    Map,
+    Module,
+    Node,
+    Program,
+    Ref,
+    Repeat,
+    Retrieve,
+    Sample,
+    Switch,
+    UseTool,
+    Value,
+)
 from bt_compiler.graph.walk import nodes
 from bt_compiler.spec import Field, Type, assignable, convert, show_type
 from bt_compiler.spec.types import PASSAGES, STR
@@ -15,6 +33,8 @@ class InvalidProgram(Exception):
     """A program that breaks a rule every program keeps."""
 
 
+_VISITS = "#visits"
+"""No name of a spec: the maximum of its type is how often the nearest loop runs."""
 _Names = Mapping[str, Type]
 """`step.field` and names of inputs and carried values -> type, as visible at one place."""
 
@@ -33,12 +53,15 @@ def verify(program: Program) -> None:
         raise InvalidProgram("the program gives nothing")
     for binding in program.out:
         _fits(binding.value, binding.type, visible, f"output `{binding.name}`")
-    used = {node.module for _, node in nodes(program) if isinstance(node, Call)}
+    used = {name for _, node in nodes(program) if isinstance(node, Call) for name in (node.module, *node.slots)}
     used_retrievers = {node.retriever for _, node in nodes(program) if isinstance(node, Retrieve)}
     if used != {module.name for module in program.modules}:
         raise InvalidProgram(f"modules listed and modules called differ: {sorted(used)}")
     if used_retrievers != {retriever.name for retriever in program.retrievers}:
         raise InvalidProgram(f"retrievers listed and retrievers asked differ: {sorted(used_retrievers)}")
+    used_tools = {node.tool for _, node in nodes(program) if isinstance(node, UseTool)}
+    if used_tools != {tool.name for tool in program.tools}:
+        raise InvalidProgram(f"tools listed and tools called differ: {sorted(used_tools)}")
     if hashed(program) != program:
         raise InvalidProgram("the hash of a node is not that of its content")
 
@@ -71,14 +94,39 @@ def _verify_node(node: Node, program: Program, names: _Names) -> None:
             _verify_inputs(node.name, node.inputs, module.signature.inputs, names)
             if node.outputs != module.outputs:
                 raise InvalidProgram(f"outputs of `{node.name}` are not those of module `{module.name}`")
+            _verify_slots(node, module, program, names)
         case Retrieve():
             if node.retriever not in [item.name for item in program.retrievers]:
                 raise InvalidProgram(f"`{node.name}` asks unknown retriever `{node.retriever}`")
             _fits(node.query, STR, names, f"query of `{node.name}`")
             if node.k < 1 or [(item.name, item.type) for item in node.outputs] != [("passages", PASSAGES)]:
                 raise InvalidProgram(f"`{node.name}` retrieves {node.k} into {node.outputs}")
+        case UseTool():
+            tool = next((item for item in program.tools if item.name == node.tool), None)
+            if tool is None or tool.outputs != node.outputs:
+                raise InvalidProgram(
+                    f"`{node.name}` calls tool `{node.tool}`, which is unknown or gives something else"
+                )
+            _verify_inputs(node.name, node.inputs, tool.inputs, names)
         case Repeat():
             _verify_loop(node, program, names)
+        case Switch():
+            _verify_switch(node, program, names)
+        case Map():
+            _verify_map(node, program, names)
+        case Sample():
+            _verify_sample(node, program, names)
+
+
+def _verify_slots(node: Call, first: Module, program: Program, names: _Names) -> None:
+    visits = names.get(_VISITS)
+    if node.slots and (visits is None or len(node.slots) != visits.maximum or node.slots[0] != node.module):
+        raise InvalidProgram(f"`{node.name}` has {len(node.slots)} modules, not one a visit of its loop")
+    for slot in node.slots:
+        if slot not in [module.name for module in program.modules]:
+            raise InvalidProgram(f"`{node.name}` calls unknown module `{slot}`")
+        if replace(program.module(slot), name=first.name) != first:
+            raise InvalidProgram(f"the modules of `{node.name}` differ")
 
 
 def _verify_inputs(step: str, bound: Sequence[Binding], expected: Sequence[Field], names: _Names) -> None:
@@ -92,6 +140,7 @@ def _verify_loop(node: Repeat, program: Program, outside: _Names) -> None:
     if node.times < 1:
         raise InvalidProgram(f"`{node.name}` repeats {node.times} times")
     inside = {**outside, **{carry.name: carry.type for carry in node.carry}}
+    inside[_VISITS] = Type(kind="int", maximum=node.times)
     names = _verify_body(node.body, program, inside)
     for carry in node.carry:
         _verify_carry(carry, node.name, outside, names)
@@ -102,6 +151,51 @@ def _verify_loop(node: Repeat, program: Program, outside: _Names) -> None:
     gives = [(item.name, item.type) for item in node.carry] + [(item.name, item.type) for item in node.out]
     if [(item.name, item.type) for item in node.outputs] != gives:
         raise InvalidProgram(f"outputs of `{node.name}` are not what it carries and gives")
+
+
+def _verify_switch(node: Switch, program: Program, outside: _Names) -> None:
+    what = f"switch `{node.name}`"
+    type = _type_of(node.value, outside, what)
+    values: list[Any] = [True, False] if type.kind == "bool" else list(type.values)
+    named = [case.value for case in node.cases if case.value is not None]
+    if type.kind not in ("bool", "enum") or len(set(named)) != len(named) or not set(named) <= set(values):
+        raise InvalidProgram(f"{what} has the cases {named} for a value of `{show_type(type)}`")
+    rest = [index for index, case in enumerate(node.cases) if case.value is None]
+    if rest not in ([], [len(node.cases) - 1]) or (not rest and set(named) != set(values)):
+        raise InvalidProgram(f"{what} is not exhaustive")
+    for case in node.cases:
+        inside = _verify_body(case.body, program, outside) if case.body else dict(outside)
+        if [item.name for item in case.out] != [item.name for item in node.outputs]:
+            raise InvalidProgram(f"case `{case.label}` of {what} does not give what the others give")
+        for binding, field in zip(case.out, node.outputs, strict=True):
+            _fits(binding.value, field.type, inside, f"`out` of case `{case.label}` of {what}")
+
+
+def _verify_map(node: Map, program: Program, outside: _Names) -> None:
+    what = f"map `{node.name}`"
+    type = _type_of(node.over, outside, what)
+    if type.kind != "list" or type.item is None or not assignable(type.item, node.item_type) or node.at_most < 1:
+        raise InvalidProgram(f"{what} takes at most {node.at_most} of `{show_type(type)}`")
+    inside = _verify_body(node.body, program, {**outside, node.item: node.item_type})
+    for binding in node.out:
+        _fits(binding.value, binding.type, inside, f"`out` of {what}")
+    if [(item.name, item.type) for item in node.outputs] != [
+        (item.name, Type(kind="list", item=item.type)) for item in node.out
+    ]:
+        raise InvalidProgram(f"outputs of {what} are not lists of what it gives")
+
+
+def _verify_sample(node: Sample, program: Program, outside: _Names) -> None:
+    what = f"sample `{node.name}`"
+    if node.times < 1 or node.temperature <= 0:
+        raise InvalidProgram(f"{what} runs {node.times} times at {node.temperature}")
+    inside = _verify_body(node.body, program, outside)
+    for binding in node.out:
+        _fits(binding.value, binding.type, inside, f"`out` of {what}")
+    if node.best is not None and _type_of(node.best, inside, what).kind not in ("int", "float", "bool"):
+        raise InvalidProgram(f"{what} picks the best by what is no number")
+    if [(item.name, item.type) for item in node.outputs] != [(item.name, item.type) for item in node.out]:
+        raise InvalidProgram(f"outputs of {what} are not what it gives")
 
 
 def _verify_carry(carry: Carry, loop: str, outside: _Names, inside: _Names) -> None:
@@ -122,8 +216,13 @@ def _fits(value: Value, type: Type, names: _Names, what: str) -> None:
         except ValueError as error:
             raise InvalidProgram(f"{what}: {error}") from error
         return
-    source = names.get(value.field if value.step is None else f"{value.step}.{value.field}")
-    if source is None:
-        raise InvalidProgram(f"{what} refers to `{value}`, which is not there before it")
+    source = _type_of(value, names, what)
     if not assignable(source, type):
         raise InvalidProgram(f"{what} expects `{show_type(type)}`, got `{show_type(source)}`")
+
+
+def _type_of(ref: Ref, names: _Names, what: str) -> Type:
+    source = names.get(ref.field if ref.step is None else f"{ref.step}.{ref.field}")
+    if source is None:
+        raise InvalidProgram(f"{what} refers to `{ref}`, which is not there before it")
+    return source

@@ -14,8 +14,11 @@ ZERO_SHOT = "zero-shot"
 
 
 def spec_candidate(program: Program) -> Candidate:
-    """The spec's instructions, no demos, the base model."""
-    prompts = {module.name: Prompt(instructions=module.signature.instructions) for module in program.modules}
+    """The spec's instructions and demos, the base model."""
+    prompts = {
+        module.name: Prompt(instructions=module.signature.instructions, demos=module.demos)
+        for module in program.modules
+    }
     return Candidate(id=ZERO_SHOT, prompts=prompts)
 
 

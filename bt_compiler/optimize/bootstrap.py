@@ -53,7 +53,7 @@ def _demos(trace: Trace, seed: int) -> dict[str, Demo]:
     """One demo a module. Of several visits the last or one of those before it is taken, at even odds, as in DSPy."""
     visits: dict[str, list[Demo]] = {}
     for step in trace.steps:
-        if step.module is not None and step.outputs is not None:
+        if step.module is not None and step.outputs is not None and step.picked:
             demo = Demo(inputs=step.inputs, outputs=step.outputs, example=trace.example, origin="bootstrapped")
             visits.setdefault(step.module, []).append(demo)
     return {module: _pick(demos, seed_of(seed, "visit", trace.example, module)) for module, demos in visits.items()}

@@ -88,12 +88,15 @@ class RowWriter:
 
 def row_writer(program: Program, candidate: Candidate, settings: WeightsSection, zero_shot: Candidate) -> RowWriter:
     """The writer that `weights.demos` asks for: the spec's prompts without demos, or the candidate's with them."""
-    if settings.demos == "keep":
-        prompts = dict(candidate.prompts)
-    else:
-        prompts = {name: replace(prompt, demos=()) for name, prompt in zero_shot.prompts.items()}
+    prompts = dict(candidate.prompts) if settings.demos == "keep" else without_demos(program, zero_shot)
     formats = {module.format: load_format(module.format) for module in program.modules}
     return RowWriter(program=program, prompts=prompts, formats=formats)
+
+
+def without_demos(program: Program, zero_shot: Candidate) -> dict[str, Prompt]:
+    """The spec's prompts without demos; one that is frozen stays as it is."""
+    frozen = {module.name for module in program.modules if "prompt" not in module.train}
+    return {name: prompt if name in frozen else replace(prompt, demos=()) for name, prompt in zero_shot.prompts.items()}
 
 
 def trainable(program: Program) -> tuple[Module, ...]:
@@ -115,7 +118,7 @@ def rows_of(trace: Trace, *, writer: RowWriter, source: RowSource) -> tuple[Row,
             source=source,
         )
         for step in trace.steps
-        if step.module in modules and step.outputs is not None
+        if step.module in modules and step.outputs is not None and step.picked
     )
 
 

@@ -13,9 +13,10 @@ interval [low, high], scores {example: score}, chosen}].
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bt_compiler.canonical import seed_of
@@ -29,7 +30,7 @@ from bt_compiler.graph.candidate import SHARED, Adapter, Candidate, Prompt
 from bt_compiler.graph.program import Module, Program
 from bt_compiler.optimize.cold_start import Collected, Start, collect
 from bt_compiler.optimize.inner import inner_split
-from bt_compiler.optimize.rows import Row, balance, deduplicate, row_writer, trainable
+from bt_compiler.optimize.rows import Row, balance, deduplicate, row_writer, trainable, without_demos
 from bt_compiler.optimize.step import StepContext, StepResult
 from bt_compiler.spec.sections import WeightsSection
 
@@ -160,11 +161,16 @@ def _train(context: StepContext, candidate: Candidate, lesson: Lesson, precision
         settings=settings,
         seed=seed_of(context.seed, "train", lesson.key),
         folder=context.journal.step_folder(context.index) / f"train-{lesson.key}",
-        name=f"step{context.index}-{lesson.key}",
+        name=_plain(f"step{context.index}-{lesson.key}"),
         progress=context.progress,
         start=start,
         precision="bfloat16" if precision == "bfloat16" else "float32",
     )
+
+
+def _plain(name: str) -> str:
+    """A name that servers and file systems take; `#` of a slot and letters beyond ASCII are written otherwise."""
+    return re.sub(r"[^A-Za-z0-9_.-]", lambda found: "-" if found[0] == "#" else f"{ord(found[0]):x}", name)
 
 
 def _adapters(program: Program, candidate: Candidate, trained: Sequence[_Trained]) -> dict[str, Adapter]:
@@ -184,9 +190,8 @@ def _choose(
     context: StepContext, candidate: Candidate, adapters: Mapping[str, Adapter]
 ) -> list[tuple[Candidate, Report]]:
     """The new weights with each kind of prompt, scored on the inner val; the shorter prompts first, to win ties."""
-    spec_prompts = {name: replace(prompt, demos=()) for name, prompt in context.zero_shot.prompts.items()}
-    kinds: list[Mapping[str, Prompt]] = [spec_prompts]
-    if dict(candidate.prompts) != spec_prompts:
+    kinds: list[Mapping[str, Prompt]] = [without_demos(context.program, context.zero_shot)]
+    if dict(candidate.prompts) != kinds[0]:
         kinds.append(candidate.prompts)
     val = inner_split(context.train, context.settings.prompts, context.seed).val
     found: list[tuple[Candidate, Report]] = []

@@ -32,6 +32,7 @@ from bt_compiler.spec.types import Field
 if TYPE_CHECKING:
     from bt_compiler.engine.executor import Engine
     from bt_compiler.engine.retrieval import Retriever
+    from bt_compiler.engine.tools import Tool
 
 OpenBackend = Callable[[ModelSection], Backend]
 
@@ -47,10 +48,12 @@ def load(
     progress: Progress | None = None,
     cache_root: Path | None = None,
     opener: OpenBackend | None = None,
+    tools: Path | None = None,
 ) -> Predictor:
     """A predictor for the bundle at `path`; every hash is verified now, the model is opened at the first use.
 
     `overrides` (`model.endpoints=[…]`) change the bundle's resolved spec, for endpoints and paths of this machine.
+    `tools` is the Python file of tools of kind `function`, which a bundle does not hold.
     `opener` opens backends in another way than the spec's engine. Raises BundleError and SpecError.
     """
     from bt_compiler.engine.cache import cache_root as default_root
@@ -59,14 +62,22 @@ def load(
     sections = build_sections(load_spec(bundle.spec, overrides=overrides))
     root = default_root(os.environ) if cache_root is None else cache_root
     told = Silent() if progress is None else progress
-    return Predictor(bundle, sections, progress=told, cache_root=root, opener=opener or _opener(root, told))
+    opened = opener or _opener(root, told)
+    return Predictor(bundle, sections, progress=told, cache_root=root, opener=opened, tools=tools)
 
 
 class Predictor:
     """A bundle as a function of its program's inputs; also a context manager. Threads may share one."""
 
     def __init__(
-        self, bundle: Bundle, sections: Sections, *, progress: Progress, cache_root: Path, opener: OpenBackend
+        self,
+        bundle: Bundle,
+        sections: Sections,
+        *,
+        progress: Progress,
+        cache_root: Path,
+        opener: OpenBackend,
+        tools: Path | None = None,
     ) -> None:
         self.bundle = bundle
         """The verified bundle."""
@@ -79,6 +90,7 @@ class Predictor:
         self._progress = progress
         self._cache_root = cache_root
         self._opener = opener
+        self._tools_file = tools
         self._opening = Lock()
         self._engine: Engine | None = None
         self._session: Session | None = None
@@ -90,7 +102,8 @@ class Predictor:
                 from bt_compiler.engine.executor import Engine, Execution
 
                 retrievers = self._retrievers()
-                engine = Engine(backends=self._backends(), retrievers=retrievers)
+                tools = self._tools()
+                engine = Engine(backends=self._backends(), retrievers=retrievers, tools=tools)
                 bundle = self.bundle
                 self._engine = engine
                 self._session = Session(
@@ -173,6 +186,23 @@ class Predictor:
     def _retrievers(self) -> dict[str, Retriever]:
         sections = {section.name: section for section in self._sections.retrievers}
         return {one.name: self._retriever(sections[one.name]) for one in self.bundle.program.retrievers}
+
+    def _tools(self) -> dict[str, Tool]:
+        """Checked before one is run."""
+        from bt_compiler.engine.tools import open_tools
+        from bt_compiler.engine.tools.registry import tool_digest
+
+        names = {tool.name for tool in self.bundle.program.tools}
+        sections = [section for section in self._sections.tools if section.name in names]
+        expected = self.bundle.manifest.identity.get("tools", {})
+        for section in sections:
+            if tool_digest(section, self._tools_file) != expected.get(section.name):
+                raise BundleError.of(
+                    "BTC579",
+                    f"tool `{section.name}` is not the one that the bundle was compiled with",
+                    help="give the same file or package version, or compile again with this one",
+                )
+        return open_tools(sections, file=self._tools_file)
 
     def _retriever(self, section: RetrieverSection) -> Retriever:
         from bt_compiler.engine.retrieval import open_retriever

@@ -40,7 +40,14 @@ class _BodyError(Exception):
         super().__init__(message)
 
 
-def serve(bundles: Sequence[Path], *, host: str = "127.0.0.1", port: int = 8000, overrides: Sequence[str] = ()) -> None:
+def serve(
+    bundles: Sequence[Path],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    overrides: Sequence[str] = (),
+    tools: Path | None = None,
+) -> None:
     """Serves until SIGTERM or Ctrl-C, then finishes what is under way. Raises BundleError, SpecError, BackendError.
 
     One bundle is at `/v1/predict`; with several, each is at `/v1/<name>/predict`.
@@ -49,7 +56,7 @@ def serve(bundles: Sequence[Path], *, host: str = "127.0.0.1", port: int = 8000,
         raise BackendError.of(
             "BTC566", f"serving needs the package `{missing[0]}`", help='`pip install "bt-compiler[serve]"`'
         )
-    serve_predictors(by_name([load(path, overrides=overrides) for path in bundles]), host=host, port=port)
+    serve_predictors(by_name([load(path, overrides=overrides, tools=tools) for path in bundles]), host=host, port=port)
 
 
 def serve_predictors(predictors: Mapping[str, Predictor], *, host: str, port: int) -> None:

@@ -17,6 +17,7 @@ from bt_compiler.spec.judging import build_metric_section
 from bt_compiler.spec.optimizing import Findings, build_optimize
 from bt_compiler.spec.sections import Generation, ModelSection, Sections
 from bt_compiler.spec.sourcing import build_data, build_retrievers, model_id
+from bt_compiler.spec.tools import build_tools
 from bt_compiler.spec.tree import Place
 from bt_compiler.spec.type_syntax import TypeSyntaxError, parse_signature_text
 from bt_compiler.spec.types import Type
@@ -36,6 +37,7 @@ def build_sections(spec: Spec) -> Sections:
     outputs = output_names(spec, named or {})
     data = build_data(spec, named, findings)
     retrievers = build_retrievers(spec, findings)
+    tools = build_tools(spec, named or {}, findings)
     metric = build_metric_section(spec, ("metric",), outputs, findings)
     accept = (
         None
@@ -52,6 +54,7 @@ def build_sections(spec: Spec) -> Sections:
         retrievers=retrievers,
         metric=metric,
         optimize=optimize,
+        tools=tools,
     )
 
 

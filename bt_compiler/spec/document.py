@@ -52,7 +52,7 @@ class Spec:
         written = str(self.get(path))
         if _SCHEME.match(written):
             return written
-        return str((self.folder(path) / Path(written).expanduser()).resolve())
+        return str((self.folder(path) / _at_home(written)).resolve())
 
     def resolved(self) -> dict[str, Any]:
         """The document with every default written out and paths absolute; loading it gives the same again.
@@ -68,3 +68,11 @@ class Spec:
         from bt_compiler.spec.resolve import identity  # as above
 
         return identity(self)
+
+
+def _at_home(written: str) -> Path:
+    """The path with `~` as the home folder; as written where there is no such user."""
+    try:
+        return Path(written).expanduser()
+    except RuntimeError:
+        return Path(written)

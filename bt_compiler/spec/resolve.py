@@ -37,6 +37,10 @@ def resolve(spec: Spec) -> dict[str, Any]:
             written[section] = spec.get((section,))
     if sections.retrievers:
         written["retrievers"] = {retriever.name: _retriever(retriever) for retriever in sections.retrievers}
+    if sections.tools:
+        written["tools"] = {
+            tool.name: {**spec.get(("tools", tool.name)), "time_limit": tool.time_limit} for tool in sections.tools
+        }
     by_name = {model.name: model for model in sections.models}
     written["modules"] = {name: _module(spec, name, by_name, names[0]) for name in spec.get(("modules",))}
     if spec.get(("program",)) is not None:
@@ -121,6 +125,7 @@ def _module(spec: Spec, name: str, models: Mapping[str, ModelSection], default: 
         "generation": {**generation, **written.get("generation", {})},
         "format": _format(spec, name),
         "train": list(written.get("train", ("prompt", "weights"))),
+        **({"demos": written["demos"]} if "demos" in written else {}),
     }
 
 

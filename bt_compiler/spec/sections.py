@@ -136,6 +136,24 @@ class RetrieverSection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ToolSection:
+    """One entry of `tools`."""
+
+    name: str
+    kind: str
+    """`calculator`, `split_text`, `entry_point` (a function of an installed package) or `function` (of a file named on
+    the command line)."""
+    description: str | None = None
+    inputs: tuple[Field, ...]
+    outputs: tuple[Field, ...]
+    time_limit: float = 10.0
+    """Seconds a call may take."""
+    option: str | int | None = None
+    """Name of the entry point or function; words of a chunk of `split_text`, None: 200."""
+    span: Span | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MetricSection:
     """`metric`: a registered kind, the program output it judges and the label it compares with."""
 
@@ -236,3 +254,4 @@ class Sections:
     retrievers: tuple[RetrieverSection, ...]
     metric: MetricSection
     optimize: OptimizeSection
+    tools: tuple[ToolSection, ...] = ()

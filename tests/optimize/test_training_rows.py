@@ -14,7 +14,16 @@ from bt_compiler.graph import spec_candidate
 from bt_compiler.graph.candidate import Candidate, Demo, Prompt
 from bt_compiler.graph.program import Program
 from bt_compiler.optimize.journal import Journal
-from bt_compiler.optimize.rows import MAX_COPIES, Row, RowWriter, balance, deduplicate, row_writer, rows_of
+from bt_compiler.optimize.rows import (
+    MAX_COPIES,
+    Row,
+    RowWriter,
+    balance,
+    deduplicate,
+    row_writer,
+    rows_of,
+    without_demos,
+)
 from bt_compiler.optimize.weights import plan_lessons, validation_examples
 from bt_compiler.spec.sections import WeightsSection
 
@@ -177,3 +186,22 @@ def test_no_row_of_one_module_trains_another(journal: Journal) -> None:
     (shared,) = plan_lessons(two_hops(), rows, held, hosts, WeightsSection(), 1)
     assert {item.module for item in shared.rows} == {"ask", "classify"}
     assert shared.modules == ("ask", "classify")
+
+
+def test_nothing_is_learnt_from_runs_that_were_not_picked(journal: Journal) -> None:
+    program = two_hops()
+    context = context_of(TellingApart(rule=lambda asked: ""), journal, program=program)
+    (trace,) = context.engine.run(program, context.zero_shot, examples("hop", 1))
+    picked = replace(trace, steps=tuple(replace(step, picked=step.visit != (0,)) for step in trace.steps))
+    found = rows_of(picked, writer=writer_for(program), source="self")
+    assert [(item.module, item.visit) for item in found] == [("ask", (1,)), ("classify", ())]
+
+
+def test_a_frozen_prompt_keeps_the_demos_of_the_spec() -> None:
+    written = Demo(inputs={"text": "g"}, outputs={"mood": "good"}, origin="written")
+    (module,) = classifier().modules
+    for train, kept in ((("weights",), (written,)), (("prompt", "weights"), ())):
+        program = replace(classifier(), modules=(replace(module, train=train, demos=(written,)),))
+        start = spec_candidate(program)
+        assert start.prompts[module.name].demos == (written,)
+        assert without_demos(program, start)[module.name].demos == kept
