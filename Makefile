@@ -13,7 +13,7 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.tested
 	$(MAKE) lint
-	$(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
 lint: $(VENV)/.tested
 	$(BIN)/ruff format --check bt_compiler tests
