@@ -71,8 +71,10 @@ def by_sweep(spec: Path, folder: Path, seed: int) -> Cost:
     return Cost(calls=asked[0], seconds=time.monotonic() - started, scores=scores)
 
 
-def by_compiles(spec: Path, folder: Path, seed: int, *, shared: bool) -> Cost:
-    """Nine compiles, one after another in this process. A strategy that cannot run counts as far as it came."""
+def by_compiles(
+    spec: Path, folder: Path, seed: int, *, shared: bool, strategies: Sequence[tuple[str, ...]] | None = None
+) -> Cost:
+    """A compile a strategy (None: the nine), one after another in this process. A strategy that cannot run counts as far as it came."""
     from bt_compiler.artifact.bundle import read_bundle
     from bt_compiler.compiler.compile import CompileSettings, compile_with
     from bt_compiler.errors import CompileError
@@ -80,7 +82,7 @@ def by_compiles(spec: Path, folder: Path, seed: int, *, shared: bool) -> Cost:
     from bt_compiler.optimize.sweep_table import label
 
     asked, scores, started = [0], {}, time.monotonic()
-    for number, strategy in enumerate(PAPER):
+    for number, strategy in enumerate(PAPER if strategies is None else strategies):
         cache = folder / ("cache" if shared else f"cache-{number}")
         settings = CompileSettings(
             out=folder / f"bundle-{number}",
@@ -118,6 +120,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         spec = arguments.spec or tiny_spec(folder)
+        by_compiles(spec, folder / "warm", arguments.seed, shared=True, strategies=((),))  # libraries are loaded by now
         ways = {
             "sweep, all strategies": by_sweep(spec, folder / "by-sweep", arguments.seed),
             "nine compiles, nothing shared": by_compiles(spec, folder / "apart", arguments.seed, shared=False),

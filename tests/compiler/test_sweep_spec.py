@@ -167,7 +167,10 @@ def test_a_mistake_in_any_spec_is_found_before_anything_runs(sweep: Sweep, spec:
     with pytest.raises(SpecError):
         sweep(overrides=["model.engine=nonsense"])
     spec.write_text(
-        SPEC.replace("data: {train: train.jsonl, dev: dev.jsonl, test: test.jsonl}", "data: {path: train.jsonl, split: {train: 10}}")
+        SPEC.replace(
+            "data: {train: train.jsonl, dev: dev.jsonl, test: test.jsonl}",
+            "data: {train: {path: train.jsonl, limit: 1}}",
+        )
     )
     with pytest.raises(CompileError, match="BTC453"):
         sweep()
