@@ -28,7 +28,7 @@ from bt_compiler.diagnostics import did_you_mean
 from bt_compiler.engine.cache import cache_root
 from bt_compiler.engine.metrics import build_metric
 from bt_compiler.engine.progress import Progress, Silent
-from bt_compiler.errors import CompileError, UsageError
+from bt_compiler.errors import UsageError
 from bt_compiler.optimize.branch import Branch
 from bt_compiler.optimize.journal import Journal
 from bt_compiler.optimize.step import OptimizerStep
@@ -82,8 +82,7 @@ def sweep_spec(path: Path, settings: SweepSettings) -> Swept:
     """Runs every strategy at every seed on every model, and writes `sweep.json`, `sweep.md` and `report.html`.
 
     The same command resumes. All specs are checked, and all models found, before anything runs. Raises SpecError,
-    DataError, BackendError, UsageError, and CompileError: BTC453 where there is neither a dev nor a test split,
-    BTC460 to BTC464 of the journal.
+    DataError, BackendError, UsageError, and CompileError BTC460 to BTC464 of the journal.
     """
     root = cache_root(os.environ) if settings.cache is None else settings.cache
     variants = [_variant(path, overrides, root, settings) for overrides in spread(settings.overrides)]
@@ -159,12 +158,6 @@ def spread(overrides: Sequence[str]) -> list[tuple[str, ...]]:
 def _variant(path: Path, overrides: Sequence[str], root: Path, settings: SweepSettings) -> Variant:
     """The spec checked without a strategy of its own, for what cannot run is to be a line in the table."""
     spec = checked(path, (*overrides, "optimize.strategy=[]"))
-    if not spec.splits.dev and not spec.splits.test:
-        raise CompileError.of(
-            "BTC453",
-            "there is neither a dev nor a test split to compare strategies on",
-            help="give `data` a test split, and a dev split that chooses among prefixes",
-        )
     identity = {"sweep": SWEEP_SCHEMA, **compile_identity(spec, seed=0, cache_root=root, progress=settings.progress)}
     del identity["seed"]
     kinds = tuple(dict.fromkeys(kind for strategy in settings.strategies for kind in strategy))

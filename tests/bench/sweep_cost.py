@@ -74,7 +74,10 @@ def by_sweep(spec: Path, folder: Path, seed: int) -> Cost:
 def by_compiles(
     spec: Path, folder: Path, seed: int, *, shared: bool, strategies: Sequence[tuple[str, ...]] | None = None
 ) -> Cost:
-    """A compile a strategy (None: the nine), one after another in this process. A strategy that cannot run counts as far as it came."""
+    """A compile a strategy (None: the nine), one after another in this process.
+
+    A strategy that cannot run counts as far as it came.
+    """
     from bt_compiler.artifact.bundle import read_bundle
     from bt_compiler.compiler.compile import CompileSettings, compile_with
     from bt_compiler.errors import CompileError

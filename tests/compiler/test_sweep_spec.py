@@ -16,7 +16,7 @@ from bt_compiler.artifact.bundle import read_bundle
 from bt_compiler.artifact.sweep_files import sweep_markdown, sweep_page, sweep_text
 from bt_compiler.compiler.compile import CompileSettings, compile_with
 from bt_compiler.compiler.sweep import SweepSettings, Swept, parse_seeds, parse_strategies, spread, sweep_spec
-from bt_compiler.errors import CompileError, SpecError, UsageError
+from bt_compiler.errors import SpecError, UsageError
 from bt_compiler.optimize.prompts import prompts_step
 from bt_compiler.optimize.sweep import PAPER
 
@@ -163,17 +163,18 @@ def test_the_specs_own_strategy_is_not_looked_at(sweep: Sweep, spec: Path) -> No
     assert again.document == first.document
 
 
-def test_a_mistake_in_any_spec_is_found_before_anything_runs(sweep: Sweep, spec: Path) -> None:
-    with pytest.raises(SpecError):
-        sweep(overrides=["model.engine=nonsense"])
-    spec.write_text(
-        SPEC.replace(
-            "data: {train: train.jsonl, dev: dev.jsonl, test: test.jsonl}",
-            "data: {train: {path: train.jsonl, limit: 1}}",
-        )
-    )
-    with pytest.raises(CompileError, match="BTC453"):
-        sweep()
+def test_a_mistake_in_any_spec_is_found_before_anything_runs(sweep: Sweep, tmp_path: Path) -> None:
+    for wrong_setting in ("model.engine=nonsense", "model.id=rule,"):
+        with pytest.raises((SpecError, UsageError)):
+            sweep(overrides=[wrong_setting])
+    assert not list(tmp_path.glob(".moods-sweep*"))
+
+
+def test_without_a_test_split_dev_is_shown_and_said(sweep: Sweep, spec: Path) -> None:
+    spec.write_text(SPEC.replace(", test: test.jsonl", ""))
+    swept, _ = sweep(strategies=PAPER[:3])
+    assert swept.document["tables"][0]["split"] == "dev"
+    assert "there is no test split: these are dev scores, and dev also chose" in sweep_text(swept.document)
 
 
 def test_a_page_shows_untrusted_text_as_text(sweep: Sweep) -> None:
