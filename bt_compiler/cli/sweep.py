@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from bt_compiler.cli.output import json_option, print_json
+from bt_compiler.cli.output import json_option, print_json, tools_option
 from bt_compiler.cli.progress import TerminalProgress
 from bt_compiler.errors import UsageError
 
@@ -30,6 +30,7 @@ from bt_compiler.errors import UsageError
 )
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder.  [default: artifacts/NAME-sweep]")
 @click.option("--markdown", type=click.Path(path_type=Path, dir_okay=False), help="Also write the tables here.")
+@tools_option
 @click.option("--fresh", is_flag=True, help="Start over instead of resuming.")
 @json_option
 def sweep_command(
@@ -39,6 +40,7 @@ def sweep_command(
     overrides: tuple[str, ...],
     out: Path | None,
     markdown: Path | None,
+    tools: Path | None,
     fresh: bool,
     as_json: bool,
 ) -> None:
@@ -56,6 +58,7 @@ def sweep_command(
         seeds=parse_seeds(seeds),
         out=out,
         overrides=overrides,
+        tools=tools,
         fresh=fresh,
         progress=progress,
     )

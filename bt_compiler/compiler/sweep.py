@@ -59,6 +59,8 @@ class SweepSettings:
     progress: Progress = field(default_factory=Silent)
     clock: Callable[[], float] = time.monotonic
     opener: OpenBackend | None = None
+    tools: Path | None = None
+    """Python file of the spec's tools of kind `function`."""
     steps: Mapping[str, OptimizerStep] = field(default_factory=lambda: STEPS)
 
 
@@ -158,8 +160,8 @@ def spread(overrides: Sequence[str]) -> list[tuple[str, ...]]:
 def _variant(path: Path, overrides: Sequence[str], root: Path, settings: SweepSettings) -> Variant:
     """The spec checked without a strategy of its own, for what cannot run is to be a line in the table."""
     spec = checked(path, (*overrides, "optimize.strategy=[]"))
-    identity = {"sweep": SWEEP_SCHEMA, **compile_identity(spec, seed=0, cache_root=root, progress=settings.progress)}
-    del identity["seed"]
+    found = compile_identity(spec, seed=0, cache_root=root, progress=settings.progress, tools=settings.tools)
+    identity = {**found, "seed": "any", "sweep": SWEEP_SCHEMA}
     kinds = tuple(dict.fromkeys(kind for strategy in settings.strategies for kind in strategy))
     optimize = replace(spec.sections.optimize, strategy=kinds)
     spec = replace(spec, sections=replace(spec.sections, optimize=optimize))
@@ -191,7 +193,13 @@ def _swept(variant: Variant, journal: Journal, root: Path, settings: SweepSettin
     """Opens everything, runs the strategies, and closes it all."""
     spec = variant.spec
     with open_workbench(
-        spec, journal, cache_root=root, progress=settings.progress, opener=settings.opener, clock=settings.clock
+        spec,
+        journal,
+        cache_root=root,
+        progress=settings.progress,
+        opener=settings.opener,
+        tools=settings.tools,
+        clock=settings.clock,
     ) as bench:
 
         def task_of(seed: int, steps: Strategy) -> StrategyTask:
