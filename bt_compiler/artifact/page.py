@@ -66,7 +66,7 @@ def _tokens(step: Mapping[str, Any]) -> list[tuple[str, float]]:
 
 def render_report(data: Mapping[str, Any], svgs: Mapping[str, str] | None) -> str:
     """The page from data and plots; `svgs` None: none could be drawn."""
-    page = _template("report.html.jinja").render(
+    page = template("report.html.jinja").render(
         data=data,
         svgs=svgs or {},
         plots_missing=svgs is None,
@@ -78,7 +78,8 @@ def render_report(data: Mapping[str, Any], svgs: Mapping[str, str] | None) -> st
     return str(page)
 
 
-def _template(name: str) -> Any:
+def template(name: str) -> Any:
+    """A page template with the filters that pages use; what it is given is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 

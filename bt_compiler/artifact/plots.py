@@ -11,7 +11,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from bt_compiler.artifact.report import bounds
 
@@ -39,8 +39,13 @@ def can_plot() -> bool:
     return find_spec("matplotlib") is not None
 
 
-def interval_plot(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Means with intervals, a line each from the top: `{"label", "mean", "interval": (low, high) | None, "chosen"}`."""
+def interval_plot(
+    name: str, rows: Sequence[Mapping[str, Any]], *, axis: Literal["score", "difference"] = "score"
+) -> str:
+    """Means with intervals, a line each from the top: `{"label", "mean", "interval": (low, high) | None, "chosen"}`.
+
+    `difference`: on an axis as wide as the intervals, with a line at 0.
+    """
     figure, axes = _figure(0.5 + 0.32 * len(rows))
     for place, row in enumerate(rows):
         color = _SECOND if row["chosen"] else _FIRST
@@ -49,8 +54,11 @@ def interval_plot(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
         axes.plot([row["mean"]], [place], "o", color=color, markersize=6)
     axes.set_yticks(range(len(rows)), [_short(row["label"]) for row in rows], parse_math=False)
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xlim(-0.02, 1.02)
-    axes.set_xlabel("score")
+    if axis == "score":
+        axes.set_xlim(-0.02, 1.02)
+    else:
+        axes.axvline(0, color=_INK, linewidth=1)
+    axes.set_xlabel(axis)
     return _svg(name, figure, axes)
 
 

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "check": ("bt_compiler.cli.inspect", "Validate specs and look at their data; no model is loaded."),
     "plan": ("bt_compiler.cli.inspect", "Show the graph and the work that a compile will need."),
     "compile": ("bt_compiler.cli.compile", "Optimise prompts and weights, write the bundle; resumes by itself."),
+    "sweep": ("bt_compiler.cli.sweep", "Compare strategies over seeds and models; shared steps run once."),
     "eval": ("bt_compiler.cli.bundle", "Score a bundle on a split or a data file."),
     "run": ("bt_compiler.cli.bundle", "Answer one input, or a JSONL batch, with a bundle."),
     "serve": ("bt_compiler.cli.bundle", "Serve bundles over HTTP."),

@@ -1,1 +1,1 @@
-"""The story of a compile on one page: check, plan, compile, evaluate."""
+"""The story of a compile on one page: check, plan, compile, sweep, evaluate."""

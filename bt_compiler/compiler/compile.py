@@ -12,8 +12,8 @@ import errno
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,28 +21,15 @@ from bt_compiler.artifact.bundle import verify_bundle, write_bundle
 from bt_compiler.artifact.contents import BundleContents
 from bt_compiler.compiler.check import CheckedSpec, checked
 from bt_compiler.compiler.handover import Finding, bundle_contents
-from bt_compiler.compiler.identity import compile_identity, used_models, used_retrievers, used_tools
-from bt_compiler.compiler.opening import (
-    OpenBackend,
-    backend_opener,
-    in_fixed_parts,
-    open_models,
-    open_retrievers,
-    running_tools,
-)
-from bt_compiler.engine.cache import CompletionCache, CompletionStore, cache_path, cache_root
-from bt_compiler.engine.executor import Engine
-from bt_compiler.engine.metrics import build_metric
+from bt_compiler.compiler.identity import compile_identity
+from bt_compiler.compiler.opening import OpenBackend
+from bt_compiler.compiler.workbench import open_workbench
+from bt_compiler.engine.cache import cache_root
 from bt_compiler.engine.progress import Progress, Silent
-from bt_compiler.engine.request import Backend
-from bt_compiler.engine.retrieval import Retriever
 from bt_compiler.errors import BundleError, CompileError
-from bt_compiler.graph import spec_candidate
-from bt_compiler.optimize.accounts import AccountedStore
 from bt_compiler.optimize.journal import Journal, journal_folder
 from bt_compiler.optimize.step import OptimizerStep
-from bt_compiler.optimize.strategy import STEPS, StrategyTask, run_strategy
-from bt_compiler.optimize.whole_runs import WholeRuns
+from bt_compiler.optimize.strategy import STEPS, run_strategy
 
 ARTIFACTS = Path("artifacts")
 """Where bundles go by default, relative to the working folder."""
@@ -102,8 +89,8 @@ def compile_with(path: Path, settings: CompileSettings) -> Path:
     identity = compile_identity(
         spec, seed=settings.seed, cache_root=root, progress=settings.progress, tools=settings.tools
     )
-    with _disk_errors(out), Journal.open(journal_folder(out), identity, fresh=settings.fresh) as journal:
-        _tell_opening(journal, settings.progress)
+    with disk_errors(out), Journal.open(journal_folder(out), identity, fresh=settings.fresh) as journal:
+        tell_opening(journal, settings.progress)
         if _up_to_date(journal, out):
             settings.progress.say(f"{out} is up to date; `--fresh` compiles again")
             return out
@@ -115,39 +102,22 @@ def compile_with(path: Path, settings: CompileSettings) -> Path:
 def _optimised(spec: CheckedSpec, journal: Journal, root: Path, settings: CompileSettings) -> BundleContents:
     """Opens everything, runs the strategy, and closes it all before the bundle is written."""
     started = settings.clock()
-    sections, progress = spec.sections, settings.progress
-    opener = settings.opener or backend_opener(root, progress)
-    metric = build_metric(sections.metric)
-    accept = sections.optimize.accept.metric
-    asked = used_retrievers(sections, spec.program)
-    retrievers = open_retrievers(asked, cache_root=root, progress=progress, others=sections.retrievers)
-    models = used_models(sections, spec.program)
-    with (
-        closing(CompletionCache(cache_path(root))) as cache,
-        open_models(models, choices=journal.memo, opener=opener) as backends,
-        running_tools(used_tools(sections, spec.program), file=settings.tools) as tools,
-    ):
-        engine, store = _engine(backends, retrievers, journal, cache, settings.clock)
-        engine = replace(engine, tools=tools)
-        task = StrategyTask(
-            program=spec.program,
-            zero_shot=spec_candidate(spec.program),
-            engine=engine,
-            store=store,
-            splits=spec.splits,
-            metric=metric,
-            accept=metric if accept is None else build_metric(accept),
-            settings=sections.optimize,
-            journal=journal,
-            seed=settings.seed,
-            progress=progress,
-        )
+    with open_workbench(
+        spec,
+        journal,
+        cache_root=root,
+        progress=settings.progress,
+        opener=settings.opener,
+        tools=settings.tools,
+        clock=settings.clock,
+    ) as bench:
+        task = bench.task(journal, seed=settings.seed)
         result = run_strategy(task, steps=settings.steps)
         return bundle_contents(
             Finding(
                 spec=spec,
-                engine=engine,
-                models=models,
+                engine=task.engine,
+                models=bench.models,
                 result=result,
                 seed=settings.seed,
                 seconds=settings.clock() - started,
@@ -156,23 +126,8 @@ def _optimised(spec: CheckedSpec, journal: Journal, root: Path, settings: Compil
         )
 
 
-def _engine(
-    backends: Mapping[str, Backend],
-    retrievers: Mapping[str, Retriever],
-    journal: Journal,
-    cache: CompletionStore,
-    clock: Callable[[], float],
-) -> tuple[Engine, AccountedStore]:
-    """The engine with its one store: journal, then cache. Runs are kept whole where rows depend on their batch."""
-    if not any(in_fixed_parts(backend) for backend in backends.values()):
-        store = AccountedStore((journal.completions, cache), clock=clock)
-        return Engine(backends=backends, retrievers=retrievers, stores=(store,)), store
-    runs = WholeRuns(journal.completions)
-    store = AccountedStore((runs,), clock=clock)
-    return Engine(backends=backends, retrievers=retrievers, stores=(store,), ended=runs.commit), store
-
-
-def _tell_opening(journal: Journal, progress: Progress) -> None:
+def tell_opening(journal: Journal, progress: Progress) -> None:
+    """Says that work goes on, or why it starts over."""
     if journal.opened == "resumed" and journal.finished() is None:
         progress.say(f"resuming from {journal.folder}")
     elif journal.opened == "changed":
@@ -190,7 +145,7 @@ def _up_to_date(journal: Journal, out: Path) -> bool:
 
 
 @contextmanager
-def _disk_errors(out: Path) -> Iterator[None]:
+def disk_errors(out: Path) -> Iterator[None]:
     """The boundary at which a full or read-only disk becomes a message."""
     try:
         yield

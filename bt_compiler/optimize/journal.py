@@ -25,7 +25,7 @@ import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Literal, Self
+from typing import IO, Any, Literal, Protocol, Self
 
 from bt_compiler.canonical import canonical_json, digest
 from bt_compiler.engine.cache import CompletionCache, CompletionStore
@@ -34,6 +34,27 @@ from bt_compiler.errors import BackendError, CompileError
 
 SCHEMA = 1
 Opened = Literal["new", "resumed", "fresh", "changed"]
+
+
+class StepJournal(Protocol):
+    """What of a journal the steps of one strategy see."""
+
+    @property
+    def completions(self) -> CompletionStore:
+        """Every completion asked for."""
+        ...
+
+    def memo(self, name: str, make: Callable[[], Any]) -> Any:
+        """A JSON value that is made once for all."""
+        ...
+
+    def step_memo(self, index: int, name: str, make: Callable[[], Any]) -> Any:
+        """A JSON value that is made once for step `index` (from 1) of this strategy."""
+        ...
+
+    def step_folder(self, index: int) -> Path:
+        """The folder of step `index` (from 1) for checkpoints and adapters; created where missing."""
+        ...
 
 
 def journal_folder(out: Path) -> Path:
@@ -85,6 +106,10 @@ class Journal:
             return json.loads(path.read_text(encoding="utf-8"))["value"]
         value = make()
         return _write(path, {"schema": SCHEMA, "name": name, "value": value})["value"]
+
+    def step_memo(self, index: int, name: str, make: Callable[[], Any]) -> Any:
+        """As `memo`, of step `index` (from 1)."""
+        return self.memo(f"{name} of step {index}", make)
 
     def step_folder(self, index: int) -> Path:
         """The folder of step `index` (from 1) for checkpoints and adapters; created where missing."""

@@ -12,7 +12,7 @@ from bt_compiler.engine.metrics import Metric
 from bt_compiler.engine.progress import Progress
 from bt_compiler.graph.candidate import Candidate
 from bt_compiler.graph.program import Program
-from bt_compiler.optimize.journal import Journal
+from bt_compiler.optimize.journal import StepJournal
 from bt_compiler.spec.sections import OptimizeSection
 
 
@@ -34,7 +34,7 @@ class StepContext:
     accept: Metric
     """The metric that judges traces to learn from, with `settings.accept.at_least`."""
     settings: OptimizeSection
-    journal: Journal
+    journal: StepJournal
     progress: Progress
 
 

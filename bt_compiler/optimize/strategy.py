@@ -3,14 +3,15 @@
 Dev chooses among prefixes alone, the empty one included; ties go to the earliest. Where there is no dev split nothing
 is left to choose by, and the whole strategy ships: the author asked for it. Test is scored once, for the zero-shot and
 the shipped candidate. Source: BetterTogether (arXiv 2407.10930); but here every call of a step runs on the adapters of
-the candidate it was given. Knows nothing of specs, backends or bundles.
+the candidate it was given. A sweep of several strategies is made of the same parts (`Scores`, `extend`, `choose`).
+Knows nothing of specs, backends or bundles.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 from bt_compiler.artifact.contents import Ancestor, Difference, StepFacts, Who
 from bt_compiler.canonical import seed_of
@@ -26,10 +27,10 @@ from bt_compiler.graph import candidate_id
 from bt_compiler.graph.candidate import Candidate
 from bt_compiler.graph.program import Program
 from bt_compiler.optimize.accounts import Account, AccountedStore
-from bt_compiler.optimize.journal import Journal
+from bt_compiler.optimize.journal import StepJournal
 from bt_compiler.optimize.prompts import prompts_step
 from bt_compiler.optimize.step import OptimizerStep, StepContext, StepResult
-from bt_compiler.spec.sections import OptimizeSection
+from bt_compiler.spec.sections import OptimizeSection, StepKind
 
 Choice = Literal["dev", "last"]
 
@@ -47,7 +48,7 @@ class StrategyTask:
     metric: Metric
     accept: Metric
     settings: OptimizeSection
-    journal: Journal
+    journal: StepJournal
     seed: int
     progress: Progress
 
@@ -56,7 +57,7 @@ class StrategyTask:
 class Prefix:
     """The candidate after the first steps of the strategy."""
 
-    steps: tuple[str, ...]
+    steps: tuple[StepKind, ...]
     """Empty: zero-shot."""
     candidate: Candidate
     dev: Report | None
@@ -102,16 +103,14 @@ STEPS: Mapping[str, OptimizerStep] = {"prompts": prompts_step, "weights": weight
 
 def run_strategy(task: StrategyTask, *, steps: Mapping[str, OptimizerStep] = STEPS) -> StrategyResult:
     """Runs `task.settings.strategy` in order. Raises CompileError where a step has nothing to learn from."""
-    scores = _Scores(task)
-    prefixes = [Prefix(steps=(), candidate=task.zero_shot, dev=scores.dev(task.zero_shot, "zero-shot"))]
+    scores = Scores(task)
+    prefixes = [zero_shot(task, scores)]
     facts: list[StepFacts] = []
-    for index, kind in enumerate(task.settings.strategy, start=1):
-        result, account = _run_step(task, steps[kind], index, prefixes[-1].candidate)
-        facts.append(_facts(index, result, account))
-        done = (*prefixes[-1].steps, kind)
-        report = scores.dev(result.candidate, " → ".join(done))
-        prefixes.append(Prefix(steps=done, candidate=result.candidate, dev=report))
-    shipped, chosen_by = _choose(prefixes)
+    for kind in task.settings.strategy:
+        longer = extend(task, scores, prefixes[-1], kind, steps)
+        prefixes.append(longer.prefix)
+        facts.append(longer.facts)
+    shipped, chosen_by = choose(prefixes)
     name = " → ".join(prefixes[shipped].steps) or "zero-shot"
     task.progress.say(f"ships {name}" + ("" if chosen_by == "dev" else " (no dev split to choose a prefix by)"))
     reports = _reports(scores, prefixes[0], prefixes[shipped])
@@ -123,6 +122,33 @@ def run_strategy(task: StrategyTask, *, steps: Mapping[str, OptimizerStep] = STE
         reports=reports,
         differences=_differences(reports, binary=task.metric.binary),
     )
+
+
+class Extended(NamedTuple):
+    """A prefix that is one step longer, and the step that made it so."""
+
+    prefix: Prefix
+    facts: StepFacts
+
+
+def zero_shot(task: StrategyTask, scores: Scores) -> Prefix:
+    """The empty prefix, scored on dev."""
+    return Prefix(steps=(), candidate=task.zero_shot, dev=scores.dev(task.zero_shot, "zero-shot"))
+
+
+def extend(
+    task: StrategyTask, scores: Scores, before: Prefix, kind: StepKind, steps: Mapping[str, OptimizerStep] = STEPS
+) -> Extended:
+    """Runs step `kind` on the candidate of `before` and scores what comes of it on dev.
+
+    The step's index is its place in the strategy, and its seed follows from that. Raises CompileError where it has
+    nothing to learn from.
+    """
+    index = len(before.steps) + 1
+    result, account = _run_step(task, steps[kind], index, before.candidate)
+    done = (*before.steps, kind)
+    report = scores.dev(result.candidate, " → ".join(done))
+    return Extended(Prefix(steps=done, candidate=result.candidate, dev=report), _facts(index, result, account))
 
 
 def _run_step(task: StrategyTask, step: OptimizerStep, index: int, candidate: Candidate) -> tuple[StepResult, Account]:
@@ -149,7 +175,7 @@ def _run_step(task: StrategyTask, step: OptimizerStep, index: int, candidate: Ca
     result = step(context, candidate)
     spent = task.store.account().minus(before)
     # What the step cost when it was first finished: a replay from the journal costs nothing and would say so.
-    return result, Account.from_json(task.journal.memo(f"account of step {index}", spent.to_json))
+    return result, Account.from_json(task.journal.step_memo(index, "account", spent.to_json))
 
 
 def _facts(index: int, result: StepResult, account: Account) -> StepFacts:
@@ -166,7 +192,8 @@ def _facts(index: int, result: StepResult, account: Account) -> StepFacts:
     )
 
 
-def _choose(prefixes: Sequence[Prefix]) -> tuple[int, Choice]:
+def choose(prefixes: Sequence[Prefix]) -> tuple[int, Choice]:
+    """Index of the prefix that ships, and by what: best mean on dev, ties to the earliest."""
     best, best_score = 0, -1.0
     for index, prefix in enumerate(prefixes):
         if prefix.dev is None:
@@ -176,17 +203,21 @@ def _choose(prefixes: Sequence[Prefix]) -> tuple[int, Choice]:
     return best, "dev"
 
 
-class _Scores:
+class Scores:
     """Scores candidates on dev and test, each content of a candidate once."""
 
-    def __init__(self, task: StrategyTask) -> None:
+    def __init__(self, task: StrategyTask, *, before: Scores | None = None, keep_traces: bool = True) -> None:
+        """`before`: scores of a shorter prefix, which are known already."""
         self._task = task
-        self._seen: dict[tuple[str, str], Report] = {}
+        self._seen: dict[tuple[str, str], Report] = {} if before is None else dict(before._seen)
+        self._keep_traces = keep_traces
 
     def dev(self, candidate: Candidate, name: str) -> Report | None:
+        """None where there is no dev split."""
         return self._score("dev", self._task.splits.dev, candidate, name)
 
     def test(self, candidate: Candidate, name: str) -> Report | None:
+        """None where there is no test split."""
         return self._score("test", self._task.splits.test, candidate, name)
 
     def _score(self, split: str, examples: Sequence[Example], candidate: Candidate, name: str) -> Report | None:
@@ -196,7 +227,7 @@ class _Scores:
         key = (split, candidate_id(candidate.prompts, candidate.adapters))
         if key not in self._seen:
             task.progress.begin(f"scoring {name} on {split}", len(examples))
-            self._seen[key] = evaluate(
+            found = evaluate(
                 task.engine,
                 task.program,
                 candidate,
@@ -206,6 +237,7 @@ class _Scores:
                 seed=task.seed,
                 progress=task.progress,
             )
+            self._seen[key] = found if self._keep_traces else replace(found, traces=())
         report = self._seen[key]
         interval = report.interval
         task.progress.say(
@@ -215,7 +247,7 @@ class _Scores:
         return report
 
 
-def _reports(scores: _Scores, first: Prefix, shipped: Prefix) -> dict[Who, dict[str, Report]]:
+def _reports(scores: Scores, first: Prefix, shipped: Prefix) -> dict[Who, dict[str, Report]]:
     reports: dict[Who, dict[str, Report]] = {"zero_shot": {}, "shipped": {}}
     named: tuple[tuple[Who, str, Prefix], ...] = (("zero_shot", "zero-shot", first), ("shipped", "shipped", shipped))
     for who, name, prefix in named:

@@ -1,0 +1,215 @@
+"""`btc sweep`: the table of all strategies of one spec, over seeds and models.
+
+    variants ─> check each ─> for each: journal ─> models, retrievers ─> trie of strategies ─> table ─> files
+
+A journal a model, so that another model, seed or strategy can be added later and what is there is taken over. Knows the
+order of things; what they are is said elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bt_compiler.artifact.sweep_files import write_sweep
+from bt_compiler.canonical import digest
+from bt_compiler.compiler.check import CheckedSpec, checked
+from bt_compiler.compiler.compile import ARTIFACTS, disk_errors, tell_opening
+from bt_compiler.compiler.identity import compile_identity, data_facts, used_models
+from bt_compiler.compiler.opening import OpenBackend
+from bt_compiler.compiler.workbench import open_workbench
+from bt_compiler.diagnostics import did_you_mean
+from bt_compiler.engine.cache import cache_root
+from bt_compiler.engine.metrics import build_metric
+from bt_compiler.engine.progress import Progress, Silent
+from bt_compiler.errors import UsageError
+from bt_compiler.optimize.branch import Branch
+from bt_compiler.optimize.journal import Journal
+from bt_compiler.optimize.step import OptimizerStep
+from bt_compiler.optimize.strategy import STEPS, StrategyTask
+from bt_compiler.optimize.sweep import PAPER, Strategy, in_order, run_sweep
+from bt_compiler.optimize.sweep_table import label, sweep_table
+from bt_compiler.spec.sections import StepKind
+
+SWEEP_SCHEMA = 1
+_STEP_NAMES: Mapping[str, StepKind] = {"prompts": "prompts", "weights": "weights", "Π": "prompts", "Θ": "weights"}
+_MODEL_SETTING = re.compile(r"(model|models\.[^.=]+)(\.id)?=")
+"""Overrides in which a comma stands between several values."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepSettings:
+    """How to sweep, beside the spec."""
+
+    strategies: tuple[Strategy, ...] = PAPER
+    seeds: tuple[int, ...] = (0, 1, 2)
+    out: Path | None = None
+    """Folder of table and page; None: `artifacts/NAME-sweep`. The journals lie beside it."""
+    overrides: Sequence[str] = ()
+    """`--set` arguments; that of a model may hold several, by commas."""
+    fresh: bool = False
+    cache: Path | None = None
+    """Root of all caches; None: as the environment says."""
+    progress: Progress = field(default_factory=Silent)
+    clock: Callable[[], float] = time.monotonic
+    opener: OpenBackend | None = None
+    tools: Path | None = None
+    """Python file of the spec's tools of kind `function`."""
+    steps: Mapping[str, OptimizerStep] = field(default_factory=lambda: STEPS)
+
+
+class Swept(NamedTuple):
+    """What a sweep gives: its folder, and the document of `sweep.json`."""
+
+    folder: Path
+    document: dict[str, Any]
+
+
+class Variant(NamedTuple):
+    """The spec with one choice of models."""
+
+    label: str
+    """Model ids."""
+    spec: CheckedSpec
+    identity: dict[str, Any]
+
+
+def sweep_spec(path: Path, settings: SweepSettings) -> Swept:
+    """Runs every strategy at every seed on every model, and writes `sweep.json`, `sweep.md` and `report.html`.
+
+    The same command resumes. All specs are checked, and all models found, before anything runs. Raises SpecError,
+    DataError, BackendError, UsageError, and CompileError BTC460 to BTC464 of the journal.
+    """
+    root = cache_root(os.environ) if settings.cache is None else settings.cache
+    variants = [_variant(path, overrides, root, settings) for overrides in spread(settings.overrides)]
+    first = variants[0].spec
+    out = (settings.out or ARTIFACTS / f"{first.program.name}-sweep").absolute()
+    document: dict[str, Any] = {
+        "schema_version": SWEEP_SCHEMA,
+        "name": first.program.name,
+        "strategies": [label(one) for one in in_order(settings.strategies)],
+        "seeds": sorted(set(settings.seeds)),
+        "metric": first.sections.metric.kind,
+        "tables": [],
+    }
+    with disk_errors(out):
+        for variant in variants:
+            document["tables"].append(_table(variant, _journals(out), root, settings))
+            write_sweep(out, document)
+    return Swept(out, document)
+
+
+def parse_strategies(text: str) -> tuple[Strategy, ...]:
+    """`all`, or strategies between commas: `Π→Θ`, `prompts+weights`, `prompts->weights`, `vanilla`.
+
+    Raises UsageError BTC585.
+    """
+    if text.strip() == "all":
+        return PAPER
+    return in_order(_strategy(part.strip()) for part in text.split(","))
+
+
+def _strategy(text: str) -> Strategy:
+    if text in ("vanilla", "zero-shot"):
+        return ()
+    names = [name.strip() for name in re.split(r"→|->|\+", text)]
+    for name in names:
+        if name not in _STEP_NAMES:
+            raise UsageError.of(
+                "BTC585",
+                f"unknown step `{name}` in strategy `{text}`" if name else f"strategy `{text}` lacks a step",
+                help=f"{did_you_mean(name, (*_STEP_NAMES, 'vanilla', 'all'), what='steps')}; write "
+                "`--strategies prompts,weights,prompts+weights`, `--strategies all`, or `vanilla` for no step",
+            )
+    return tuple(_STEP_NAMES[name] for name in names)
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Whole numbers from 0 between commas, each once, ascending. Raises UsageError BTC585."""
+    parts = [part.strip() for part in text.split(",")]
+    wrong = next((part for part in parts if not (part.isascii() and part.isdigit() and len(part) < 19)), None)
+    if wrong is not None:
+        raise UsageError.of(
+            "BTC585", f"`{wrong}` is no seed", help="seeds are whole numbers from 0, as in `--seeds 0,1,2`"
+        )
+    return tuple(sorted({int(part) for part in parts}))
+
+
+def spread(overrides: Sequence[str]) -> list[tuple[str, ...]]:
+    """The overrides of each table: where that of a model holds several values, every choice of one of them."""
+    choices: list[list[str]] = []
+    for override in overrides:
+        found = _MODEL_SETTING.match(override)
+        value = override[found.end() :].strip() if found else ""
+        if found is None or "," not in value or value[0] in "{\"'":
+            choices.append([override])
+            continue
+        values = [one.strip() for one in value.removeprefix("[").removesuffix("]").split(",")]
+        if not all(values):
+            raise UsageError.of("BTC585", f"an empty model id in `{override}`", help="write `--set model.id=A,B`")
+        choices.append([found.group(0) + one for one in dict.fromkeys(values)])
+    return list(product(*choices))
+
+
+def _variant(path: Path, overrides: Sequence[str], root: Path, settings: SweepSettings) -> Variant:
+    """The spec checked without a strategy of its own, for what cannot run is to be a line in the table."""
+    spec = checked(path, (*overrides, "optimize.strategy=[]"))
+    found = compile_identity(spec, seed=0, cache_root=root, progress=settings.progress, tools=settings.tools)
+    identity = {**found, "seed": "any", "sweep": SWEEP_SCHEMA}
+    kinds = tuple(dict.fromkeys(kind for strategy in settings.strategies for kind in strategy))
+    optimize = replace(spec.sections.optimize, strategy=kinds)
+    spec = replace(spec, sections=replace(spec.sections, optimize=optimize))
+    models = used_models(spec.sections, spec.program)
+    return Variant(", ".join(model.id for model in models), spec, identity)
+
+
+def _journals(out: Path) -> Path:
+    """Where the journals of the sweep into `out` lie."""
+    return out.parent / f".{out.name}.journals"
+
+
+def _table(variant: Variant, journals: Path, root: Path, settings: SweepSettings) -> dict[str, Any]:
+    """The table of one model, from the journal where it was finished before."""
+    slug = re.sub(r"[^A-Za-z0-9.-]+", "-", variant.label.rstrip("/").rpartition("/")[2])[:40]
+    folder = journals / f"{slug}-{digest(variant.label)[:8]}"
+    strategies, seeds = in_order(settings.strategies), sorted(set(settings.seeds))
+    wanted = f"table of {', '.join(map(label, strategies))}; seeds {', '.join(map(str, seeds))}"
+    with Journal.open(folder, variant.identity, fresh=settings.fresh) as journal:
+        tell_opening(journal, settings.progress)
+        settings.progress.say(
+            f"model {variant.label}: {len(strategies)} strategies, seeds {', '.join(map(str, seeds))}"
+        )
+        table: dict[str, Any] = journal.memo(wanted, lambda: _swept(variant, journal, root, settings))
+    return table
+
+
+def _swept(variant: Variant, journal: Journal, root: Path, settings: SweepSettings) -> dict[str, Any]:
+    """Opens everything, runs the strategies, and closes it all."""
+    spec = variant.spec
+    with open_workbench(
+        spec,
+        journal,
+        cache_root=root,
+        progress=settings.progress,
+        opener=settings.opener,
+        tools=settings.tools,
+        clock=settings.clock,
+    ) as bench:
+
+        def task_of(seed: int, steps: Strategy) -> StrategyTask:
+            branch = Branch(journal, seed=seed, steps=steps, apart=bench.fixed_parts)
+            return bench.task(branch, seed=seed, strategy=steps)
+
+        cells = run_sweep(settings.strategies, settings.seeds, task_of, steps=settings.steps)
+        return {
+            "model": variant.label,
+            **sweep_table(cells, binary=build_metric(spec.sections.metric).binary),
+            "data": {name: facts.examples for name, facts in data_facts(spec.splits).items()},
+            "fixed_parts": bench.fixed_parts,
+        }

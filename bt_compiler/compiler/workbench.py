@@ -1,0 +1,125 @@
+"""Everything open that strategies run on: models, retrievers, metrics, the completion cache and a journal.
+
+A compile runs one strategy on it, a sweep many. Knows sections and parts, nothing of strategies.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bt_compiler.compiler.check import CheckedSpec
+from bt_compiler.compiler.identity import used_models, used_retrievers, used_tools
+from bt_compiler.compiler.opening import (
+    OpenBackend,
+    backend_opener,
+    in_fixed_parts,
+    open_models,
+    open_retrievers,
+    running_tools,
+)
+from bt_compiler.engine.cache import CompletionCache, CompletionStore, cache_path
+from bt_compiler.engine.executor import Engine
+from bt_compiler.engine.metrics import Metric, build_metric
+from bt_compiler.engine.progress import Progress
+from bt_compiler.engine.request import Backend
+from bt_compiler.engine.retrieval import Retriever
+from bt_compiler.engine.tools import Tool
+from bt_compiler.graph import spec_candidate
+from bt_compiler.optimize.accounts import AccountedStore
+from bt_compiler.optimize.journal import Journal, StepJournal
+from bt_compiler.optimize.strategy import StrategyTask
+from bt_compiler.optimize.whole_runs import WholeRuns
+from bt_compiler.spec.sections import ModelSection, StepKind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workbench:
+    """What is open; see `open_workbench`."""
+
+    spec: CheckedSpec
+    models: tuple[ModelSection, ...]
+    backends: Mapping[str, Backend]
+    retrievers: Mapping[str, Retriever]
+    tools: Mapping[str, Tool]
+    metric: Metric
+    accept: Metric
+    cache: CompletionStore
+    progress: Progress
+    clock: Callable[[], float]
+
+    @property
+    def fixed_parts(self) -> bool:
+        """Whether rows of a model depend on their batch, so that runs are kept whole."""
+        return any(in_fixed_parts(backend) for backend in self.backends.values())
+
+    def task(self, journal: StepJournal, *, seed: int, strategy: tuple[StepKind, ...] | None = None) -> StrategyTask:
+        """A task whose steps keep to `journal`; `strategy`: another than the spec's."""
+        settings = self.spec.sections.optimize
+        engine, store = self._engine(journal)
+        return StrategyTask(
+            program=self.spec.program,
+            zero_shot=spec_candidate(self.spec.program),
+            engine=engine,
+            store=store,
+            splits=self.spec.splits,
+            metric=self.metric,
+            accept=self.accept,
+            settings=settings if strategy is None else replace(settings, strategy=strategy),
+            journal=journal,
+            seed=seed,
+            progress=self.progress,
+        )
+
+    def _engine(self, journal: StepJournal) -> tuple[Engine, AccountedStore]:
+        """The engine with its one store: journal, then cache. Without the cache where runs are kept whole."""
+        engine = Engine(backends=self.backends, retrievers=self.retrievers, tools=self.tools)
+        if not self.fixed_parts:
+            store = AccountedStore((journal.completions, self.cache), clock=self.clock)
+            return replace(engine, stores=(store,)), store
+        runs = WholeRuns(journal.completions)
+        store = AccountedStore((runs,), clock=self.clock)
+        return replace(engine, stores=(store,), ended=runs.commit), store
+
+
+@contextmanager
+def open_workbench(
+    spec: CheckedSpec,
+    journal: Journal,
+    *,
+    cache_root: Path,
+    progress: Progress,
+    opener: OpenBackend | None = None,
+    tools: Path | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[Workbench]:
+    """Opens all that the spec names and closes it at the end. Raises BackendError and DataError.
+
+    What is chosen by measuring is chosen once and kept in `journal`. `opener`: None opens models as the spec says.
+    `tools`: Python file of the spec's tools of kind `function`.
+    """
+    sections = spec.sections
+    metric, accept = build_metric(sections.metric), sections.optimize.accept.metric
+    asked = used_retrievers(sections, spec.program)
+    retrievers = open_retrievers(asked, cache_root=cache_root, progress=progress, others=sections.retrievers)
+    models = used_models(sections, spec.program)
+    with (
+        closing(CompletionCache(cache_path(cache_root))) as cache,
+        open_models(models, choices=journal.memo, opener=opener or backend_opener(cache_root, progress)) as backends,
+        running_tools(used_tools(sections, spec.program), file=tools) as running,
+    ):
+        yield Workbench(
+            spec=spec,
+            models=models,
+            backends=backends,
+            retrievers=retrievers,
+            tools=running,
+            metric=metric,
+            accept=metric if accept is None else build_metric(accept),
+            cache=cache,
+            progress=progress,
+            clock=clock,
+        )
