@@ -9,7 +9,7 @@ from difflib import get_close_matches
 def did_you_mean(word: str, allowed: Iterable[str], *, what: str = "known names") -> str:
     """Help text for an unknown `word`: the closest allowed name, else all of them (ten at most)."""
     names = sorted(set(allowed))
-    close = get_close_matches(word, names, n=1, cutoff=0.6)
+    close = get_close_matches(word, names, n=1, cutoff=0.65)
     if close:
         return f"did you mean `{close[0]}`?"
     if not names:
