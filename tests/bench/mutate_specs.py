@@ -8,6 +8,7 @@ prints how often each code came, the slowest check and every traceback (there mu
 from __future__ import annotations
 
 import random
+import shutil
 import sys
 import time
 import traceback
@@ -190,8 +191,8 @@ def starting_points() -> list[str]:
 
 def lay_out(folder: Path) -> None:
     """What the specs name: data, a corpus, a base, so that checks go as far as they can."""
-    questions = "".join(f'{{"question": "q{n}", "answer": "a{n}"}}\n' for n in range(8))
-    (folder / "data").mkdir()
+    questions = "".join(f'{{"question": "q{n}", "answer": "a{n}", "gold_titles": ["t"]}}\n' for n in range(8))
+    shutil.copytree(ROOT / "specs" / "data", folder / "data")
     for split in ("train", "dev", "test"):
         (folder / "data" / f"{split}.jsonl").write_text(questions.replace(': "q', f': "{split} q'), encoding="utf-8")
     (folder / "data" / "corpus.jsonl").write_text('{"title": "t", "text": "x"}\n', encoding="utf-8")
