@@ -1,6 +1,6 @@
 """Recall@2/5/10 and full hit of the retrievers on HotPotQA, beside the libraries used directly.
 
-    python tests/bench/retrieval.py ../shared/data/hotpotqa [--model FOLDER_OR_ID]
+    python tests/bench/retrieval.py hotpotqa [--model FOLDER_OR_ID]
 
 Queries are the questions. Full hit: both gold passages among the k. `dense` and `hybrid` need the extra `dense` and a
 model; they are left out, with a line that says so, where it is missing.
