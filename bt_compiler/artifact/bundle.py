@@ -35,7 +35,8 @@ from bt_compiler.engine.request import Message, PromptText
 from bt_compiler.errors import BundleError
 from bt_compiler.graph.candidate import Adapter, Candidate
 from bt_compiler.graph.program import Program
-from bt_compiler.graph.serial import candidate_from_json, candidate_to_json, program_from_json, program_to_json
+from bt_compiler.graph.serial import program_from_json, program_to_json
+from bt_compiler.graph.serial_candidate import candidate_from_json, candidate_to_json
 
 MANIFEST = "manifest.json"
 PROMPTS_SCHEMA = 1

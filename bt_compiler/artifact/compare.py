@@ -16,7 +16,7 @@ from bt_compiler.canonical import canonical_json
 from bt_compiler.engine.statistics import paired_interval
 from bt_compiler.engine.trace import Interval
 from bt_compiler.graph.program import Program
-from bt_compiler.graph.serial import candidate_to_json
+from bt_compiler.graph.serial_candidate import candidate_to_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

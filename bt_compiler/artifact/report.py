@@ -32,12 +32,13 @@ def scores_of(contents: BundleContents) -> dict[str, dict[str, Any]]:
 
 
 def summary(report: Report) -> dict[str, Any]:
-    """Mean, interval, n and failures of a report."""
+    """Mean, interval, n and failures of a report; `tool_errors` where tools of `react` modules failed."""
     return {
         "mean": report.mean,
         **_interval(report.interval),
         "n": len(report.scores),
         "failures": len(report.failures),
+        **({"tool_errors": report.tool_errors} if report.tool_errors else {}),
     }
 
 

@@ -82,5 +82,6 @@ def scores_text(scores: Mapping[str, Mapping[str, Any]]) -> str:
             mean = f"{score['mean']:+.3f}" if who == "difference" else f"{score['mean']:.3f}"
             count = f"  n={score['n']}" if "n" in score else ""
             failed = f"  {score['failures']} failed" if score.get("failures") else ""
-            lines.append(f"{split:<5}{label:<11}{mean:>7}  {interval}{count}{failed}")
+            tools = f"  {score['tool_errors']} tool calls failed" if score.get("tool_errors") else ""
+            lines.append(f"{split:<5}{label:<11}{mean:>7}  {interval}{count}{failed}{tools}")
     return "\n".join(lines)

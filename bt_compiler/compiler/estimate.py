@@ -17,9 +17,12 @@ from bt_compiler.data import Example
 from bt_compiler.engine.formats import load_format
 from bt_compiler.engine.request import PromptText
 from bt_compiler.engine.retrieval.corpus import read_corpus
+from bt_compiler.engine.values import as_json
 from bt_compiler.graph import Call, Module, Program, Prompt, Ref, Repeat, Retrieve, nodes, spec_candidate, visits
+from bt_compiler.graph.program import ARGUMENTS, FINISH, OBSERVATION, THOUGHT, TOOL, TRAJECTORY
 from bt_compiler.spec import Type
 from bt_compiler.spec.sections import CorpusSection, Sections
+from bt_compiler.spec.types import STR
 
 CHARACTERS_PER_TOKEN = 3.5
 _EXAMPLES = 20
@@ -39,7 +42,7 @@ class CallEstimate:
     """Path of names."""
     module: str
     visits: int
-    """Times it runs for one example at most."""
+    """Times it runs for one example at most; of a `react` module all its turns."""
     prompt_tokens: int
     """A zero-shot prompt."""
     demo_tokens: int
@@ -57,13 +60,15 @@ def estimate_calls(program: Program, sections: Sections, examples: Sequence[Exam
         if not isinstance(node, Call):
             continue
         module = program.module(node.module)
+        earlier = {TRAJECTORY: _trajectory(module, passages)} if module.kind == "react" else {}
         rows = [_inputs(node, module, example, passages.seen_by(path)) for example in examples[:_EXAMPLES]]
-        prompt, demo = _rendered(module, prompts[module.name], rows or [_inputs(node, module, None, [])])
+        rows = [{**row, **earlier} for row in rows or [_inputs(node, module, None, [])]]
+        prompt, demo = _rendered(module, prompts[module.name], rows)
         found.append(
             CallEstimate(
                 node=path,
                 module=module.name,
-                visits=times[path],
+                visits=times[path] * (module.at_most + 1),
                 prompt_tokens=prompt,
                 demo_tokens=demo,
                 completion_tokens=_tokens(_completion_text(module)),
@@ -95,7 +100,24 @@ def _rendered(module: Module, prompt: Prompt, rows: Sequence[Mapping[str, Any]])
 
 def _completion_text(module: Module) -> str:
     outputs = {item.name: _stand_in(item.type, module.generation.max_tokens) for item in module.outputs}
-    return load_format(module.format).completion(module, outputs)
+    written = _turn(module, FINISH, outputs) if module.kind == "react" else outputs
+    return load_format(module.format).completion(module, written)
+
+
+def _turn(module: Module, tool: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {THOUGHT: _stand_in(STR, module.generation.max_tokens), TOOL: tool, ARGUMENTS: arguments}
+
+
+def _trajectory(module: Module, passages: _Passages) -> list[dict[str, Any]]:
+    """The turns that a `react` module has behind it at half its way."""
+    budget = module.generation.max_tokens
+    turns = []
+    for place in range(module.at_most // 2):
+        tool = module.tools[place % len(module.tools)]
+        arguments = {item.name: _stand_in(item.type, budget) for item in tool.inputs}
+        given = passages.some(tool.k) if tool.k else [_stand_in(item.type, budget) for item in tool.outputs]
+        turns.append({**_turn(module, tool.name, arguments), OBSERVATION: as_json(given)})
+    return turns
 
 
 def _inputs(
@@ -154,6 +176,10 @@ class _Passages:
         count = sum(self._asked.values())
         if any(path.startswith(f"{loop}/") for loop in self._loops):
             count = math.ceil(count / 2)
+        return self.some(count)
+
+    def some(self, count: int) -> list[Mapping[str, Any]]:
+        """As many passages of the corpora."""
         return [self._sample[place % len(self._sample)] for place in range(count)]
 
 

@@ -10,7 +10,7 @@ grammar forces every label of a completion all the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -20,11 +20,13 @@ from bt_compiler.engine.grammar import OutputPart, json_grammar, lines_grammar
 from bt_compiler.engine.parsing import allowed_values, json_outputs, line_outputs
 from bt_compiler.engine.request import Message, OutputGrammar, PromptText
 from bt_compiler.engine.templates import template_folder
+from bt_compiler.engine.turn_grammar import CallPart, json_turn, lines_turn
 from bt_compiler.engine.values import as_json, shown, written
-from bt_compiler.engine.wording import described, labels
+from bt_compiler.engine.wording import described, labels, observed, offered
 from bt_compiler.errors import SpecError
 from bt_compiler.graph.candidate import Prompt
-from bt_compiler.graph.program import Module
+from bt_compiler.graph.program import FINISH, OBSERVATION, TRAJECTORY, Module
+from bt_compiler.spec.types import STR, Field
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -50,23 +52,24 @@ class Format:
 
     def render(self, module: Module, prompt: Prompt, inputs: Mapping[str, Any]) -> PromptText:
         """The prompt for one example: instructions, demos, then the example. Raises ExampleError, SpecError."""
+        instructions = prompt.instructions
+        if module.kind == "react":
+            instructions = f"{instructions}\n\n{self._words('tools', offered(module))}"
         system = self._words(
-            "system", prompt.instructions, described(module, module.signature.inputs), described(module, module.outputs)
+            "system", instructions, described(module, module.signature.inputs), described(module, module.written)
         )
-        demos = [(self._user(module, demo.inputs), self.completion(module, demo.outputs)) for demo in prompt.demos]
-        example = self._user(module, inputs)
+        demos = [[*self._asked(module, demo.inputs), self.completion(module, demo.outputs)] for demo in prompt.demos]
+        example = self._asked(module, inputs)
         if self.chat:
-            turns = [Message(role="system", content=system)]
-            for user, answer in demos:
-                turns += [Message(role="user", content=user), Message(role="assistant", content=answer)]
-            return PromptText(messages=(*turns, Message(role="user", content=example)), shared=len(turns))
-        leading = f"{system}{self.separator}"
-        leading += "".join(f"{user}\n{answer}{self.separator}" for user, answer in demos)
-        return PromptText(text=f"{leading}{example}\n", shared=len(leading))
+            shared = [Message(role="system", content=system), *(turn for demo in demos for turn in _turns(demo))]
+            return PromptText(messages=(*shared, *_turns(example)), shared=len(shared))
+        leading = "".join(f"{part}{self.separator}" for part in (system, *("\n".join(demo) for demo in demos)))
+        text = "\n".join((*example, ""))
+        return PromptText(text=f"{leading}{text}", shared=len(leading))
 
     def completion(self, module: Module, outputs: Mapping[str, Any]) -> str:
         """The canonical completion: what demos show and training rows teach. Outputs that are missing are left out."""
-        given = [output for output in module.outputs if output.name in outputs]
+        given = [output for output in module.written if output.name in outputs]
         if self.style == "json":
             return as_json({output.name: outputs[output.name] for output in given})
         names = labels(module)
@@ -74,22 +77,25 @@ class Format:
 
     def grammar(self, module: Module, inputs: Mapping[str, Any]) -> OutputGrammar:
         """What a completion has to look like; depends on the inputs through `among` alone. Raises ExampleError."""
-        names = labels(module)
-        parts = [
-            OutputPart(
-                name=output.name,
-                label=names[output.name],
-                type=output.type,
-                budget=module.generation.max_tokens,
-                allowed=allowed_values(output, inputs),
-            )
-            for output in module.outputs
-        ]
-        return json_grammar(parts) if self.style == "json" else lines_grammar(parts)
+        parts = _parts(module, module.written, inputs)
+        if module.kind != "react":
+            return json_grammar(parts) if self.style == "json" else lines_grammar(parts)
+        names = (*(tool.name for tool in module.tools), FINISH)
+        calls = [CallPart(name, tuple(_parts(module, module.arguments(name), inputs))) for name in names]
+        return json_turn(*parts, calls) if self.style == "json" else lines_turn(*parts, calls)
 
     def parse(self, module: Module, text: str) -> dict[str, Any]:
         """The outputs that a completion holds, in their types. Raises ExampleError where it does not fit."""
         return json_outputs(module, text) if self.style == "json" else line_outputs(module, text)
+
+    def _asked(self, module: Module, inputs: Mapping[str, Any]) -> list[str]:
+        """What is said before a completion, user and assistant in turn: of a `react` module also its turns so far."""
+        said = [self._user(module, inputs)]
+        for turn in inputs[TRAJECTORY] if module.kind == "react" else ():
+            words = {"text": shown(turn[OBSERVATION], STR), "json": as_json(turn[OBSERVATION])}
+            observation = self._words("user", [observed() | words], described(module, module.written))
+            said += [self.completion(module, turn), observation]
+        return said
 
     def _user(self, module: Module, inputs: Mapping[str, Any]) -> str:
         fields = module.signature.inputs
@@ -97,11 +103,13 @@ class Format:
             words | {"text": shown(inputs[item.name], item.type), "json": as_json(inputs[item.name])}
             for words, item in zip(described(module, fields), fields, strict=True)
         ]
-        return self._words("user", values, described(module, module.outputs))
+        return self._words("user", values, described(module, module.written))
 
     def _words(self, macro: str, *arguments: Any) -> str:
         from jinja2 import TemplateError
 
+        if not hasattr(self.macros, macro):
+            raise _broken(self.name, f"it has no macro `{macro}`, which a `react` module needs")
         try:
             return "\n".join(line.rstrip() for line in str(getattr(self.macros, macro)(*arguments)).strip().split("\n"))
         except (TemplateError, TypeError, ArithmeticError, LookupError) as error:
@@ -152,6 +160,27 @@ def format_of(name: str, source: str) -> Format:
         separator=str(getattr(macros, "separator", "\n\n")),
         macros=macros,
     )
+
+
+def _turns(said: Sequence[str]) -> list[Message]:
+    return [
+        Message(role="assistant" if place % 2 else "user", content=content) for place, content in enumerate(said)
+    ]
+
+
+def _parts(module: Module, fields: Sequence[Field], inputs: Mapping[str, Any]) -> list[OutputPart]:
+    """The fields as a grammar sees them; arguments of tools have no label, they go by their names."""
+    names = labels(module)
+    return [
+        OutputPart(
+            name=item.name,
+            label=names.get(item.name, item.name),
+            type=item.type,
+            budget=module.generation.max_tokens,
+            allowed=allowed_values(item, inputs),
+        )
+        for item in fields
+    ]
 
 
 def _template(source: str) -> Template:

@@ -50,7 +50,7 @@ class OutputPart:
     """Values that `among` leaves; None without `among`."""
 
 
-class _Rule(NamedTuple):
+class Rule(NamedTuple):
     """How one value is written."""
 
     body: str
@@ -68,13 +68,13 @@ class _Rule(NamedTuple):
 
 def lines_grammar(parts: Sequence[OutputPart]) -> OutputGrammar:
     """The grammar of `Label: value` lines, in order. A text or number at the end may close with a newline."""
-    rules = [_line_rule(part.type, part.budget, part.allowed) for part in parts]
+    rules = [line_rule(part.type, part.budget, part.allowed) for part in parts]
     labels = [f"{'' if index == 0 else chr(10)}{part.label}: " for index, part in enumerate(parts)]
-    start = " ".join(f"{_literal(label)} v{index}" for index, label in enumerate(labels))
+    start = " ".join(f"{literal(label)} v{index}" for index, label in enumerate(labels))
     ending = ' "\\n"?' if rules[-1].open_ended else ""
     regex: str | None = ""
     for label, rule in zip(labels, rules, strict=True):
-        regex = None if regex is None or rule.regex is None else f"{regex}{_escaped(label)}({rule.regex})"
+        regex = None if regex is None or rule.regex is None else f"{regex}{escaped(label)}({rule.regex})"
     return OutputGrammar(
         lark=_lark(f"{start}{ending}", rules),
         regex=regex,
@@ -87,12 +87,12 @@ def json_grammar(parts: Sequence[OutputPart]) -> OutputGrammar:
 
     A text at the top level has neither quotes nor backslashes: so its token budget can end it anywhere.
     """
-    rules = [_json_rule(f"v{index}", part.type, part.budget, part.allowed) for index, part in enumerate(parts)]
+    rules = [json_rule(f"v{index}", part.type, part.budget, part.allowed) for index, part in enumerate(parts)]
     pieces = [f"{'{' if index == 0 else ', '}{json.dumps(part.name)}: " for index, part in enumerate(parts)]
-    start = " ".join(f"{_literal(piece)} v{index}" for index, piece in enumerate(pieces))
+    start = " ".join(f"{literal(piece)} v{index}" for index, piece in enumerate(pieces))
     schema = {
         "type": "object",
-        "properties": {part.name: bounded_schema(_among(part.type, part.allowed), part.budget) for part in parts},
+        "properties": {part.name: bounded_schema(restricted(part.type, part.allowed), part.budget) for part in parts},
         "required": [part.name for part in parts],
         "additionalProperties": False,
     }
@@ -155,36 +155,38 @@ def fold(text: str) -> str:
     return " ".join(part.strip() for part in text.splitlines() if part.strip())
 
 
-def _lark(start: str, rules: Sequence[_Rule]) -> str:
+def _lark(start: str, rules: Sequence[Rule]) -> str:
     lines = [f"start: {start}"]
     lines += [f"{rule.prelude}v{index}{rule.options}: {rule.body}" for index, rule in enumerate(rules)]
     return "\n".join(lines) + "\n"
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
+    """The text as a Lark literal, which is also its JSON."""
     return json.dumps(text, ensure_ascii=False)
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """The text as a regular expression in the syntax that Python, Rust and the servers' engines share."""
     return re.sub(r"([\\.^$*+?()\[\]{}|])", r"\\\1", text)
 
 
-def _alternatives(values: Sequence[str]) -> _Rule:
+def _alternatives(values: Sequence[str]) -> Rule:
     shown = list(dict.fromkeys(values))
-    return _Rule(
-        body=" | ".join(_literal(value) for value in shown),
-        regex="|".join(_escaped(value) for value in shown),
+    return Rule(
+        body=" | ".join(literal(value) for value in shown),
+        regex="|".join(escaped(value) for value in shown),
         tokens=max(len(value.encode()) for value in shown),
     )
 
 
-def _line_rule(t: Type, budget: int, allowed: tuple[str, ...] | None) -> _Rule:
+def line_rule(t: Type, budget: int, allowed: tuple[str, ...] | None) -> Rule:
+    """How a value is written after its label."""
     if t.kind in ("str", "enum") and allowed is not None:
         return _alternatives([fold(value) for value in allowed])
     if t.kind == "str" or any(option.kind == "str" for option in t.options):
         tokens = t.max_tokens or budget
-        return _Rule(
+        return Rule(
             body=f"/{_LINE_START}{_LINE_REST}*/",
             regex=rf"\S[^\r\n]{{0,{CHARACTERS_A_TOKEN * tokens}}}",
             tokens=tokens,
@@ -194,9 +196,9 @@ def _line_rule(t: Type, budget: int, allowed: tuple[str, ...] | None) -> _Rule:
     if t.kind == "enum":
         return _alternatives([fold(value) for value in t.values])
     if t.kind == "union":
-        options = [_line_rule(option, budget, allowed) for option in t.options]
+        options = [line_rule(option, budget, allowed) for option in t.options]
         regexes = [rule.regex for rule in options]
-        return _Rule(
+        return Rule(
             body=" | ".join(rule.body for rule in options),
             regex=None if None in regexes else "|".join(f"({regex})" for regex in regexes),
             tokens=max(rule.tokens for rule in options),
@@ -205,25 +207,26 @@ def _line_rule(t: Type, budget: int, allowed: tuple[str, ...] | None) -> _Rule:
     return _scalar_rule(t) or _schema_rule(t, budget, allowed)
 
 
-def _json_rule(name: str, t: Type, budget: int, allowed: tuple[str, ...] | None) -> _Rule:
+def json_rule(name: str, t: Type, budget: int, allowed: tuple[str, ...] | None) -> Rule:
+    """How a value is written inside a JSON object; `name` is that of the rule."""
     if t.kind in ("str", "enum") and allowed is not None:
-        return _alternatives([_literal(value) for value in allowed])
+        return _alternatives([literal(value) for value in allowed])
     if t.kind == "enum":
-        return _alternatives([_literal(value) for value in t.values])
+        return _alternatives([literal(value) for value in t.values])
     if t.kind == "str":
         tokens = t.max_tokens or budget
-        return _Rule(
+        return Rule(
             body=rf'"\"" {name}_text? "\""',
-            regex=None,
+            regex=rf'"{_JSON_TEXT}{{0,{CHARACTERS_A_TOKEN * tokens}}}"',
             tokens=tokens + 2,
             prelude=f"{name}_text[max_tokens={tokens}]: /{_JSON_TEXT}+/\n",
         )
     if t.kind == "union":
         options = [
-            _json_rule(f"{name}_{index}", option, t.max_tokens or budget, allowed)
+            json_rule(f"{name}_{index}", option, t.max_tokens or budget, allowed)
             for index, option in enumerate(t.options)
         ]
-        return _Rule(
+        return Rule(
             body=" | ".join(rule.body for rule in options),
             regex=None,
             tokens=max(rule.tokens for rule in options),
@@ -232,7 +235,7 @@ def _json_rule(name: str, t: Type, budget: int, allowed: tuple[str, ...] | None)
     return _scalar_rule(t) or _schema_rule(t, budget, allowed)
 
 
-def _scalar_rule(t: Type) -> _Rule | None:
+def _scalar_rule(t: Type) -> Rule | None:
     """int, float, bool, null; None for the others and for numbers with a range, which JSON Schema says."""
     if t.kind == "bool":
         return _alternatives(["true", "false"])
@@ -241,15 +244,15 @@ def _scalar_rule(t: Type) -> _Rule | None:
     if t.kind not in ("int", "float") or t.minimum is not None or t.maximum is not None:
         return None
     number, tokens = (_INT, _INT_TOKENS) if t.kind == "int" else (_FLOAT, _FLOAT_TOKENS)
-    return _Rule(body=f"/{number}/", regex=number, tokens=tokens, open_ended=True)
+    return Rule(body=f"/{number}/", regex=number, tokens=tokens, open_ended=True)
 
 
-def _schema_rule(t: Type, budget: int, allowed: tuple[str, ...] | None) -> _Rule:
-    schema = bounded_schema(_among(t, allowed), budget)
+def _schema_rule(t: Type, budget: int, allowed: tuple[str, ...] | None) -> Rule:
+    schema = bounded_schema(restricted(t, allowed), budget)
     if t.kind == "float":
         schema["multipleOf"] = _DECIMALS  # or the digits never end
     regex = {"int": _INT, "float": _FLOAT}.get(t.kind)
-    return _Rule(
+    return Rule(
         body="%json " + json.dumps(schema | {"x-guidance": _SEPARATORS}),
         regex=regex,
         tokens=structure_tokens(t, budget),
@@ -257,7 +260,7 @@ def _schema_rule(t: Type, budget: int, allowed: tuple[str, ...] | None) -> _Rule
     )
 
 
-def _among(t: Type, allowed: tuple[str, ...] | None) -> Type:
+def restricted(t: Type, allowed: tuple[str, ...] | None) -> Type:
     """The type with its texts restricted to `allowed`; without one allowed value a list has to be empty."""
     if allowed is None:
         return t

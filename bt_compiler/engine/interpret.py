@@ -14,15 +14,13 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from bt_compiler.canonical import canonical_json
-from bt_compiler.engine.parsing import check_among
-from bt_compiler.engine.request import Completion, PromptText
-from bt_compiler.engine.running import Ask, Draw, Fork, Need, NodeFailed, Place, Running, Scope, Search, Setting, Use
+from bt_compiler.engine.asking import asked
+from bt_compiler.engine.react import react
+from bt_compiler.engine.running import Draw, Fork, Need, NodeFailed, Place, Running, Scope, Search, Setting, Use
 from bt_compiler.engine.trace import Failure, Step
 from bt_compiler.errors import ExampleError
 from bt_compiler.graph.program import Call, Carry, Map, Node, Repeat, Retrieve, Sample, Switch, UseTool
 from bt_compiler.spec.types import PASSAGE
-
-_ATTEMPTS = 2
 
 
 def interpret_program(setting: Setting, inputs: Mapping[str, Any]) -> Running:
@@ -39,43 +37,11 @@ def _body(nodes: tuple[Node, ...], setting: Setting, scope: Scope, place: Place)
 
 def _call(node: Call, setting: Setting, scope: Scope, place: Place) -> Running:
     module = setting.program.module(node.slots[place.loop] if node.slots else node.module)
-    form = setting.formats[module.format]
     inputs = {binding.name: scope.resolve(binding.value) for binding in node.inputs}
     step = Step(node=place.node(node.name), visit=place.visit, module=module.name, inputs=inputs)
-    prompt: PromptText | None = None
-    completion: Completion | None = None
-    attempts = _ATTEMPTS if module.name in setting.unconstrained else 1
-    try:
-        prompt = form.render(module, setting.prompts[module.name], inputs)
-        grammar = form.grammar(module, inputs)
-        for attempt in range(attempts):
-            completion = yield Ask(module, prompt, grammar, attempt, setting.draw)
-            try:
-                outputs = form.parse(module, completion.text)
-                check_among(module, inputs, outputs)
-                break
-            except ExampleError:
-                if attempt + 1 == attempts:
-                    raise
-    except ExampleError as error:
-        setting.steps.append(_finished(step, prompt, completion, None))
-        raise NodeFailed(Failure(code=error.code, message=error.message, node=step.node)) from error
-    setting.steps.append(_finished(step, prompt, completion, outputs))
-    return outputs
-
-
-def _finished(
-    step: Step, prompt: PromptText | None, completion: Completion | None, outputs: Mapping[str, Any] | None
-) -> Step:
-    return Step(
-        node=step.node,
-        visit=step.visit,
-        module=step.module,
-        inputs=step.inputs,
-        prompt=prompt,
-        completion=completion,
-        outputs=outputs,
-    )
+    if module.kind == "react":
+        return (yield from react(module, step, setting))
+    return (yield from asked(module, step, setting))
 
 
 def _retrieve(node: Retrieve, setting: Setting, scope: Scope, place: Place) -> Running:
@@ -87,7 +53,7 @@ def _retrieve(node: Retrieve, setting: Setting, scope: Scope, place: Place) -> R
         setting.steps.append(step)
         raise NodeFailed(Failure(code=error.code, message=error.message, node=step.node)) from error
     outputs = {"passages": passages}
-    setting.steps.append(_finished(step, None, None, outputs))
+    setting.steps.append(replace(step, outputs=outputs))
     return outputs
 
 
@@ -99,7 +65,7 @@ def _tool(node: UseTool, setting: Setting, scope: Scope, place: Place) -> Runnin
     except ExampleError as error:
         setting.steps.append(step)
         raise NodeFailed(Failure(code=error.code, message=error.message, node=step.node)) from error
-    setting.steps.append(_finished(step, None, None, outputs))
+    setting.steps.append(replace(step, outputs=outputs))
     return outputs
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from bt_compiler.engine.grammar import fold
 from bt_compiler.engine.wording import labels
 from bt_compiler.errors import ExampleError
-from bt_compiler.graph.program import Module
+from bt_compiler.graph.program import ARGUMENTS, TOOL, Module
 from bt_compiler.spec.convert import convert
 from bt_compiler.spec.types import Field, Type
 
@@ -20,15 +20,16 @@ def line_outputs(module: Module, text: str) -> dict[str, Any]:
     """Outputs from `Label: value` lines: every label once, in order, one line each. Raises ExampleError."""
     names = labels(module)
     lines = [line for line in text.split("\n") if line.strip()]
-    if len(lines) != len(module.outputs):
-        raise _unfit(module, text, f"it has {len(lines)} lines, not {len(module.outputs)}")
+    if len(lines) != len(module.written):
+        raise _unfit(module, text, f"it has {len(lines)} lines, not {len(module.written)}")
     outputs: dict[str, Any] = {}
-    for output, line in zip(module.outputs, lines, strict=True):
+    for output, line in zip(module.written, lines, strict=True):
         label, colon, value = line.partition(f"{names[output.name]}:")
         if not colon or label.strip():
             raise _unfit(module, text, f"a line does not start with `{names[output.name]}:`")
         try:
-            outputs[output.name] = _from_line(value.strip().removesuffix("\ufffd").strip(), output.type)
+            type = _type_of(module, output, outputs)
+            outputs[output.name] = _from_line(value.strip().removesuffix("\ufffd").strip(), type)
         except ValueError as error:
             raise _unfit(module, text, f"`{output.name}`: {error}") from error
     return outputs
@@ -40,13 +41,13 @@ def json_outputs(module: Module, text: str) -> dict[str, Any]:
         found = json.loads(text.strip())
     except (ValueError, RecursionError) as error:
         raise _unfit(module, text, "it is not JSON") from error
-    wanted = {output.name for output in module.outputs}
+    wanted = {output.name for output in module.written}
     if not isinstance(found, dict) or found.keys() != wanted:
         raise _unfit(module, text, f"it is not an object with the keys {', '.join(sorted(wanted))}")
     outputs: dict[str, Any] = {}
-    for output in module.outputs:
+    for output in module.written:
         try:
-            outputs[output.name] = convert(found[output.name], output.type)
+            outputs[output.name] = convert(found[output.name], _type_of(module, output, outputs))
         except ValueError as error:
             raise _unfit(module, text, f"`{output.name}`: {error}") from error
     return outputs
@@ -70,15 +71,25 @@ def allowed_values(output: Field, inputs: Mapping[str, Any]) -> tuple[str, ...] 
 
 
 def check_among(module: Module, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
-    """Raises ExampleError where an output with `among` holds a value that was not given."""
+    """Raises ExampleError where an output with `among` holds a value that was not given. `outputs`: as written."""
+    answer = module.answer(outputs)
+    if answer is None:
+        return
     for output in module.outputs:
         allowed = allowed_values(output, inputs)
         if allowed is None:
             continue
-        value = outputs[output.name]
+        value = answer[output.name]
         for item in value if isinstance(value, list) else [value]:
             if item not in allowed:
                 raise ExampleError("BTC524", f"`{output.name}` is `{item}`, which is not among `{output.type.among}`")
+
+
+def _type_of(module: Module, output: Field, before: Mapping[str, Any]) -> Type:
+    """The type of an output; that of a turn's arguments depends on the tool before them."""
+    if module.kind != "react" or output.name != ARGUMENTS:
+        return output.type
+    return Type(kind="object", fields=module.arguments(before[TOOL]))
 
 
 def _from_line(text: str, t: Type) -> Any:

@@ -84,6 +84,7 @@ def report_of(traces: Sequence[Trace], *, candidate: str, split: str, binary: bo
         mean=mean_of(values),
         interval=interval_of(values, binary),
         failures=tuple((trace.example, trace.error) for trace in traces if trace.error is not None),
+        tool_errors=sum(step.error is not None for trace in traces for step in trace.steps),
         calls=len(completions),
         cached_calls=sum(completion.cached for completion in completions),
         prompt_tokens=sum(completion.prompt_tokens for completion in completions),

@@ -14,11 +14,13 @@ class Step:
     """One visit of one node."""
 
     node: str
-    """Path of names from the top: `hops/hop`."""
+    """Path of names from the top: `hops/hop`; what a `react` call asks of a tool has the tool's name after the call's."""
     visit: tuple[int, ...] = ()
-    """Zero-based visit of every enclosing loop, element of every map and run of every sample; empty outside them."""
+    """Zero-based visit of every enclosing loop, element of every map, run of every sample and turn of a `react` call;
+    empty outside them.
+    """
     module: str | None = None
-    """Module called; None for retrieve steps."""
+    """Module called; None for retrievers and tools."""
     inputs: Mapping[str, Any]
     prompt: PromptText | None = None
     completion: Completion | None = None
@@ -26,6 +28,10 @@ class Step:
     """None where the step failed."""
     picked: bool = True
     """False in runs of a `sample` that gave something else than what was picked: nothing is learnt from those."""
+    forced: bool = False
+    """True for the turn of a `react` module that could only finish, for it had no tool call left."""
+    error: str | None = None
+    """Why a tool failed that a `react` module called: the module was told, and went on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +79,8 @@ class Report:
     mean: float
     interval: Interval
     failures: tuple[tuple[str, Failure], ...] = ()
+    tool_errors: int = 0
+    """Calls of tools by `react` modules that failed; the modules were told and went on."""
     calls: int = 0
     cached_calls: int = 0
     prompt_tokens: int = 0

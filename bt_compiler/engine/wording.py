@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bt_compiler.graph.program import Module
+from bt_compiler.graph.program import FINISH, OBSERVATION, Module
 from bt_compiler.spec.types import PASSAGE, Field, Type
 
 _WORDS = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false", "null": "null"}
@@ -13,7 +13,7 @@ _WORDS = {"str": "text", "int": "a whole number", "float": "a number", "bool": "
 
 def labels(module: Module) -> dict[str, str]:
     """Field name -> label: `petal_length` is `Petal length`. Fields that would share a label keep their names."""
-    made = {item.name: _label(item.name) for item in (*module.signature.inputs, *module.outputs)}
+    made = {item.name: _label(item.name) for item in (*module.signature.inputs, *module.written)}
     shared = [label.lower() for label in made.values()]
     return {name: label if shared.count(label.lower()) == 1 else name for name, label in made.items()}
 
@@ -21,15 +21,23 @@ def labels(module: Module) -> dict[str, str]:
 def described(module: Module, fields: Sequence[Field]) -> list[dict[str, Any]]:
     """Fields of `module` as a template sees them: `name`, `label`, `description` or None, `type` in words."""
     names = labels(module)
+    return [{**words, "label": names[words["name"]]} for words in _named(fields)]
+
+
+def offered(module: Module) -> list[dict[str, Any]]:
+    """What a `react` module may call, as a template sees it: `name`, `description` or None, and the fields that it takes
+    as `arguments`. Finishing comes last.
+    """
+    tools = [(tool.name, tool.description, tool.inputs) for tool in module.tools]
     return [
-        {
-            "name": item.name,
-            "label": names[item.name],
-            "description": item.description or item.type.description,
-            "type": type_in_words(item.type),
-        }
-        for item in fields
+        {"name": name, "description": description, "arguments": _named(fields)}
+        for name, description, fields in (*tools, (FINISH, "gives the answer", module.signature.outputs))
     ]
+
+
+def observed() -> dict[str, Any]:
+    """The observation as a template sees a field; it stands in a turn of its own."""
+    return {"name": OBSERVATION, "label": _label(OBSERVATION), "description": None, "type": _WORDS["str"]}
 
 
 def type_in_words(t: Type) -> str:
@@ -44,10 +52,22 @@ def type_in_words(t: Type) -> str:
         passages = t.item is not None and t.item.name == PASSAGE.name
         return "numbered passages" if passages else f"a JSON list of {_plural(t.item)}"
     if t.kind == "object":
-        return f"a JSON object with {', '.join(f'{item.name} ({type_in_words(item.type)})' for item in t.fields)}"
+        held = ", ".join(f"{item.name} ({type_in_words(item.type)})" for item in t.fields)
+        return f"a JSON object with {held}" if held else "a JSON object"
     low = [] if t.minimum is None else [f"from {t.minimum:g}"]
     high = [] if t.maximum is None else [f"to {t.maximum:g}"]
     return " ".join([_WORDS[t.kind], *low, *high])
+
+
+def _named(fields: Sequence[Field]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": item.name,
+            "description": item.description or item.type.description,
+            "type": type_in_words(item.type),
+        }
+        for item in fields
+    ]
 
 
 def _label(name: str) -> str:

@@ -29,13 +29,8 @@ from bt_compiler.graph.program import (
     UseTool,
     Value,
 )
-from bt_compiler.graph.serial import (
-    candidate_from_json,
-    candidate_to_json,
-    program_from_json,
-    program_to_json,
-    prompt_to_json,
-)
+from bt_compiler.graph.serial import program_from_json, program_to_json
+from bt_compiler.graph.serial_candidate import candidate_from_json, candidate_to_json, prompt_to_json
 from bt_compiler.graph.verify import InvalidProgram, verify
 from bt_compiler.graph.walk import nodes, visits
 from bt_compiler.graph.zero_shot import candidate_id, spec_candidate

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from bt_compiler.graph.program import (
     Binding,
@@ -106,6 +106,9 @@ def _module(module: Module) -> Iterator[str]:
     yield f"module {module.name}: {module.kind} on {module.model}, format {module.format}"
     yield f"  {_fields(signature.inputs)} -> {_fields(module.outputs)}"
     yield f"  {json.dumps(signature.instructions, ensure_ascii=False)}"
+    if module.tools:
+        tools = (f"{tool.name}({_fields(tool.inputs)}) -> {_fields(tool.outputs)}" for tool in module.tools)
+        yield f"  at most {module.at_most} of {', '.join(tools)}"
     for demo in module.demos:
         yield f"  demo {json.dumps({**demo.inputs, **demo.outputs}, ensure_ascii=False)}"
 
@@ -114,7 +117,8 @@ def program_mermaid(program: Program) -> str:
     """The program as a Mermaid flowchart: steps as boxes, blocks as frames, references as arrows."""
     lines = ["flowchart TD"]
     lines += [f'  {_input_id(item.name)}(["{item.name}: {_quoted(show_type(item.type))}"])' for item in program.inputs]
-    lines += _boxes(program.nodes, "", "  ")
+    using = {module.name: ", ".join(tool.name for tool in module.tools) for module in program.modules if module.tools}
+    lines += _boxes(program.nodes, "", "  ", using)
     out = ", ".join(f"{item.name}: {show_type(item.type)}" for item in program.out)
     lines.append(f'  out_(["{_quoted(out)}"])')
     names = {item.name: _input_id(item.name) for item in program.inputs}
@@ -143,19 +147,21 @@ def _id(path: str) -> str:
     return "n_" + re.sub(r"[^A-Za-z0-9_]", lambda match: f"_{ord(match[0]):x}_", path.replace("/", "__"))
 
 
-def _boxes(body: Sequence[Node], prefix: str, indent: str) -> Iterator[str]:
+def _boxes(body: Sequence[Node], prefix: str, indent: str, using: Mapping[str, str]) -> Iterator[str]:
+    """`using`: the tools of a `react` module, by its name."""
     for node in body:
         path = prefix + node.name
         match node:
             case Call():
-                yield f'{indent}{_id(path)}["{node.name}<br/>call {_declared(node)}"]'
+                tools = f"<br/>with {using[node.module]}" if node.module in using else ""
+                yield f'{indent}{_id(path)}["{node.name}<br/>call {_declared(node)}{tools}"]'
             case Retrieve():
                 yield f'{indent}{_id(path)}[("{node.name}<br/>retrieve {node.retriever}, k={node.k}")]'
             case UseTool():
                 yield f'{indent}{_id(path)}{{{{"{node.name}<br/>tool {node.tool}"}}}}'
             case Repeat() | Map() | Sample():
                 yield f'{indent}subgraph {_id(path)}["{node.name}: {_quoted(_head(node))}"]'
-                yield from _boxes(node.body, f"{path}/", f"{indent}  ")
+                yield from _boxes(node.body, f"{path}/", f"{indent}  ", using)
                 yield f"{indent}end"
             case Switch():
                 yield f'{indent}subgraph {_id(path)}["{node.name}: {_quoted(_head(node))}"]'
@@ -163,7 +169,7 @@ def _boxes(body: Sequence[Node], prefix: str, indent: str) -> Iterator[str]:
                     place = f"{path}/{case.label}"
                     if case.body:
                         yield f'{indent}  subgraph {_id(place)}["{_quoted(case.label)}"]'
-                        yield from _boxes(case.body, f"{place}/", f"{indent}    ")
+                        yield from _boxes(case.body, f"{place}/", f"{indent}    ", using)
                         yield f"{indent}  end"
                     else:
                         yield f'{indent}  {_id(place)}["{_quoted(case.label)}"]'

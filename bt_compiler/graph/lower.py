@@ -146,9 +146,11 @@ def _check_names_in_settings(out: tuple[Binding, ...], sections: Sections, findi
 def _warn_unused(structure: _Structure, declared: Declared) -> None:
     findings = declared.findings
     combined = {name for section in declared.retrievers.values() for name in section.of}
+    called = [module for name in declared.called if (module := declared.modules.get(name)) is not None]
+    used = declared.called | {tool.name for module in called for tool in module.tools}
     for section, what in (("modules", "module"), ("retrievers", "retriever"), ("tools", "tool")):
         for name in findings.spec.get((section,), {}):
-            if name not in declared.called and not (section == "retrievers" and name in combined):
+            if name not in used and not (section == "retrievers" and name in combined):
                 findings.add(
                     "BTC207",
                     f"{what} `{name}` is used by no step",
@@ -181,12 +183,17 @@ def _assemble(name: str, structure: _Structure, declared: Declared) -> Program:
                 found = declared.modules[slot.partition("#")[0]]
                 assert found is not None
                 modules.setdefault(slot, replace(found, name=slot))
+                for used in found.tools:
+                    if used.k is None:
+                        tools.setdefault(used.name, replace(used, description=None))
+                    else:
+                        retrievers.setdefault(used.name, _retriever(declared, used.name))
         elif isinstance(node, Retrieve):
-            section = declared.retrievers[node.retriever]
-            retrievers.setdefault(section.name, RetrieverRef(name=section.name, kind=section.kind, k=section.k))
+            retrievers.setdefault(node.retriever, _retriever(declared, node.retriever))
         elif isinstance(node, UseTool):
             tool = declared.tools[node.tool]
-            tools[tool.name] = ToolRef(name=tool.name, kind=tool.kind, inputs=tool.inputs, outputs=tool.outputs)
+            ref = ToolRef(name=tool.name, kind=tool.kind, inputs=tool.inputs, outputs=tool.outputs)
+            tools.setdefault(tool.name, ref)
     return Program(
         name=name,
         inputs=structure.inputs,
@@ -196,3 +203,8 @@ def _assemble(name: str, structure: _Structure, declared: Declared) -> Program:
         retrievers=tuple(retrievers.values()),
         tools=tuple(tools.values()),
     )
+
+
+def _retriever(declared: Declared, name: str) -> RetrieverRef:
+    section = declared.retrievers[name]
+    return RetrieverRef(name=section.name, kind=section.kind, k=section.k)

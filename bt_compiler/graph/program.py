@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -10,7 +11,15 @@ from bt_compiler.graph.candidate import Demo
 from bt_compiler.spec.sections import Generation
 from bt_compiler.spec.types import Field, Type
 
-ModuleKind = Literal["predict", "chain_of_thought"]
+ModuleKind = Literal["predict", "chain_of_thought", "react"]
+FINISH = "finish"
+"""What a `react` module calls to answer: its arguments are the outputs of the signature."""
+TRAJECTORY = "trajectory"
+"""What a `react` module reads beside its inputs: its turns so far, each with what came of it."""
+THOUGHT, TOOL, ARGUMENTS = "thought", "tool", "arguments"
+"""What one turn of a `react` module holds, in order."""
+OBSERVATION = "observation"
+"""What came of a turn, as text; in the trajectory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +47,10 @@ class Module:
     train: tuple[Literal["prompt", "weights"], ...] = ("prompt", "weights")
     demos: tuple[Demo, ...] = ()
     """Written in the spec: every prompt starts with them, as it does with the instructions."""
+    tools: tuple[ToolRef, ...] = ()
+    """react: the tools and retrievers it may call, in the order of the spec."""
+    at_most: int = 0
+    """react: how many calls it may make; the turn after the last of them can only finish."""
 
     @property
     def declared(self) -> str:
@@ -46,11 +59,39 @@ class Module:
 
     @property
     def outputs(self) -> tuple[Field, ...]:
-        """What the model writes, in order: for `chain_of_thought` the text field `reasoning` comes first."""
+        """What a call gives, in order: for `chain_of_thought` the text field `reasoning` comes first."""
         if self.kind == "chain_of_thought":
             reasoning = Field(name="reasoning", type=Type(kind="str"), description="think step by step")
             return (reasoning, *self.signature.outputs)
         return self.signature.outputs
+
+    @property
+    def written(self) -> tuple[Field, ...]:
+        """What one completion holds, in order: the outputs, or one turn of a `react` module.
+
+        What the `arguments` of a turn hold depends on its tool: see `arguments`.
+        """
+        if self.kind != "react":
+            return self.outputs
+        names = (*(tool.name for tool in self.tools), FINISH)
+        return (
+            Field(name=THOUGHT, type=Type(kind="str"), description="what is known and what to do next"),
+            Field(name=TOOL, type=Type(kind="enum", values=names)),
+            Field(name=ARGUMENTS, type=Type(kind="object"), description="what the tool takes"),
+        )
+
+    def arguments(self, tool: str) -> tuple[Field, ...]:
+        """What a tool of a `react` module takes; what finishing takes are the outputs. Raises KeyError."""
+        if tool == FINISH:
+            return self.signature.outputs
+        return {item.name: item.inputs for item in self.tools}[tool]
+
+    def answer(self, written: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """The outputs that a completion gives; None for a turn that calls a tool."""
+        if self.kind != "react":
+            return written
+        found: Mapping[str, Any] = written[ARGUMENTS]
+        return found if written[TOOL] == FINISH else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,12 +295,16 @@ class RetrieverRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolRef:
-    """What the graph knows of a tool."""
+    """What the graph knows of a tool, and of a retriever that a `react` module may ask."""
 
     name: str
     kind: str
     inputs: tuple[Field, ...]
     outputs: tuple[Field, ...]
+    description: str | None = None
+    """What it is for, as a `react` module is told; not kept for the tools of steps."""
+    k: int | None = None
+    """Passages that a retriever gives; None: a tool."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,17 +1,15 @@
-"""Programs and candidates as JSON values and back; what `program.json` and `prompts.json` of a bundle hold.
+"""Programs as JSON values and back; what `program.json` of a bundle holds.
 
-Spans are dropped; attributes at their default are left out. Knows nothing of files but the folder that adapters lie in.
+Spans are dropped; attributes at their default are left out. Knows nothing of files.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from bt_compiler.graph.candidate import Adapter, Candidate, Demo, Prompt
+from bt_compiler.graph.candidate import Demo
 from bt_compiler.graph.program import (
     Binding,
     Call,
@@ -33,19 +31,11 @@ from bt_compiler.graph.program import (
     UseTool,
     Value,
 )
+from bt_compiler.graph.serial_candidate import SCHEMA, demos_to_json, versioned
 from bt_compiler.spec.sections import Generation
 from bt_compiler.spec.types import Field, Type
 
-SCHEMA = 1
-"""Version of both documents; a reader refuses any other."""
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\Z")
 _TYPE_SCALARS = ("name", "description", "minimum", "maximum", "max_tokens", "among")
-
-
-def _versioned(data: Mapping[str, Any], what: str) -> Mapping[str, Any]:
-    if data.get("schema") != SCHEMA:
-        raise ValueError(f"{what} has schema version {data.get('schema')!r}, this version reads {SCHEMA}")
-    return data
 
 
 def type_to_json(type: Type) -> dict[str, Any]:
@@ -128,7 +118,9 @@ def signature_to_json(signature: Signature) -> dict[str, Any]:
 
 def module_to_json(module: Module) -> dict[str, Any]:
     """All of a module."""
-    written = {"demos": _demos_to_json(module.demos)} if module.demos else {}
+    written: dict[str, Any] = {"demos": demos_to_json(module.demos)} if module.demos else {}
+    if module.kind == "react":
+        written |= {"tools": [_tool_to_json(tool) for tool in module.tools], "at_most": module.at_most}
     return {
         "name": module.name,
         "kind": module.kind,
@@ -156,6 +148,8 @@ def _module_from_json(data: Mapping[str, Any]) -> Module:
         format=data["format"],
         train=tuple(data["train"]),
         demos=tuple(Demo(**demo) for demo in data.get("demos", ())),
+        tools=tuple(_tool_from_json(tool) for tool in data.get("tools", ())),
+        at_most=data.get("at_most", 0),
     )
 
 
@@ -295,19 +289,21 @@ def program_to_json(program: Program) -> dict[str, Any]:
 
 def _tool_to_json(tool: ToolRef) -> dict[str, Any]:
     inputs, outputs = fields_to_json(tool.inputs), fields_to_json(tool.outputs)
-    return {"name": tool.name, "kind": tool.kind, "inputs": inputs, "outputs": outputs}
+    more = {key: getattr(tool, key) for key in ("description", "k") if getattr(tool, key) is not None}
+    return {"name": tool.name, "kind": tool.kind, "inputs": inputs, "outputs": outputs, **more}
 
 
 def _tool_from_json(data: Mapping[str, Any]) -> ToolRef:
     inputs, outputs = fields_from_json(data["inputs"]), fields_from_json(data["outputs"])
-    return ToolRef(name=data["name"], kind=data["kind"], inputs=inputs, outputs=outputs)
+    more = {key: data[key] for key in ("description", "k") if key in data}
+    return ToolRef(name=data["name"], kind=data["kind"], inputs=inputs, outputs=outputs, **more)
 
 
 def program_from_json(data: Mapping[str, Any]) -> Program:
     """The program, equal to the one written. ValueError for another schema version; KeyError or TypeError for a
     wrong shape; follow it with `verify` where the document may have been tampered with.
     """
-    _versioned(data, "the program")
+    versioned(data, "the program")
     return Program(
         name=data["name"],
         inputs=fields_from_json(data["inputs"]),
@@ -316,70 +312,4 @@ def program_from_json(data: Mapping[str, Any]) -> Program:
         modules=tuple(_module_from_json(module) for module in data["modules"]),
         retrievers=tuple(RetrieverRef(**retriever) for retriever in data["retrievers"]),
         tools=tuple(_tool_from_json(tool) for tool in data.get("tools", ())),
-    )
-
-
-def prompt_to_json(prompt: Prompt) -> dict[str, Any]:
-    """Instructions and demos."""
-    return {
-        "instructions": prompt.instructions,
-        "demos": _demos_to_json(prompt.demos),
-    }
-
-
-def _demos_to_json(demos: Sequence[Demo]) -> list[dict[str, Any]]:
-    return [
-        {
-            "inputs": dict(demo.inputs),
-            "outputs": dict(demo.outputs),
-            "example": demo.example,
-            "origin": demo.origin,
-        }
-        for demo in demos
-    ]
-
-
-def _prompt_from_json(data: Mapping[str, Any]) -> Prompt:
-    return Prompt(instructions=data["instructions"], demos=tuple(Demo(**demo) for demo in data["demos"]))
-
-
-def candidate_to_json(candidate: Candidate) -> dict[str, Any]:
-    """The candidate as JSON values; an adapter is named, its folder is left out."""
-    return {
-        "schema": SCHEMA,
-        "id": candidate.id,
-        "parent": candidate.parent,
-        "origin": candidate.origin,
-        "prompts": {name: prompt_to_json(prompt) for name, prompt in candidate.prompts.items()},
-        "adapters": {
-            key: {
-                "name": adapter.name,
-                "base_model": adapter.base_model,
-                "base_digest": adapter.base_digest,
-                "rank": adapter.rank,
-                "sha256": adapter.sha256,
-            }
-            for key, adapter in candidate.adapters.items()
-        },
-    }
-
-
-def _adapter_from_json(data: Mapping[str, Any], folder: Path) -> Adapter:
-    name = data["name"]
-    if not isinstance(name, str) or not _PLAIN_NAME.match(name):
-        raise ValueError(f"adapter name {name!r} is not a plain name")
-    return Adapter(path=folder / name, **data)
-
-
-def candidate_from_json(data: Mapping[str, Any], adapters_folder: Path) -> Candidate:
-    """The candidate, its adapters at `adapters_folder/<name>`. Raises as `program_from_json`, and ValueError for an
-    adapter name that is more than a plain name.
-    """
-    _versioned(data, "the candidate")
-    return Candidate(
-        id=data["id"],
-        parent=data["parent"],
-        origin=data["origin"],
-        prompts={name: _prompt_from_json(prompt) for name, prompt in data["prompts"].items()},
-        adapters={key: _adapter_from_json(item, adapters_folder) for key, item in data["adapters"].items()},
     )

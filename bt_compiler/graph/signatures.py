@@ -7,27 +7,40 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from types import MappingProxyType
 from typing import Any, cast
 
 from bt_compiler.diagnostics import did_you_mean
-from bt_compiler.graph.candidate import Demo
+from bt_compiler.graph.demos import lower_demo
 from bt_compiler.graph.findings import Findings, SpecPath
-from bt_compiler.graph.program import Module, ModuleKind, Signature
+from bt_compiler.graph.program import (
+    ARGUMENTS,
+    OBSERVATION,
+    THOUGHT,
+    TOOL,
+    TRAJECTORY,
+    Module,
+    ModuleKind,
+    Signature,
+)
+from bt_compiler.graph.react import lower_reach
 from bt_compiler.spec import (
     Field,
     Sections,
     Spec,
     Type,
     TypeSyntaxError,
-    convert,
     parse_fields,
     parse_signature_text,
-    show_type,
 )
 from bt_compiler.spec.declared import type_finding
 from bt_compiler.spec.sections import Generation
 
-KINDS: tuple[ModuleKind, ...] = ("predict", "chain_of_thought")
+KINDS: tuple[ModuleKind, ...] = ("predict", "chain_of_thought", "react")
+_ADDED: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"chain_of_thought": ("reasoning",), "react": (TRAJECTORY, THOUGHT, TOOL, ARGUMENTS, OBSERVATION)}
+)
+"""By kind, the fields of prompts that are not the signature's."""
 
 
 def lower_modules(named: Mapping[str, Type], findings: Findings, sections: Sections) -> dict[str, Module | None]:
@@ -51,9 +64,10 @@ def _lower_module(
         help = did_you_mean(raw["model"], models, what="models")
         findings.add("BTC202", f"unknown model `{raw['model']}`", (*path, "model"), help=help)
     signature = lower_signature(path, raw.get("signature"), named, findings)
-    if kind == "chain_of_thought" and signature is not None:
-        signature = _without_reasoning(path, signature, findings)
-    if signature is None or model is None or kind is None:
+    if signature is not None and not _free_names(path, kind, signature, findings):
+        signature = None
+    reach = lower_reach(path, raw, kind, findings, sections)
+    if signature is None or model is None or reach is None:
         return None
     module = Module(
         name=name,
@@ -63,39 +77,11 @@ def _lower_module(
         generation=Generation(**{**asdict(model.generation), **raw.get("generation", {})}),
         format=_format_of(path, findings.spec),
         train=tuple(raw.get("train", ("prompt", "weights"))),
+        tools=reach.tools,
+        at_most=reach.at_most,
     )
-    demos = [_demo(module, demo, (*path, "demos", i), findings) for i, demo in enumerate(raw.get("demos", ()))]
+    demos = [lower_demo(module, demo, (*path, "demos", i), findings) for i, demo in enumerate(raw.get("demos", ()))]
     return None if None in demos else replace(module, demos=tuple(demo for demo in demos if demo is not None))
-
-
-def _demo(module: Module, raw: Mapping[str, Any], path: SpecPath, findings: Findings) -> Demo | None:
-    """One demo written in the spec: a value for every field; a rationale may be left out. None after findings."""
-    inputs, outputs = module.signature.inputs, module.outputs
-    fields = {item.name: item for item in (*inputs, *outputs)}
-    values: dict[str, Any] = {}
-    before = len(findings.items)
-    for name, node in raw.items():
-        if name not in fields:
-            help = did_you_mean(name, fields, what=f"fields of `{module.name}`")
-            findings.add("BTC234", f"module `{module.name}` has no field `{name}`", (*path, name), key=True, help=help)
-            continue
-        try:
-            values[name] = convert(node, fields[name].type)
-        except ValueError as error:
-            wanted = show_type(fields[name].type)
-            findings.add("BTC234", f"`{name}` of the demo is not `{wanted}`: {error}", (*path, name))
-    needed = [item.name for item in (*inputs, *module.signature.outputs)]
-    missing = [name for name in needed if name not in raw]
-    if missing:
-        shown = ", ".join(f"`{name}`" for name in missing)
-        findings.add("BTC234", f"the demo lacks {shown}", path, help="a demo has a value for every input and output")
-    if len(findings.items) > before:
-        return None
-    return Demo(
-        inputs={item.name: values[item.name] for item in inputs},
-        outputs={item.name: values[item.name] for item in outputs if item.name in values},
-        origin="written",
-    )
 
 
 def _format_of(module: SpecPath, spec: Spec) -> str:
@@ -104,16 +90,19 @@ def _format_of(module: SpecPath, spec: Spec) -> str:
     return spec.file(path) if name.endswith(".jinja") else name
 
 
-def _without_reasoning(path: SpecPath, signature: Signature, findings: Findings) -> Signature | None:
-    if all(item.name != "reasoning" for item in (*signature.inputs, *signature.outputs)):
-        return signature
-    findings.add(
-        "BTC226",
-        "`reasoning` is what `chain_of_thought` itself adds before the outputs",
-        (*path, "signature"),
-        help="leave the field out, or take `kind: predict`",
-    )
-    return None
+def _free_names(path: SpecPath, kind: str | None, signature: Signature, findings: Findings) -> bool:
+    """Whether no field has the name of one that the kind itself adds."""
+    outputs = () if kind == "react" else signature.outputs  # there they are arguments of finishing
+    names = {item.name for item in (*signature.inputs, *outputs)}
+    taken = [name for name in _ADDED.get(kind or "", ()) if name in names]
+    for name in taken:
+        findings.add(
+            "BTC226",
+            f"`{name}` is what `{kind}` itself adds to the signature",
+            (*path, "signature"),
+            help="leave the field out, or give it another name",
+        )
+    return not taken
 
 
 def lower_signature(owner: SpecPath, raw: Any, named: Mapping[str, Type], findings: Findings) -> Signature | None:

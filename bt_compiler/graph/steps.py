@@ -26,15 +26,12 @@ from bt_compiler.graph.blocks import (
 from bt_compiler.graph.findings import Findings, SpecPath
 from bt_compiler.graph.loops import declare_loop, lower_loop_parts
 from bt_compiler.graph.program import Call, Module, Node, Repeat, Retrieve, UseTool
+from bt_compiler.graph.react import QUERY, RETRIEVED
 from bt_compiler.graph.scope import Outputs, Scope, order
-from bt_compiler.spec import Field
 from bt_compiler.spec.sections import RetrieverSection, ToolSection
-from bt_compiler.spec.types import PASSAGES, STR
 
 T = TypeVar("T")
 
-RETRIEVED = (Field(name="passages", type=PASSAGES),)
-_QUERY = (Field(name="query", type=STR),)
 _MISLED = frozenset(f"BTC2{number:02d}" for number in (0, 1, 3, 4, 5, 10, 11, 12, 16, 17, 28, 32))
 """Codes of values that lead nowhere or to the wrong place: while there is one, a step without use is not blamed."""
 
@@ -200,7 +197,7 @@ def _lower_retrieve(
         findings.add("BTC202", f"unknown retriever `{asked}`", (*path, "retrieve"), help=help)
     declared.called.add(asked)
     inputs = bind_inputs(
-        raw.get("in"), _QUERY, what=f"retriever `{asked}`", step=name, path=path, scope=scope, findings=findings
+        raw.get("in"), QUERY, what=f"retriever `{asked}`", step=name, path=path, scope=scope, findings=findings
     )
     if retriever is None or inputs is None:
         return None

@@ -54,12 +54,18 @@ def verify(program: Program) -> None:
     for binding in program.out:
         _fits(binding.value, binding.type, visible, f"output `{binding.name}`")
     used = {name for _, node in nodes(program) if isinstance(node, Call) for name in (node.module, *node.slots)}
+    offered = [tool for module in program.modules for tool in module.tools]
     used_retrievers = {node.retriever for _, node in nodes(program) if isinstance(node, Retrieve)}
+    used_retrievers |= {tool.name for tool in offered if tool.k is not None}
+    for module in program.modules:
+        if (module.kind == "react") != bool(module.tools) or bool(module.tools) != (module.at_most > 0):
+            raise InvalidProgram(f"`{module.name}` is `{module.kind}` with at most {module.at_most} tool calls")
     if used != {module.name for module in program.modules}:
         raise InvalidProgram(f"modules listed and modules called differ: {sorted(used)}")
     if used_retrievers != {retriever.name for retriever in program.retrievers}:
         raise InvalidProgram(f"retrievers listed and retrievers asked differ: {sorted(used_retrievers)}")
     used_tools = {node.tool for _, node in nodes(program) if isinstance(node, UseTool)}
+    used_tools |= {tool.name for tool in offered if tool.k is None}
     if used_tools != {tool.name for tool in program.tools}:
         raise InvalidProgram(f"tools listed and tools called differ: {sorted(used_tools)}")
     if hashed(program) != program:

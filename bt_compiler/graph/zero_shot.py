@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from bt_compiler.canonical import digest
 from bt_compiler.graph.candidate import Adapter, Candidate, Prompt
 from bt_compiler.graph.program import Program
-from bt_compiler.graph.serial import prompt_to_json
+from bt_compiler.graph.serial_candidate import prompt_to_json
 
 ZERO_SHOT = "zero-shot"
 """Id of the candidate that is the spec as written."""

@@ -32,14 +32,16 @@ def labelled_tasks(
     *,
     of: Sequence[Module] | None = None,
 ) -> list[Task]:
-    """What the data's labels say of modules: calls outside loops whose outputs are the program's own.
+    """What the data's labels say of modules: calls outside loops whose outputs are the program's own. They say nothing of
+    a `react` module: not which tools to call, and to finish at once is no lesson.
 
     `of`: the modules asked for; None: those whose weights are trained.
 
     Inputs that are no program inputs are taken from the program's own run of the example: `own_traces` gives those
     runs and is asked only where they are needed. A label has the name of the program output.
     """
-    modules = {module.name: module for module in (trainable(program) if of is None else of)}
+    known = trainable(program) if of is None else of
+    modules = {module.name: module for module in known if module.kind != "react"}
     calls = [
         (node, modules[node.module], sources)
         for node in program.nodes

@@ -40,7 +40,9 @@ class Row:
     """The format's canonical completion text."""
     source: RowSource
     label: str | None = None
-    """The class it teaches: canonical JSON of the module's enum and bool outputs; None where it has none."""
+    """The class it teaches: canonical JSON of the module's enum and bool outputs; None where it has none, and for the
+    turns of a `react` module.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +161,8 @@ def _row_id(module: str, prompt: PromptText, completion: str) -> str:
 
 
 def _label(module: Module, outputs: Mapping[str, Any]) -> str | None:
+    if module.kind == "react":
+        return None
     classes = {
         field.name: outputs[field.name] for field in module.signature.outputs if field.type.kind in ("enum", "bool")
     }

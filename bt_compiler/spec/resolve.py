@@ -111,6 +111,7 @@ def _retriever(retriever: RetrieverSection) -> dict[str, Any]:
         described = _given({"path": corpus.path, "id": corpus.id, "title": corpus.title, "text": corpus.text})
         described |= _given({"where": _where(corpus.where)})
     head = {"kind": retriever.kind, "corpus": described, "of": retriever.of, "k": retriever.k}
+    head |= {"description": retriever.description}
     return _given({**head, **retriever.options})
 
 
@@ -125,7 +126,7 @@ def _module(spec: Spec, name: str, models: Mapping[str, ModelSection], default: 
         "generation": {**generation, **written.get("generation", {})},
         "format": _format(spec, name),
         "train": list(written.get("train", ("prompt", "weights"))),
-        **({"demos": written["demos"]} if "demos" in written else {}),
+        **{key: written[key] for key in ("demos", "tools", "at_most") if key in written},
     }
 
 

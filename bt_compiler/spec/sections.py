@@ -131,6 +131,8 @@ class RetrieverSection:
     of: tuple[str, ...] = ()
     """Names of the retrievers whose answers this one combines."""
     k: int = 3
+    description: str | None = None
+    """What is to be found there, as a `react` module is told."""
     options: Mapping[str, Any] = field(default_factory=dict)
     span: Span | None = field(default=None, compare=False)
 
@@ -144,6 +146,7 @@ class ToolSection:
     """`calculator`, `split_text`, `entry_point` (a function of an installed package) or `function` (of a file named on
     the command line)."""
     description: str | None = None
+    """What it is for, as a `react` module is told."""
     inputs: tuple[Field, ...]
     outputs: tuple[Field, ...]
     time_limit: float = 10.0

@@ -24,7 +24,7 @@ from bt_compiler.spec.type_syntax import TypeSyntaxError, parse_fields
 from bt_compiler.spec.types import Field, Type
 
 DEFAULT_SPLIT: Mapping[str, float] = {"train": 0.6, "dev": 0.2, "test": 0.2}
-_OWN = ("kind", "corpus", "of", "k")
+_OWN = ("kind", "corpus", "of", "k", "description")
 """Keys of a retriever that every kind may have; the rest are its options."""
 
 
@@ -197,6 +197,7 @@ def _retriever(spec: Spec, name: str) -> RetrieverSection:
         corpus=_corpus(spec, (*place, "corpus")) if "corpus" in written else None,
         of=tuple(written.get("of", ())),
         k=written.get("k", 3),
+        description=written.get("description"),
         options=options,
         span=spec.span(place),
     )

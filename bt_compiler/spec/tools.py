@@ -28,13 +28,19 @@ class _Kind(NamedTuple):
     outputs: Fields | None
     option: str | None
     """The one key of its own."""
+    description: str | None = None
+    """Where the spec gives none."""
 
 
+_ARITHMETIC = "works out an expression such as 3 + 4 * 5"
 KINDS: Mapping[str, _Kind] = MappingProxyType(
     {
-        "calculator": _Kind((Field(name="expression", type=STR),), (Field(name="result", type=FLOAT),), None),
+        "calculator": _Kind((Field(name="expression", type=STR),), (Field(name="result", type=FLOAT),), None, _ARITHMETIC),
         "split_text": _Kind(
-            (Field(name="text", type=STR),), (Field(name="chunks", type=Type(kind="list", item=STR)),), "words"
+            (Field(name="text", type=STR),),
+            (Field(name="chunks", type=Type(kind="list", item=STR)),),
+            "words",
+            "cuts a text into chunks",
         ),
         "entry_point": _Kind(None, None, "entry"),
         "function": _Kind(None, None, "function"),
@@ -78,7 +84,7 @@ def _tool(spec: Spec, name: str, named: Mapping[str, Type], findings: Findings) 
     return ToolSection(
         name=name,
         kind=written["kind"],
-        description=written.get("description"),
+        description=written.get("description", kind.description),
         inputs=inputs,
         outputs=outputs,
         time_limit=float(written.get("time_limit", 10)),

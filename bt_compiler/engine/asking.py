@@ -1,0 +1,50 @@
+"""One completion of a module for one example: rendered, asked for, read, and traced.
+
+A generator as those of `interpret`, which use it for each kind of module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import replace
+from typing import Any
+
+from bt_compiler.engine.parsing import check_among
+from bt_compiler.engine.request import Completion, PromptText
+from bt_compiler.engine.running import Ask, Need, NodeFailed, Setting
+from bt_compiler.engine.trace import Failure, Step
+from bt_compiler.errors import ExampleError
+from bt_compiler.graph.program import Module
+
+_ATTEMPTS = 2
+
+
+def asked(
+    module: Module, step: Step, setting: Setting, *, limits: Module | None = None
+) -> Generator[Need, Any, dict[str, Any]]:
+    """What the module writes for `step.inputs`; `step`, complete with it, is added to the trace.
+
+    `limits`: the same module where it may write less than its prompt says. Raises NodeFailed.
+    """
+    form, writer = setting.formats[module.format], limits or module
+    prompt: PromptText | None = None
+    completion: Completion | None = None
+    attempts = _ATTEMPTS if module.name in setting.unconstrained else 1
+    try:
+        prompt = form.render(module, setting.prompts[module.name], step.inputs)
+        grammar = form.grammar(writer, step.inputs)
+        for attempt in range(attempts):
+            completion = yield Ask(module, prompt, grammar, attempt, setting.draw)
+            try:
+                outputs = form.parse(writer, completion.text)
+                check_among(writer, step.inputs, outputs)
+                break
+            except ExampleError:
+                if attempt + 1 == attempts:
+                    raise
+    except ExampleError as error:
+        setting.steps.append(replace(step, prompt=prompt, completion=completion))
+        raise NodeFailed(Failure(code=error.code, message=error.message, node=step.node)) from error
+    setting.steps.append(replace(step, prompt=prompt, completion=completion, outputs=outputs))
+    return outputs
+
