@@ -131,10 +131,10 @@ def eval_command(
         print_json("eval", {"split": report.split, **summary(report), "scores": scores, "failed": failures})
         return
     interval = report.interval
-    tools = f"  {report.tool_errors} tool calls failed" if report.tool_errors else ""
+    told = f"  {report.tool_errors} tool calls failed" if report.tool_errors else ""
     click.echo(
         f"{report.split}: {report.mean:.3f}  [{interval.low:.3f}, {interval.high:.3f}]  n={len(report.scores)}  "
-        f"{len(report.failures)} failed  {report.calls} LM calls, {report.cached_calls} of them cached{tools}"
+        f"{len(report.failures)} failed  {report.calls} LM calls, {report.cached_calls} of them cached{told}"
     )
     for example, failure in report.failures[:10]:
         click.echo(f"  {example} failed: {failure.code} {failure.message}", err=True)

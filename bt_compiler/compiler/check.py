@@ -162,7 +162,7 @@ def _check_formats(spec: Spec, program: Program) -> list[Diagnostic]:
         own = ("modules", module.declared, "format")
         place = own if spec.get(own) is not None else ("format",)
         try:
-            load_format(module.format)
+            load_format(module.format).check(module)
         except SpecError as error:
             items = [replace(item, span=item.span or spec.span(place)) for item in error.diagnostics]
             found += [item for item in items if item not in found]

@@ -47,4 +47,3 @@ def asked(
         raise NodeFailed(Failure(code=error.code, message=error.message, node=step.node)) from error
     setting.steps.append(replace(step, prompt=prompt, completion=completion, outputs=outputs))
     return outputs
-

@@ -54,6 +54,7 @@ class Format:
         """The prompt for one example: instructions, demos, then the example. Raises ExampleError, SpecError."""
         instructions = prompt.instructions
         if module.kind == "react":
+            self.check(module)
             instructions = f"{instructions}\n\n{self._words('tools', offered(module))}"
         system = self._words(
             "system", instructions, described(module, module.signature.inputs), described(module, module.written)
@@ -66,6 +67,11 @@ class Format:
         leading = "".join(f"{part}{self.separator}" for part in (system, *("\n".join(demo) for demo in demos)))
         text = "\n".join((*example, ""))
         return PromptText(text=f"{leading}{text}", shared=len(leading))
+
+    def check(self, module: Module) -> None:
+        """Raises SpecError where the format lacks what the module's kind needs."""
+        if module.kind == "react" and not hasattr(self.macros, "tools"):
+            raise _broken(self.name, f"it has no macro `tools`, which `react` module `{module.name}` needs")
 
     def completion(self, module: Module, outputs: Mapping[str, Any]) -> str:
         """The canonical completion: what demos show and training rows teach. Outputs that are missing are left out."""
@@ -82,7 +88,9 @@ class Format:
             return json_grammar(parts) if self.style == "json" else lines_grammar(parts)
         names = (*(tool.name for tool in module.tools), FINISH)
         calls = [CallPart(name, tuple(_parts(module, module.arguments(name), inputs))) for name in names]
-        return json_turn(*parts, calls) if self.style == "json" else lines_turn(*parts, calls)
+        thought, tool, arguments = parts
+        make = json_turn if self.style == "json" else lines_turn
+        return make(thought, tool, arguments, calls)
 
     def parse(self, module: Module, text: str) -> dict[str, Any]:
         """The outputs that a completion holds, in their types. Raises ExampleError where it does not fit."""
@@ -108,8 +116,6 @@ class Format:
     def _words(self, macro: str, *arguments: Any) -> str:
         from jinja2 import TemplateError
 
-        if not hasattr(self.macros, macro):
-            raise _broken(self.name, f"it has no macro `{macro}`, which a `react` module needs")
         try:
             return "\n".join(line.rstrip() for line in str(getattr(self.macros, macro)(*arguments)).strip().split("\n"))
         except (TemplateError, TypeError, ArithmeticError, LookupError) as error:
@@ -163,9 +169,7 @@ def format_of(name: str, source: str) -> Format:
 
 
 def _turns(said: Sequence[str]) -> list[Message]:
-    return [
-        Message(role="assistant" if place % 2 else "user", content=content) for place, content in enumerate(said)
-    ]
+    return [Message(role="assistant" if place % 2 else "user", content=content) for place, content in enumerate(said)]
 
 
 def _parts(module: Module, fields: Sequence[Field], inputs: Mapping[str, Any]) -> list[OutputPart]:

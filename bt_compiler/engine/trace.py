@@ -14,7 +14,7 @@ class Step:
     """One visit of one node."""
 
     node: str
-    """Path of names from the top: `hops/hop`; what a `react` call asks of a tool has the tool's name after the call's."""
+    """Path of names from the top: `hops/hop`; a tool that a `react` call asks has its name after the call's."""
     visit: tuple[int, ...] = ()
     """Zero-based visit of every enclosing loop, element of every map, run of every sample and turn of a `react` call;
     empty outside them.

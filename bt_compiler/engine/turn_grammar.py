@@ -38,7 +38,9 @@ class _Call(NamedTuple):
     tokens: int
 
 
-def lines_turn(thought: OutputPart, tool: OutputPart, arguments: OutputPart, calls: Sequence[CallPart]) -> OutputGrammar:
+def lines_turn(
+    thought: OutputPart, tool: OutputPart, arguments: OutputPart, calls: Sequence[CallPart]
+) -> OutputGrammar:
     """The grammar of three `Label: value` lines; the arguments are JSON in one line."""
     rule = line_rule(thought.type, thought.budget, thought.allowed)
     head, second = f"{thought.label}: ", f"\n{tool.label}: "

@@ -25,8 +25,8 @@ def described(module: Module, fields: Sequence[Field]) -> list[dict[str, Any]]:
 
 
 def offered(module: Module) -> list[dict[str, Any]]:
-    """What a `react` module may call, as a template sees it: `name`, `description` or None, and the fields that it takes
-    as `arguments`. Finishing comes last.
+    """What a `react` module may call, finishing last, as a template sees it: `name`, `description` or None, and the
+    fields that it takes as `arguments`.
     """
     tools = [(tool.name, tool.description, tool.inputs) for tool in module.tools]
     return [

@@ -26,7 +26,8 @@ def lower_demo(module: Module, raw: Mapping[str, Any], path: SpecPath, findings:
         if react and name == TRAJECTORY:
             values[TRAJECTORY] = _trajectory(module, node, (*path, name), findings)
         elif name in fields:
-            values[name] = _converted(node, fields[name], f"`{name}` of the demo", (*path, name), findings)
+            what = f"`{name}` of the demo is not `{show_type(fields[name])}`"
+            values[name] = _converted(node, fields[name], what, (*path, name), findings)
         else:
             help = did_you_mean(name, fields, what=f"fields of `{module.name}`")
             findings.add("BTC234", f"module `{module.name}` has no field `{name}`", (*path, name), key=True, help=help)
@@ -49,7 +50,7 @@ def _converted(node: Any, type: Type, what: str, path: SpecPath, findings: Findi
     try:
         return convert(node, type)
     except ValueError as error:
-        findings.add("BTC234", f"{what} is not `{show_type(type)}`: {error}", path)
+        findings.add("BTC234", f"{what}: {error}", path)
         return None
 
 
@@ -72,6 +73,6 @@ def _trajectory(module: Module, written: Any, path: SpecPath, findings: Findings
     found = []
     for place, turn in enumerate(written):
         tool = turn.get(TOOL) if isinstance(turn, Mapping) else None
-        type = Type(kind="object", fields=(*_written(module, tool), Field(name=OBSERVATION, type=STR)))
+        type = Type(kind="object", name="turn", fields=(*_written(module, tool), Field(name=OBSERVATION, type=STR)))
         found.append(_converted(turn, type, f"turn {place + 1} of the trajectory", (*path, place), findings))
     return found

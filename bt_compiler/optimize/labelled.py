@@ -32,8 +32,9 @@ def labelled_tasks(
     *,
     of: Sequence[Module] | None = None,
 ) -> list[Task]:
-    """What the data's labels say of modules: calls outside loops whose outputs are the program's own. They say nothing of
-    a `react` module: not which tools to call, and to finish at once is no lesson.
+    """What the data's labels say of modules: calls outside loops whose outputs are the program's own.
+
+    They say nothing of a `react` module: not which tools to call, and to finish at once is no lesson.
 
     `of`: the modules asked for; None: those whose weights are trained.
 

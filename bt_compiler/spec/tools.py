@@ -35,7 +35,9 @@ class _Kind(NamedTuple):
 _ARITHMETIC = "works out an expression such as 3 + 4 * 5"
 KINDS: Mapping[str, _Kind] = MappingProxyType(
     {
-        "calculator": _Kind((Field(name="expression", type=STR),), (Field(name="result", type=FLOAT),), None, _ARITHMETIC),
+        "calculator": _Kind(
+            (Field(name="expression", type=STR),), (Field(name="result", type=FLOAT),), None, _ARITHMETIC
+        ),
         "split_text": _Kind(
             (Field(name="text", type=STR),),
             (Field(name="chunks", type=Type(kind="list", item=STR)),),

@@ -64,7 +64,21 @@ def values(fields: tuple[Field, ...], place: int) -> dict[str, object]:
     return {item.name: sample(item.type, place + index) for index, item in enumerate(fields)}
 
 
+def turn(made: Module, tool: str, place: int) -> dict[str, object]:
+    return {"thought": f"thought {place}", "tool": tool, "arguments": values(made.arguments(tool), place)}
+
+
 def rendered(form: Format, made: Module) -> PromptText:
+    if made.kind == "react":
+        trajectory = [
+            {**turn(made, tool.name, place), "observation": f"what came of {tool.name}\nin lines"}
+            for place, tool in enumerate(made.tools)
+        ]
+        demo = Demo(
+            inputs={**values(made.signature.inputs, 1), "trajectory": trajectory[:1]}, outputs=turn(made, "finish", 1)
+        )
+        prompt = Prompt(instructions=made.signature.instructions, demos=(demo,))
+        return form.render(made, prompt, {**values(made.signature.inputs, 3), "trajectory": trajectory})
     labelled = Demo(
         inputs=values(made.signature.inputs, 1), outputs=values(made.signature.outputs, 1), origin="labelled"
     )

@@ -1,10 +1,11 @@
-"""`react` modules from the spec's text to traces: what turns may say, what tools gave, and what happens at the limit."""
+"""`react` modules from the spec's text to traces: what turns may say, what tools gave, what happens at the limit."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from engine_parts import candidate_of, examples, walk
 from bt_compiler.engine.backends.scripted import ScriptedBackend
 from bt_compiler.engine.executor import Engine
 from bt_compiler.engine.formats import load_format
+from bt_compiler.engine.progress import Silent
 from bt_compiler.engine.request import Request
 from bt_compiler.engine.retrieval import open_retriever
-from bt_compiler.engine.progress import Silent
 from bt_compiler.engine.scoring import report_of
 from bt_compiler.engine.tools import open_tools
 from bt_compiler.engine.trace import Trace
@@ -130,7 +131,7 @@ def test_a_prompt_grows_at_its_end_and_shares_what_comes_before_the_example(tmp_
              said("done", "finish", answer="a", tag="x")]  # fmt: skip
     agent.run(planned(turns), [ROW])
     prompts = [request.prompt for request in agent.backend.requests]
-    for before, after in zip(prompts, prompts[1:], strict=False):
+    for before, after in pairwise(prompts):
         assert after.messages[: len(before.messages)] == before.messages
         assert len(after.messages) == len(before.messages) + 2 and after.shared == before.shared == 1
     assert [(message.role, message.content) for message in prompts[-1].messages[1:]] == [

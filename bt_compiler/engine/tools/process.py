@@ -68,7 +68,10 @@ class ProcessTool:
         if self._process is not None:
             return self._process
         command = [sys.executable, "-m", "bt_compiler.engine.tools.worker", *self._source]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+        # a session of its own: Ctrl-C on a terminal is for btc, which then ends the process
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, start_new_session=True
+        )
         try:
             ready = self._answer(self._process, _START)
         except (TimeoutError, EOFError) as error:
