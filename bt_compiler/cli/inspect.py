@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from bt_compiler.cli.output import json_option, print_diagnostics, print_json, set_option
-from bt_compiler.diagnostics import Diagnostic, to_json
+from bt_compiler.cli.output import diagnostics_json, json_option, print_diagnostics, print_json, set_option
+from bt_compiler.diagnostics import Diagnostic
 from bt_compiler.errors import BtcError
 
 
@@ -39,7 +39,7 @@ def check_command(specs: tuple[Path, ...], overrides: tuple[str, ...], as_json: 
                     f"{path}: ok ({len(result.program.modules)} module(s), "
                     f"{len(splits.train)} train / {len(splits.dev)} dev / {len(splits.test)} test examples)"
                 )
-        results.append({"spec": str(path), "diagnostics": [to_json(item) for item in found]})
+        results.append({"spec": str(path), **diagnostics_json(found)})
         if not as_json:
             print_diagnostics(found)
     if as_json:
@@ -65,7 +65,7 @@ def plan_command(spec: Path, overrides: tuple[str, ...], out: Path | None, merma
         return
     planned = plan(result, out=out)
     if as_json:
-        print_json("plan", {"plan": planned.to_json(), "diagnostics": [to_json(item) for item in result.warnings]})
+        print_json("plan", {"plan": planned.to_json(), **diagnostics_json(result.warnings)})
         return
     print_diagnostics(result.warnings)
     click.echo(planned.to_text())

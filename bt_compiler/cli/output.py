@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from bt_compiler.diagnostics import Diagnostic, render, to_json
+from bt_compiler.diagnostics import Diagnostic, foremost, render, to_json
 from bt_compiler.errors import BtcError
 
 JSON_VERSION = 1
@@ -41,13 +41,23 @@ def use_color() -> bool:
 
 
 def print_diagnostics(diagnostics: Sequence[Diagnostic]) -> None:
-    """Diagnostics on stderr, then a count where there are several."""
+    """Diagnostics on stderr, then a count where there are several; of very many the foremost alone."""
     if not diagnostics:
         return
-    click.echo(render(diagnostics, color=use_color()), err=True)
+    kept, left_out = foremost(diagnostics)
+    click.echo(render(kept, color=use_color()), err=True)
     errors = sum(item.severity == "error" for item in diagnostics)
-    if errors > 1:
-        click.echo(f"\n{errors} errors; `btc explain CODE` tells more about each", err=True)
+    if errors > 1 or left_out:
+        count = f"{errors} errors" if errors > 1 else f"{len(diagnostics)} findings"
+        cut = f", {len(kept)} of them above" if left_out else ""
+        click.echo(f"\n{count}{cut}; `btc explain CODE` tells more about each", err=True)
+
+
+def diagnostics_json(diagnostics: Sequence[Diagnostic]) -> dict[str, Any]:
+    """`diagnostics` of a document, and `left_out` where there are too many to list."""
+    kept, left_out = foremost(diagnostics)
+    found: dict[str, Any] = {"diagnostics": [to_json(item) for item in kept]}
+    return {**found, "left_out": left_out} if left_out else found
 
 
 def print_json(command: str, body: dict[str, Any], *, ok: bool = True) -> None:
@@ -61,7 +71,7 @@ def print_error(error: BtcError, *, as_json: bool) -> None:
     if as_json:
         context = click.get_current_context(silent=True)
         command = context.info_name if context is not None else sys.argv[1] if len(sys.argv) > 1 else "btc"
-        print_json(str(command), {"diagnostics": [to_json(item) for item in error.diagnostics]}, ok=False)
+        print_json(str(command), diagnostics_json(error.diagnostics), ok=False)
     else:
         print_diagnostics(error.diagnostics)
 

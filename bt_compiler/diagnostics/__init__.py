@@ -5,16 +5,18 @@ The bottom of the layers: it knows text and positions, nothing of specs or progr
 
 from bt_compiler.diagnostics.codes import CodeInfo, explain, known_codes
 from bt_compiler.diagnostics.diagnostic import Diagnostic, Source, Span
-from bt_compiler.diagnostics.render import render, to_json
+from bt_compiler.diagnostics.render import MOST, foremost, render, to_json
 from bt_compiler.diagnostics.suggest import did_you_mean
 
 __all__ = [
+    "MOST",
     "CodeInfo",
     "Diagnostic",
     "Source",
     "Span",
     "did_you_mean",
     "explain",
+    "foremost",
     "known_codes",
     "render",
     "to_json",

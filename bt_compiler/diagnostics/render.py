@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 from unicodedata import east_asian_width
 
 from bt_compiler.diagnostics.diagnostic import Diagnostic, Span
 
+MOST = 50
+"""Findings that are shown of one phase: more say nothing new."""
 _MAX_COLUMNS = 160
 _COLORS = {"error": "\x1b[1;31m", "warning": "\x1b[1;33m", "note": "\x1b[1;36m"}
 _RESET = "\x1b[0m"
@@ -66,6 +68,15 @@ def _one(item: Diagnostic, *, color: bool) -> str:
 def render(diagnostics: Iterable[Diagnostic], *, color: bool = False) -> str:
     """All diagnostics as text, a blank line between two, in the given order; empty for none."""
     return "\n\n".join(_one(item, color=color) for item in diagnostics)
+
+
+def foremost(diagnostics: Sequence[Diagnostic]) -> tuple[list[Diagnostic], int]:
+    """Those that are shown, in their order, and how many are left out: where not all fit, the first errors stay."""
+    if len(diagnostics) <= MOST:
+        return list(diagnostics), 0
+    errors = [item for item in diagnostics if item.severity == "error"]
+    others = [item for item in diagnostics if item.severity != "error"]
+    return [*errors, *others][:MOST], len(diagnostics) - MOST
 
 
 def to_json(item: Diagnostic) -> dict[str, Any]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from bt_compiler.diagnostics import Diagnostic
+from bt_compiler.diagnostics import MOST, Diagnostic
 from bt_compiler.diagnostics.diagnostic import Severity
 from bt_compiler.errors import SpecError
 from bt_compiler.spec import Spec
@@ -20,6 +20,8 @@ class Findings:
 
     spec: Spec
     items: list[Diagnostic] = field(default_factory=list)
+    known: set[Diagnostic] = field(default_factory=set)
+    """Those that were added."""
 
     def add(
         self,
@@ -28,12 +30,17 @@ class Findings:
         path: SpecPath,
         *,
         key: bool = False,
-        help: str | None = None,
+        help: str | Callable[[], str] | None = None,
         notes: Sequence[str] = (),
         label: str | None = None,
         severity: Severity = "error",
     ) -> None:
-        """Adds one, at the value of `path` or at its key; a second one of the same code and place is dropped."""
+        """Adds one, at the value of `path` or at its key; the same a second time is dropped.
+
+        Help that takes time to find is a function: it is not called once there are more findings than are shown.
+        """
+        if callable(help):
+            help = help() if len(self.items) < MOST else None
         item = Diagnostic(
             code=code,
             message=message,
@@ -43,7 +50,8 @@ class Findings:
             help=help,
             label=label,
         )
-        if item not in self.items:
+        if item not in self.known:
+            self.known.add(item)
             self.items.append(item)
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 from bt_compiler.diagnostics import did_you_mean
@@ -35,7 +36,7 @@ class Problem(NamedTuple):
 
     code: str
     message: str
-    help: str | None
+    help: str | Callable[[], str] | None
 
 
 @dataclass(slots=True)
@@ -150,7 +151,7 @@ def _look_up_value(head: str, scope: Scope) -> Resolved | Problem:
     return _outside(f"${head}", head, None, scope) or Problem(
         "BTC200",
         f"unknown name `${head}`",
-        did_you_mean(head, [*scope.visible_values(), *scope.visible_steps()], what="visible here"),
+        partial(did_you_mean, head, [*scope.visible_values(), *scope.visible_steps()], what="visible here"),
     )
 
 
@@ -167,7 +168,7 @@ def _look_up_output(head: str, attribute: str, scope: Scope) -> Resolved | Probl
     return _outside(f"${head}.{attribute}", head, attribute, scope) or Problem(
         "BTC200",
         f"unknown step `{head}` in `${head}.{attribute}`",
-        did_you_mean(head, [*scope.visible_steps(), *scope.visible_values()], what="visible here"),
+        partial(did_you_mean, head, [*scope.visible_steps(), *scope.visible_values()], what="visible here"),
     )
 
 
@@ -180,7 +181,9 @@ def _output_of(head: str, attribute: str, outputs: Outputs) -> Resolved | Proble
             return Resolved(ref, item.type)
     names = [item.name for item in outputs]
     return Problem(
-        "BTC201", f"step `{head}` gives no `{attribute}`", did_you_mean(attribute, names, what=f"`{head}` gives")
+        "BTC201",
+        f"step `{head}` gives no `{attribute}`",
+        partial(did_you_mean, attribute, names, what=f"`{head}` gives"),
     )
 
 

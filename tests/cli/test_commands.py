@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bt_compiler.cli.main import COMMANDS
-from bt_compiler.diagnostics import known_codes
+from bt_compiler.diagnostics import Diagnostic, foremost, known_codes
 
 
 def btc(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -79,3 +79,27 @@ def test_errors_as_json(tmp_path: Path) -> None:
     assert (shown.returncode, shown.stderr) == (1, "")
     assert (document["version"], document["command"], document["ok"]) == (1, "check", False)
     assert document["specs"][0]["diagnostics"][0]["code"].startswith("BTC0")
+
+
+def test_of_very_many_findings_the_foremost_are_shown_and_all_are_counted(tmp_path: Path) -> None:
+    steps = "".join(f"    s{n}: {{call: m, in: {{question: $lost{n}.answer}}}}\n" for n in range(300))
+    (tmp_path / "s.yaml").write_text(
+        'version: 1\ndata: d.jsonl\nmetric: accuracy\nmodules: {m: {signature: "question -> answer"}}\n'
+        f"program:\n  inputs: {{question: str}}\n  steps:\n{steps}  out: {{answer: $s0.answer}}\n"
+    )
+    shown = btc("check", "s.yaml", cwd=tmp_path)
+    assert (shown.returncode, shown.stdout) == (1, "")
+    assert shown.stderr.count("error[BTC200]: unknown step `lost") == 50 == shown.stderr.count("= help: ")
+    assert shown.stderr.endswith("\n300 errors, 50 of them above; `btc explain CODE` tells more about each\n")
+    (found,) = json.loads(btc("check", "s.yaml", "--json", cwd=tmp_path).stdout)["specs"]
+    assert (len(found["diagnostics"]), found["left_out"]) == (50, 250)
+    compiled = json.loads(btc("compile", "s.yaml", "--json", cwd=tmp_path).stdout)
+    assert (len(compiled["diagnostics"]), compiled["left_out"]) == (50, 250)
+
+
+def test_warnings_do_not_crowd_out_errors() -> None:
+    many = [Diagnostic(code="BTC207", message=f"w{n}", severity="warning") for n in range(60)]
+    error = Diagnostic(code="BTC200", message="wrong")
+    kept, left_out = foremost([*many, error])
+    assert (kept[0], len(kept), left_out) == (error, 50, 11)
+    assert foremost(many[:50]) == (many[:50], 0)
