@@ -187,6 +187,8 @@ class PromptsSection:
     """Examples of train that give demos; None: 30 %."""
     val: int | None = None
     """Examples of train that choose among candidates, disjoint from the former; None: the rest."""
+    racing: float = 0.05
+    """A candidate whose chance to win falls below this is scored no further; 0: every one meets every example."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
