@@ -25,6 +25,8 @@ class Account:
     """Of these, answered from the journal or the cache."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cost: float = 0.0
+    """Money for the calls that were not cached, by the prices in the spec."""
 
     def minus(self, earlier: Account) -> Account:
         """What was added since `earlier`."""
@@ -53,6 +55,11 @@ class AccountedStore:
         self._cached = 0
         self._prompt_tokens = 0
         self._completion_tokens = 0
+        self._cost = 0.0
+
+    def pay(self, amount: float) -> None:
+        """Counts money spent."""
+        self._cost += amount
 
     def get(self, key: str) -> Completion | None:
         """The completion of the first store that has it."""
@@ -85,6 +92,7 @@ class AccountedStore:
             cached_calls=self._cached,
             prompt_tokens=self._prompt_tokens,
             completion_tokens=self._completion_tokens,
+            cost=self._cost,
         )
 
     def _count(self, completion: Completion) -> None:

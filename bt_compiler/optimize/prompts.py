@@ -79,7 +79,8 @@ def prompts_step(context: StepContext, candidate: Candidate) -> StepResult:
         )
     pool = _Pool(bootstrapped=found, labelled=labelled(context.program, split.train, found.traces))
     scored = _score_all(context, candidate, pool, draws, split.val, progress)
-    finished = [item for item in scored if len(item.report.scores) == len(split.val)]
+    most = max(len(item.report.scores) for item in scored)
+    finished = [item for item in scored if len(item.report.scores) == most]
     best = max(finished, key=lambda item: item.report.mean)  # the first of equals
     context.progress.say(f"step {context.index} prompts: chose {best.label}, {best.report.mean:.3f} on inner val")
     evidence = {
@@ -174,7 +175,10 @@ def _raced(
         parts[candidates[index].id].append(part)
         return [value for _, value in part.scores]
 
-    met = race(len(candidates), len(order), context.settings.prompts.racing, score)
+    def goes_on(end: int, runs: int) -> bool:
+        return context.budget.allows(f"step {context.index} up to example {end}", runs)
+
+    met = race(len(candidates), len(order), context.settings.prompts.racing, score, goes_on)
     progress.advance(len(candidates) * len(order) - sum(map(len, met)), note="dropped candidates")
     places = {example.id: place for place, example in enumerate(val)}
     return {name: _joined(found, places, binary=context.metric.binary) for name, found in parts.items()}

@@ -33,16 +33,23 @@ def rounds(total: int) -> list[int]:
 
 
 def race(
-    count: int, total: int, error: float, score: Callable[[int, int, int], Sequence[float]]
+    count: int,
+    total: int,
+    error: float,
+    score: Callable[[int, int, int], Sequence[float]],
+    goes_on: Callable[[int, int], bool] = lambda end, runs: True,
 ) -> list[tuple[float, ...]]:
     """Scores of `count` candidates on the first of `total` examples: all of them, or fewer where one was dropped.
 
     `score(candidate, start, end)` gives a candidate's scores on examples start to end. Ties for the lead go to the
-    earliest candidate. `error` 0: nobody is dropped, and there is one round.
+    earliest candidate. `error` 0: nobody is dropped, in one round. `goes_on(end, runs)` is asked before each round but
+    the first, with the runs that it needs; where it refuses, the race ends for those that are still in it.
     """
     met: list[list[float]] = [[] for _ in range(count)]
     running = list(range(count))
-    for end in rounds(total) if error > 0 else [total]:
+    for number, end in enumerate(rounds(total) if error > 0 else [total]):
+        if number and not goes_on(end, sum(end - len(met[candidate]) for candidate in running)):
+            break
         for candidate in running:
             met[candidate].extend(score(candidate, len(met[candidate]), end))
         if end < total:
