@@ -80,9 +80,11 @@ class AccountedStore:
             store.put(key, completion)
 
     def put_many(self, items: Sequence[tuple[str, Completion]]) -> None:
-        """Into every store."""
-        for key, completion in items:
-            self.put(key, completion)
+        """Into every store, in one transaction each."""
+        for _, completion in items:
+            self._count(completion)
+        for store in self._stores:
+            store.put_many(items)
 
     def account(self) -> Account:
         """All since the start."""
