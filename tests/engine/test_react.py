@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from engine_parts import candidate_of, examples, walk
 
+from bt_compiler.compiler.check import checked
 from bt_compiler.engine.backends.scripted import ScriptedBackend
 from bt_compiler.engine.executor import Engine
 from bt_compiler.engine.formats import load_format
@@ -21,7 +22,7 @@ from bt_compiler.engine.retrieval import open_retriever
 from bt_compiler.engine.scoring import report_of
 from bt_compiler.engine.tools import open_tools
 from bt_compiler.engine.trace import Trace
-from bt_compiler.errors import ExampleError
+from bt_compiler.errors import ExampleError, SpecError
 from bt_compiler.graph import Program, lower, program_from_json, program_to_json, spec_candidate
 from bt_compiler.spec import Sections, build_sections, load_spec
 
@@ -248,6 +249,39 @@ def test_a_turn_that_fails_ends_the_example(tmp_path: Path) -> None:
     (trace,) = agent.run(answer, [ROW])
     assert trace.error is not None and (trace.error.code, trace.error.node) == ("BTC534", "agent")
     assert [step.visit for step in trace.steps] == [(0,), (0,), (1,)]
+
+
+def test_elements_of_a_map_have_turns_of_their_own(tmp_path: Path) -> None:
+    program = """
+program:
+  inputs: {questions: [str], tags: [str]}
+  steps:
+    all:
+      map: $questions
+      as: one
+      at_most: 3
+      steps: {a: {call: agent, in: {question: $one, tags: $tags}}}
+      out: {b: $a.answer}
+  out: {answer: $all.b}
+"""
+    agent = Agent(tmp_path, spec=SPEC.rstrip() + program)
+    turns = [said("t", "calc", expression="1"), said("t", "finish", answer="a", tag="x")]
+    (trace,) = agent.run(planned(turns), [{"questions": ["q", "r"], "tags": ["x"]}])
+    assert trace.outputs == {"answer": ["a", "a"]}
+    assert [(step.node, step.visit) for step in trace.steps] == [
+        ("all/a", (0, 0)), ("all/a/calc", (0, 0)), ("all/a", (0, 1)),
+        ("all/a", (1, 0)), ("all/a/calc", (1, 0)), ("all/a", (1, 1)),
+    ]  # fmt: skip
+
+
+def test_a_format_of_ones_own_needs_words_for_tools(tmp_path: Path) -> None:
+    own = "{% macro system(i, a, b) %}{{ i }}{% endmacro %}{% macro user(v, o) %}{{ v[0].text }}{% endmacro %}"
+    (tmp_path / "own.jinja").write_text(own)
+    (tmp_path / "d.jsonl").write_text(json.dumps({**ROW, "answer": "Oslo", "tag": "x"}) + "\n")
+    Agent(tmp_path, "own.jinja")
+    with pytest.raises(SpecError, match=r"BTC521.*no macro `tools`, which `react` module `agent` needs") as caught:
+        checked(tmp_path / "spec.yaml")
+    assert caught.value.diagnostics[0].span is not None
 
 
 def test_demos_are_whole_stretches_of_turns(tmp_path: Path) -> None:
