@@ -51,7 +51,7 @@ def show_command(bundle: Path, as_json: bool) -> None:
     for ancestor in manifest.lineage:
         click.echo(f"  {ancestor.id}  {ancestor.origin}")
     for slot, adapter in found.candidate.adapters.items():
-        click.echo(f"\nadapter {slot}: {adapter.name}, rank {adapter.rank}, base {adapter.base_model}")
+        click.echo(f"\nadapter {slot}: {adapter.name}, {adapter.extent}, base {adapter.base_model}")
     for module, prompt in found.candidate.prompts.items():
         origins = ", ".join(f"{demo.origin} {demo.example or ''}".strip() for demo in prompt.demos) or "none"
         click.echo(f"\nmodule {module}: {len(prompt.demos)} demos ({origins})")

@@ -208,6 +208,8 @@ def _weights_stage(checked: CheckedSpec, calls: Sequence[CallEstimate], index: i
     inner = inner_split(checked.splits.train, optimize.prompts, seed=0)
     per_source: dict[RowSource, int] = {"self": train, "sampled": train * weights.samples, "teacher": train}
     tracing = sum(runs for source, runs in per_source.items() if source in weights.sources)
+    if weights.preference is not None and "self" not in weights.sources:
+        tracing += train  # failed runs are looked for all the same
     reasoning = [module for module in checked.program.modules if module.kind == "chain_of_thought"]
     hints = 2 * train * len(reasoning) if "hinted" in weights.sources else 0
     scoring = (2 if index > 1 else 1) * len(inner.val)
@@ -218,7 +220,9 @@ def _weights_stage(checked: CheckedSpec, calls: Sequence[CallEstimate], index: i
         calls,
         demos=demos,
         more=hints,
-        detail=f"traces {tracing}, scoring {scoring}, {rows} rows x {weights.epochs} epochs",
+        detail=f"traces {tracing}, scoring {scoring}, {rows} rows x {weights.epochs} epochs"
+        + ("" if weights.method == "lora" else f", {weights.method}")
+        + ("" if weights.preference is None else ", preference pairs"),
     )
     return Stage(**{**asdict(stage), "training_rows": rows, "training_steps": steps})
 

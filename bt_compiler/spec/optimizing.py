@@ -13,6 +13,7 @@ from bt_compiler.spec.sections import (
     MetricSection,
     ModelSection,
     OptimizeSection,
+    PreferenceSection,
     PromptsSection,
     StepKind,
     WeightsSection,
@@ -21,6 +22,8 @@ from bt_compiler.spec.tree import Place, position
 
 REMOTE_ENGINES = ("openai",)
 """Engines that answer from elsewhere: there are no weights to train."""
+_OF_ADAPTERS = ("r", "alpha", "dropout", "target_modules")
+"""Settings of `optimize.weights` that say nothing where all parameters are trained."""
 
 
 @dataclass(slots=True)
@@ -43,14 +46,12 @@ class Findings:
 def build_optimize(
     spec: Spec, models: tuple[ModelSection, ...], accept: MetricSection | None, findings: Findings
 ) -> OptimizeSection:
-    """The section with its defaults; findings BTC124 to BTC129 are added to `findings`."""
+    """The section with its defaults; findings BTC124 to BTC129 and BTC407 are added to `findings`."""
     written: Mapping[str, Any] = spec.get(("optimize",), {})
     remote = _first_remote(spec, models)
     strategy = _strategy(written, remote, findings)
-    settings: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in written.get("weights", {}).items()
-    }
-    weights = WeightsSection(**settings)
+    weights = _weights(written.get("weights", {}))
+    _check_method(weights, written.get("weights", {}), findings)
     _check_teacher(weights, models, findings)
     return OptimizeSection(
         strategy=strategy,
@@ -58,6 +59,27 @@ def build_optimize(
         weights=weights,
         accept=AcceptSection(metric=accept, at_least=float(written.get("accept", {}).get("at_least", 1.0))),
     )
+
+
+def _weights(written: Mapping[str, Any]) -> WeightsSection:
+    settings: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in written.items()
+    }
+    if "preference" in settings:
+        settings["preference"] = PreferenceSection(**settings["preference"])
+    return WeightsSection(**settings)
+
+
+def _check_method(weights: WeightsSection, written: Mapping[str, Any], findings: Findings) -> None:
+    for key in _OF_ADAPTERS:
+        if weights.method == "full" and key in written:
+            findings.add(
+                "BTC407",
+                f"`{key}` is a setting of adapters, and `method: full` trains all parameters",
+                ("optimize", "weights", key),
+                key=True,
+                help=f"leave `{key}` out (`{key}: null` takes back what `extends` brings), or choose another method",
+            )
 
 
 def _first_remote(spec: Spec, models: tuple[ModelSection, ...]) -> ModelSection | None:
