@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import click
 
-from bt_compiler.cli.output import json_option, print_json, scores_text, set_option, tools_option
+from bt_compiler.cli.output import agreement_text, json_option, print_json, scores_text, set_option, tools_option
 from bt_compiler.cli.progress import TerminalProgress
 from bt_compiler.errors import UsageError
 
@@ -128,13 +128,16 @@ def eval_command(
     if as_json:
         scores = [{"example": example, "score": score} for example, score in report.scores]
         failures = [{"example": example, **asdict(failure)} for example, failure in report.failures]
-        print_json("eval", {"split": report.split, **summary(report), "scores": scores, "failed": failures})
+        judge = {} if report.agreement is None else {"judge": asdict(report.agreement)}
+        print_json("eval", {"split": report.split, **summary(report), **judge, "scores": scores, "failed": failures})
         return
     interval = report.interval
     click.echo(
         f"{report.split}: {report.mean:.3f}  [{interval.low:.3f}, {interval.high:.3f}]  n={len(report.scores)}  "
         f"{len(report.failures)} failed  {report.calls} LM calls, {report.cached_calls} of them cached"
     )
+    if report.agreement is not None:
+        click.echo(agreement_text(report.agreement))
     for example, failure in report.failures[:10]:
         click.echo(f"  {example} failed: {failure.code} {failure.message}", err=True)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bt_compiler.compiler.check import CheckedSpec
-from bt_compiler.compiler.estimate import CallEstimate, estimate_calls
+from bt_compiler.compiler.estimate import CallEstimate, estimate_calls, estimate_judges
 from bt_compiler.engine.cache import CompletionCache, cache_path, cache_root
 from bt_compiler.graph import program_text
 from bt_compiler.optimize.inner import inner_split
@@ -123,9 +123,10 @@ def plan(checked: CheckedSpec, *, out: Path | None = None) -> Plan:
     completion cache cannot be read.
     """
     program, sections = checked.program, checked.sections
-    names = {module.model for module in program.modules}
+    names = {module.model for module in (*program.modules, *(judge.module for judge in checked.judges.values()))}
     folder = (out or Path("artifacts") / program.name).absolute()
     calls = estimate_calls(program, sections, checked.splits.train)
+    calls += estimate_judges(checked.judges, program, checked.splits.train)
     return Plan(
         name=program.name,
         graph=program_text(program),

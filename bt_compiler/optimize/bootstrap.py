@@ -39,7 +39,7 @@ def bootstrap(context: StepContext, teacher: Candidate, train: Sequence[Example]
     traces = context.engine.run(
         context.program, teacher, train, seed=context.seed, leave_own_demo_out=True, progress=progress
     )
-    scored = score_traces(traces, train, context.accept)
+    scored = score_traces(traces, train, context.accept, context.engine)
     threshold = context.settings.accept.at_least
     accepted = [trace for trace in scored if trace.error is None and (trace.score or 0.0) >= threshold]
     return Bootstrapped(

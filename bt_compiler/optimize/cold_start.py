@@ -170,7 +170,7 @@ def judged(start: Start, traces: Sequence[Trace], examples: Sequence[Example]) -
     at_least = start.context.settings.accept.at_least
     accepted: dict[str, tuple[Trace, ...]] = {}
     failed: dict[str, tuple[Trace, ...]] = {}
-    for trace in score_traces(traces, examples, start.context.accept):
+    for trace in score_traces(traces, examples, start.context.accept, start.context.engine):
         if trace.error is None and trace.score is not None:
             side = accepted if trace.score >= at_least else failed
             side[trace.example] = (*side.get(trace.example, ()), trace)

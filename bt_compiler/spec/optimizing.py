@@ -44,11 +44,19 @@ class Findings:
 
 
 def build_optimize(
-    spec: Spec, models: tuple[ModelSection, ...], accept: MetricSection | None, findings: Findings
+    spec: Spec,
+    models: tuple[ModelSection, ...],
+    accept: MetricSection | None,
+    findings: Findings,
+    *,
+    judges: frozenset[str] = frozenset(),
 ) -> OptimizeSection:
-    """The section with its defaults; findings BTC124 to BTC129 and BTC407 are added to `findings`."""
+    """The section with its defaults; `judges` are modules that nothing trains.
+
+    Findings BTC124 to BTC129 and BTC407 are added to `findings`.
+    """
     written: Mapping[str, Any] = spec.get(("optimize",), {})
-    remote = _first_remote(spec, models)
+    remote = _first_remote(spec, models, judges)
     strategy = _strategy(written, remote, findings)
     weights = _weights(written.get("weights", {}))
     _check_method(weights, written.get("weights", {}), findings)
@@ -82,10 +90,12 @@ def _check_method(weights: WeightsSection, written: Mapping[str, Any], findings:
             )
 
 
-def _first_remote(spec: Spec, models: tuple[ModelSection, ...]) -> ModelSection | None:
+def _first_remote(spec: Spec, models: tuple[ModelSection, ...], judges: frozenset[str]) -> ModelSection | None:
     """The first model without weights at hand that a module with trainable weights runs on."""
     by_name = {model.name: model for model in models}
-    for module in spec.get(("modules",)).values():
+    for name, module in spec.get(("modules",)).items():
+        if name in judges:
+            continue
         model = by_name.get(module.get("model", models[0].name))
         if model is not None and model.engine in REMOTE_ENGINES and "weights" in module.get("train", ("weights",)):
             return model

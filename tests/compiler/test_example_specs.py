@@ -35,6 +35,9 @@ def overrides_of(name: str) -> tuple[str, ...]:
     if name == "two_models":
         large = ("models.large.engine=scripted", "models.large.endpoints=null")
         return (*OVERRIDES, "models.small.engine=scripted", *large)
+    if name == "judged_summary":
+        judge = ("models.judge.engine=scripted", "models.judge.endpoints=null")
+        return (*OVERRIDES, "models.writer.engine=scripted", *judge)
     return (*OVERRIDES, f"model={SCRIPTED}")
 
 
