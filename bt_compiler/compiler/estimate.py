@@ -14,6 +14,7 @@ from statistics import mean
 from typing import Any
 
 from bt_compiler.data import Example
+from bt_compiler.engine.confidence import label_values
 from bt_compiler.engine.formats import load_format
 from bt_compiler.engine.request import PromptText
 from bt_compiler.engine.retrieval.corpus import read_corpus
@@ -82,6 +83,18 @@ def estimate_calls(program: Program, sections: Sections, examples: Sequence[Exam
                 completion_tokens=_tokens(_completion_text(module)),
             )
         )
+        for item in module.signature.confidences:
+            about = next(output for output in module.outputs if output.name == item.type.probability_of)
+            found.append(
+                CallEstimate(
+                    node=f"{path}: {item.name}",
+                    module=module.name,
+                    visits=times[path],
+                    prompt_tokens=prompt,
+                    demo_tokens=demo,
+                    completion_tokens=sum(_tokens(str(value)) for value in label_values(about.type)),
+                )
+            )
     return tuple(found)
 
 

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from bt_compiler.canonical import canonical_json
+from bt_compiler.engine.confidence import confidences
 from bt_compiler.engine.parsing import check_among
 from bt_compiler.engine.request import Completion, PromptText
 from bt_compiler.engine.running import Ask, Draw, Fork, Need, NodeFailed, Place, Running, Scope, Search, Setting, Use
@@ -57,6 +58,7 @@ def _call(node: Call, setting: Setting, scope: Scope, place: Place) -> Running:
             except ExampleError:
                 if attempt + 1 == attempts:
                     raise
+        outputs |= yield from confidences(module, form, prompt, grammar, outputs)
     except ExampleError as error:
         setting.steps.append(_finished(step, prompt, completion, None))
         raise NodeFailed(Failure(code=error.code, message=error.message, node=step.node)) from error

@@ -46,7 +46,7 @@ class Judge:
         fields = self.module.signature.inputs
         given = tuple(Binding(name=one.name, value=Ref(step=None, field=one.name), type=one.type) for one in fields)
         name = self.module.name
-        call = Call(name=name, module=name, inputs=given, outputs=self.module.outputs)
+        call = Call(name=name, module=name, inputs=given, outputs=self.module.gives)
         out = (Binding(name=self.score.name, value=Ref(step=name, field=self.score.name), type=self.score.type),)
         program = Program(name=name, inputs=fields, nodes=(call,), out=out, modules=(self.module,), retrievers=())
         return hashed(program)

@@ -106,10 +106,10 @@ def _single_module(modules: Mapping[str, Module | None], declared: Declared) -> 
         for item in module.signature.inputs
     )
     span = declared.findings.spec.span(("modules", name))
-    call = Call(name=name, module=name, inputs=inputs, outputs=module.outputs, span=span)
+    call = Call(name=name, module=name, inputs=inputs, outputs=module.gives, span=span)
     out = tuple(
         Binding(name=item.name, value=Ref(step=name, field=item.name), type=item.type)
-        for item in module.signature.outputs
+        for item in (*module.signature.outputs, *module.signature.confidences)
     )
     return _Structure(module.signature.inputs, (call,), out)
 

@@ -20,6 +20,9 @@ class Signature:
     instructions: str
     inputs: tuple[Field, ...]
     outputs: tuple[Field, ...]
+    """What the model writes."""
+    confidences: tuple[Field, ...] = ()
+    """Floats that are given beside it: how likely the model found its value of the output `type.probability_of`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +54,11 @@ class Module:
             reasoning = Field(name="reasoning", type=Type(kind="str"), description="think step by step")
             return (reasoning, *self.signature.outputs)
         return self.signature.outputs
+
+    @property
+    def gives(self) -> tuple[Field, ...]:
+        """What a call of it gives: the outputs, and how likely some of them are."""
+        return (*self.outputs, *self.signature.confidences)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +104,7 @@ class Call:
     module: str
     inputs: tuple[Binding, ...]
     outputs: tuple[Field, ...]
-    """`module.outputs`: the reasoning of a `chain_of_thought` can be referred to."""
+    """`module.gives`: the reasoning of a `chain_of_thought` can be referred to."""
     slots: tuple[str, ...] = ()
     """With `per_visit` the module of each visit of the nearest loop, `ask#1`, `ask#2`, …; `module` is the first."""
     hash: str = ""

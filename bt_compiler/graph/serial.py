@@ -39,7 +39,7 @@ from bt_compiler.spec.types import Field, Type
 SCHEMA = 1
 """Version of both documents; a reader refuses any other."""
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\Z")
-_TYPE_SCALARS = ("name", "description", "minimum", "maximum", "max_tokens", "among")
+_TYPE_SCALARS = ("name", "description", "minimum", "maximum", "max_tokens", "among", "probability_of")
 
 
 def _versioned(data: Mapping[str, Any], what: str) -> Mapping[str, Any]:
@@ -119,10 +119,12 @@ def _bindings_from_json(data: Sequence[Mapping[str, Any]]) -> tuple[Binding, ...
 
 def signature_to_json(signature: Signature) -> dict[str, Any]:
     """Instructions and fields."""
+    likely = {"confidences": fields_to_json(signature.confidences)} if signature.confidences else {}
     return {
         "instructions": signature.instructions,
         "inputs": fields_to_json(signature.inputs),
         "outputs": fields_to_json(signature.outputs),
+        **likely,
     }
 
 
@@ -150,6 +152,7 @@ def _module_from_json(data: Mapping[str, Any]) -> Module:
             instructions=signature["instructions"],
             inputs=fields_from_json(signature["inputs"]),
             outputs=fields_from_json(signature["outputs"]),
+            confidences=fields_from_json(signature.get("confidences", ())),
         ),
         model=data["model"],
         generation=Generation(**data["generation"]),

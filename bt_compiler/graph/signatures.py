@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from bt_compiler.diagnostics import did_you_mean
 from bt_compiler.graph.candidate import Demo
+from bt_compiler.graph.confidences import check_engine, tell_apart
 from bt_compiler.graph.findings import Findings, SpecPath
 from bt_compiler.graph.program import Module, ModuleKind, Signature
 from bt_compiler.spec import (
@@ -55,6 +56,7 @@ def _lower_module(
         signature = _without_reasoning(path, signature, findings)
     if signature is None or model is None or kind is None:
         return None
+    check_engine(name, signature.confidences, model, findings)
     module = Module(
         name=name,
         kind=cast(ModuleKind, kind),
@@ -165,10 +167,14 @@ def _signature(
         shown = ", ".join(f"`{name}`" for name in sorted(both))
         findings.add("BTC220", f"{shown} is both input and output of the signature", path)
         return None
-    if not _among_known(inputs, outputs, path, findings):
+    told = tell_apart(inputs, outputs, path, findings)
+    if told is None or not _among_known(inputs, told.written, path, findings):
         return None
     return Signature(
-        instructions=(instructions or _default_instructions(inputs, outputs)).strip(), inputs=inputs, outputs=outputs
+        instructions=(instructions or _default_instructions(inputs, told.written)).strip(),
+        inputs=inputs,
+        outputs=told.written,
+        confidences=told.confidences,
     )
 
 

@@ -117,7 +117,8 @@ def output_names(spec: Spec, named: Mapping[str, Type]) -> list[str] | None:
     if isinstance(signature, str) and "->" not in signature:
         signature = spec.get(("signatures", signature))
     if isinstance(signature, Mapping):
-        return list(signature["outputs"])
+        outputs = signature["outputs"].items()
+        return [name for name, type in outputs if not (isinstance(type, Mapping) and "probability_of" in type)]
     if signature is None:
         return None
     try:
