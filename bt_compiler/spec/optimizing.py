@@ -22,7 +22,7 @@ from bt_compiler.spec.tree import Place, position
 
 REMOTE_ENGINES = ("openai",)
 """Engines that answer from elsewhere: there are no weights to train."""
-_OF_ADAPTERS = ("r", "alpha", "dropout", "target_modules")
+OF_ADAPTERS = ("r", "alpha", "dropout", "target_modules")
 """Settings of `optimize.weights` that say nothing where all parameters are trained."""
 
 
@@ -79,7 +79,7 @@ def _weights(written: Mapping[str, Any]) -> WeightsSection:
 
 
 def _check_method(weights: WeightsSection, written: Mapping[str, Any], findings: Findings) -> None:
-    for key in _OF_ADAPTERS:
+    for key in OF_ADAPTERS:
         if weights.method == "full" and key in written:
             findings.add(
                 "BTC407",

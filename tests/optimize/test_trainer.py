@@ -220,7 +220,7 @@ def steps_done(folder: Path) -> int:
 @pytest.mark.parametrize("how", sorted(KILLED))
 def test_a_run_killed_at_any_moment_ends_in_the_same_bytes(tmp_path: Path, how: str) -> None:
     undisturbed = child(tmp_path / "whole", how)
-    expected = undisturbed.communicate(timeout=120)[0]
+    expected = undisturbed.communicate(timeout=300)[0]
     assert undisturbed.returncode == 0
     folder = tmp_path / "killed"
     kills = 0
@@ -234,7 +234,7 @@ def test_a_run_killed_at_any_moment_ends_in_the_same_bytes(tmp_path: Path, how: 
         running.communicate(timeout=60)
     assert kills == 2
     last = child(folder, how)
-    assert last.communicate(timeout=120)[0] == expected
+    assert last.communicate(timeout=300)[0] == expected
     weights = "adapter/adapter_model.safetensors"
     digests = {hashlib.sha256((place / weights).read_bytes()).hexdigest() for place in (tmp_path / "whole", folder)}
     assert len(digests) == 1
