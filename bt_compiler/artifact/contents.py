@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from bt_compiler.engine.request import PromptText
 from bt_compiler.engine.scoring import Confusion
-from bt_compiler.engine.trace import Interval, Report, Trace
+from bt_compiler.engine.trace import Agreement, Interval, Report, Trace
 from bt_compiler.graph.candidate import Candidate
 from bt_compiler.graph.program import Program
 
@@ -125,6 +125,8 @@ class BundleContents:
     steps: tuple[StepFacts, ...] = ()
     confusion: Confusion | None = None
     """Of the shipped program on dev; None where the output is no enum."""
+    agreement: Agreement | None = None
+    """Of the metric's judge with the data's own labels; None without a judge, or nothing to compare."""
     environment: Mapping[str, Any] = field(default_factory=dict)
     """Python, platform, processors: for the report, outside the digest."""
     seconds: float = 0.0

@@ -66,6 +66,7 @@ def report_json(contents: BundleContents, *, digest: str) -> dict[str, Any]:
         ],
         "steps": [_step(step) for step in contents.steps],
         "rows": rows_by_source(contents.steps),
+        **({} if contents.agreement is None else {"judge": asdict(contents.agreement)}),
         "confusion": None if contents.confusion is None else asdict(contents.confusion),
         "prompts": _prompts(contents),
         "lineage": [asdict(one) for one in contents.lineage],

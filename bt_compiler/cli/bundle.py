@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import click
 
-from bt_compiler.cli.output import json_option, print_json, scores_text, set_option, tools_option
+from bt_compiler.cli.output import agreement_text, json_option, print_json, scores_text, set_option, tools_option
 from bt_compiler.cli.progress import TerminalProgress
 from bt_compiler.errors import UsageError
 
@@ -51,7 +51,7 @@ def show_command(bundle: Path, as_json: bool) -> None:
     for ancestor in manifest.lineage:
         click.echo(f"  {ancestor.id}  {ancestor.origin}")
     for slot, adapter in found.candidate.adapters.items():
-        click.echo(f"\nadapter {slot}: {adapter.name}, rank {adapter.rank}, base {adapter.base_model}")
+        click.echo(f"\nadapter {slot}: {adapter.name}, {adapter.extent}, base {adapter.base_model}")
     for module, prompt in found.candidate.prompts.items():
         origins = ", ".join(f"{demo.origin} {demo.example or ''}".strip() for demo in prompt.demos) or "none"
         click.echo(f"\nmodule {module}: {len(prompt.demos)} demos ({origins})")
@@ -128,7 +128,8 @@ def eval_command(
     if as_json:
         scores = [{"example": example, "score": score} for example, score in report.scores]
         failures = [{"example": example, **asdict(failure)} for example, failure in report.failures]
-        print_json("eval", {"split": report.split, **summary(report), "scores": scores, "failed": failures})
+        judge = {} if report.agreement is None else {"judge": asdict(report.agreement)}
+        print_json("eval", {"split": report.split, **summary(report), **judge, "scores": scores, "failed": failures})
         return
     interval = report.interval
     told = f"  {report.tool_errors} tool calls failed" if report.tool_errors else ""
@@ -136,6 +137,8 @@ def eval_command(
         f"{report.split}: {report.mean:.3f}  [{interval.low:.3f}, {interval.high:.3f}]  n={len(report.scores)}  "
         f"{len(report.failures)} failed  {report.calls} LM calls, {report.cached_calls} of them cached{told}"
     )
+    if report.agreement is not None:
+        click.echo(agreement_text(report.agreement))
     for example, failure in report.failures[:10]:
         click.echo(f"  {example} failed: {failure.code} {failure.message}", err=True)
 

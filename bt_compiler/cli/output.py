@@ -7,12 +7,15 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from bt_compiler.diagnostics import Diagnostic, foremost, render, to_json
 from bt_compiler.errors import BtcError
+
+if TYPE_CHECKING:
+    from bt_compiler.engine.trace import Agreement
 
 JSON_VERSION = 1
 """Version of every `--json` document."""
@@ -74,6 +77,16 @@ def print_error(error: BtcError, *, as_json: bool) -> None:
         print_json(str(command), diagnostics_json(error.diagnostics), ok=False)
     else:
         print_diagnostics(error.diagnostics)
+
+
+def agreement_text(found: Agreement) -> str:
+    """What a judge says of the labels, in one line."""
+    mean = "no verdict" if found.mean is None else f"mean {found.mean:.3f}"
+    text = f"judge on {found.examples} labelled outputs: {mean}, {found.failed} failed"
+    if found.equal is not None and found.difference is not None:
+        kappa = "" if found.kappa is None else f", kappa {found.kappa:.3f}"
+        text += f"; as people on {found.equal:.3f} of {found.rated}, {found.difference:.3f} away on average{kappa}"
+    return text + (f"; {found.off_scale} ratings are off its scale" if found.off_scale else "")
 
 
 def scores_text(scores: Mapping[str, Mapping[str, Any]]) -> str:

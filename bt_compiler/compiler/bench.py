@@ -147,7 +147,7 @@ def bench_spec(
     if not chosen:
         raise CompileError.of("BTC451", "there are no train examples to run", help="give `data` a train split")
     root = cache_root(os.environ) if cache is None else cache
-    models = used_models(spec.sections, spec.program)
+    models = used_models(spec.sections, spec.program, spec.judges)
     asked = used_retrievers(spec.sections, spec.program)
     retrievers = open_retrievers(asked, cache_root=root, progress=told, others=spec.sections.retrievers)
     with (

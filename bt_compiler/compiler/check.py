@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from bt_compiler.data import Loaded, Splits, check_data
 from bt_compiler.diagnostics import Diagnostic
 from bt_compiler.errors import BtcError, DataError, SpecError
-from bt_compiler.graph import Program, lower_with_warnings
+from bt_compiler.graph import Judges, Program, lower_with_warnings
 from bt_compiler.optimize.inner import inner_split
 from bt_compiler.spec import Field, Sections, Spec, Type, build_sections, load_spec
 from bt_compiler.spec.sections import MetricSection, ModelSection, RetrieverSection
@@ -35,6 +36,8 @@ class CheckedSpec:
     spec: Spec
     sections: Sections
     program: Program
+    judges: Judges
+    """Of the metrics, for `build_metric`."""
     splits: Splits
     warnings: tuple[Diagnostic, ...]
     """Warnings and notes, in the order of the phases."""
@@ -50,27 +53,31 @@ def checked(path: Path, overrides: Sequence[str] = ()) -> CheckedSpec:
     sections = build_sections(spec)
     lowered = lower_with_warnings(spec, sections)
     program = lowered.program
-    _check_settings(spec, sections, program)
-    loaded = _check_files(sections, program)
+    _check_settings(spec, sections, program, lowered.judges)
+    loaded = _check_files(sections, program, lowered.judges)
     if sections.optimize.strategy:
         inner_split(loaded.splits.train, sections.optimize.prompts, seed=0)  # the seed decides who, not how many
     return CheckedSpec(
         spec=spec,
         sections=sections,
         program=program,
+        judges=lowered.judges,
         splits=loaded.splits,
         warnings=(*lowered.warnings, *loaded.notes),
     )
 
 
-def label_fields(program: Program, sections: Sections) -> tuple[Field, ...]:
-    """The labels that the data has to have: those of `data.labels`, and what the metrics compare with.
+def label_fields(program: Program, sections: Sections, judges: Judges = MappingProxyType({})) -> tuple[Field, ...]:
+    """The labels that the data has to have: those of `data.labels`, and what metrics compare with or judges look at.
 
     A metric's label without a type of its own has the type of the output it is compared with; one that names gold
     passages is a list of texts.
     """
     fields = {field.name: field for field in sections.data.labels}
     outputs = {item.name: item.type for item in program.out}
+    for judge in judges.values():
+        for field in judge.labels:
+            fields.setdefault(field.name, Field(name=field.name, type=outputs.get(field.name, field.type)))
     for metric in _metrics(sections):
         if not metric.label or metric.label in fields:
             continue
@@ -84,11 +91,18 @@ def label_fields(program: Program, sections: Sections) -> tuple[Field, ...]:
     return tuple(fields.values())
 
 
-def optional_label_fields(program: Program, sections: Sections) -> tuple[Field, ...]:
-    """Outputs of the program that are read as labels where the data happens to have their column."""
-    required = {field.name for field in label_fields(program, sections)}
-    inputs = {field.name for field in program.inputs}
-    return tuple(Field(name=item.name, type=item.type) for item in program.out if item.name not in required | inputs)
+def optional_label_fields(
+    program: Program, sections: Sections, judges: Judges = MappingProxyType({})
+) -> tuple[Field, ...]:
+    """What is read as a label where the data happens to have its column: outputs of the program, and ratings by people
+    on the scale of a judge.
+    """
+    taken = {field.name for field in label_fields(program, sections, judges)}
+    taken |= {field.name for field in program.inputs}
+    outputs = [Field(name=item.name, type=item.type) for item in program.out]
+    rated = [field for judge in judges.values() for field in (*judge.rated, judge.score)]
+    found = {field.name: field for field in (*rated, *outputs)}
+    return tuple(field for name, field in found.items() if name not in taken)
 
 
 def _metrics(sections: Sections) -> list[MetricSection]:
@@ -97,15 +111,15 @@ def _metrics(sections: Sections) -> list[MetricSection]:
     return [*sections.metric.leaves(), *(() if accept is None else accept.leaves())]
 
 
-def _check_settings(spec: Spec, sections: Sections, program: Program) -> None:
+def _check_settings(spec: Spec, sections: Sections, program: Program, judges: Judges) -> None:
     """Metrics, retrievers' kinds and options, formats, and models that are named as folders."""
     found: list[Diagnostic] = []
     for metric in _metrics(sections):
-        found += _check_metric(metric, sections, program)
+        found += _check_metric(metric, sections, program, judges)
     for retriever in _searched(sections, program):
         found += _findings_of(retriever, SpecError)
     found += _check_formats(spec, program)
-    models = {module.model for module in program.modules}
+    models = {module.model for module in (*program.modules, *(judge.module for judge in judges.values()))}
     for model in sections.models:
         if model.name in models:
             found += _check_model_folder(model)
@@ -113,15 +127,15 @@ def _check_settings(spec: Spec, sections: Sections, program: Program) -> None:
         raise SpecError(found)
 
 
-def _check_metric(metric: MetricSection, sections: Sections, program: Program) -> list[Diagnostic]:
+def _check_metric(metric: MetricSection, sections: Sections, program: Program, judges: Judges) -> list[Diagnostic]:
     from bt_compiler.engine.metrics import build_metric, misfit
 
     try:
-        build_metric(metric)
+        build_metric(metric, judges)
     except SpecError as error:
         return list(error.diagnostics)
     output = next((item.type for item in program.out if item.name == metric.output), None)
-    label = next((field.type for field in label_fields(program, sections) if field.name == metric.label), None)
+    label = next((field.type for field in label_fields(program, sections, judges) if field.name == metric.label), None)
     found = misfit(metric, output, label, retrieves=bool(program.retrievers))
     return [] if found is None else [found]
 
@@ -185,7 +199,7 @@ def _check_model_folder(model: ModelSection) -> list[Diagnostic]:
     ]
 
 
-def _check_files(sections: Sections, program: Program) -> Loaded:
+def _check_files(sections: Sections, program: Program, judges: Judges) -> Loaded:
     """Examples and corpora, the findings of both at once."""
     found: list[Diagnostic] = []
     loaded: Loaded | None = None
@@ -193,8 +207,8 @@ def _check_files(sections: Sections, program: Program) -> Loaded:
         loaded = check_data(
             sections.data,
             inputs=program.inputs,
-            labels=label_fields(program, sections),
-            optional=optional_label_fields(program, sections),
+            labels=label_fields(program, sections, judges),
+            optional=optional_label_fields(program, sections, judges),
         )
     except DataError as error:
         found += error.diagnostics

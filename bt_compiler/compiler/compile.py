@@ -144,7 +144,7 @@ def _optimised(
 
 
 def _check_prices(spec: CheckedSpec, budget: Limit | None) -> None:
-    models = used_models(spec.sections, spec.program)
+    models = used_models(spec.sections, spec.program, spec.judges)
     if budget is not None and budget.unit == "money" and not any(model.price for model in models):
         raise UsageError.of(
             "BTC467",

@@ -14,11 +14,25 @@ from statistics import mean
 from typing import Any
 
 from bt_compiler.data import Example
+from bt_compiler.engine.confidence import label_values
 from bt_compiler.engine.formats import load_format
 from bt_compiler.engine.request import PromptText
 from bt_compiler.engine.retrieval.corpus import read_corpus
 from bt_compiler.engine.values import as_json
-from bt_compiler.graph import Call, Module, Program, Prompt, Ref, Repeat, Retrieve, nodes, spec_candidate, visits
+from bt_compiler.graph import (
+    Call,
+    Constant,
+    Judges,
+    Module,
+    Program,
+    Prompt,
+    Ref,
+    Repeat,
+    Retrieve,
+    nodes,
+    spec_candidate,
+    visits,
+)
 from bt_compiler.graph.program import ARGUMENTS, FINISH, OBSERVATION, THOUGHT, TOOL, TRAJECTORY
 from bt_compiler.spec import Type
 from bt_compiler.spec.sections import CorpusSection, Sections
@@ -72,6 +86,53 @@ def estimate_calls(program: Program, sections: Sections, examples: Sequence[Exam
                 prompt_tokens=prompt,
                 demo_tokens=demo,
                 completion_tokens=_tokens(_completion_text(module)),
+            )
+        )
+        for item in module.signature.confidences:
+            about = next(output for output in module.outputs if output.name == item.type.probability_of)
+            found.append(
+                CallEstimate(
+                    node=f"{path}: {item.name}",
+                    module=module.name,
+                    visits=times[path],
+                    prompt_tokens=prompt,
+                    demo_tokens=demo,
+                    completion_tokens=sum(_tokens(str(value)) for value in label_values(about.type)),
+                )
+            )
+    return tuple(found)
+
+
+def estimate_judges(judges: Judges, program: Program, examples: Sequence[Example]) -> tuple[CallEstimate, ...]:
+    """One estimate a judge, which is called once a run. What the run would have given is stood in for."""
+    budget = max(module.generation.max_tokens for module in program.modules)
+    given = {item.name: _stand_in(item.type, budget) for item in program.out}
+    found = []
+    for judge in judges.values():
+        rows = []
+        for example in examples[:_EXAMPLES]:
+            values = {**given, **example.inputs}
+            rows.append(
+                {
+                    item.name: item.value.value
+                    if isinstance(item.value, Constant)
+                    else (values if item.value.step is None else example.labels).get(item.value.field, "")
+                    for item in judge.inputs
+                }
+            )
+        if not rows:
+            rows = [{item.name: _stand_in(item.type, budget) for item in judge.inputs}]
+        prompts = spec_candidate(judge.program).prompts
+        prompt, _ = _rendered(judge.module, prompts[judge.module.name], rows)
+        written = _tokens(_completion_text(judge.module))
+        found.append(
+            CallEstimate(
+                node="metric",
+                module=judge.module.name,
+                visits=1,
+                prompt_tokens=prompt,
+                demo_tokens=0,
+                completion_tokens=written,
             )
         )
     return tuple(found)

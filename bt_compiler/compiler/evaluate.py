@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from bt_compiler.compiler.check import label_fields
+from bt_compiler.compiler.check import label_fields, optional_label_fields
 from bt_compiler.data import load_splits
 from bt_compiler.data.example import Example
 from bt_compiler.data.splits import load_examples
 from bt_compiler.engine.cache import CompletionCache, cache_path, cache_root
-from bt_compiler.engine.metrics import build_metric
+from bt_compiler.engine.metrics import build_metric, judge_of
 from bt_compiler.engine.progress import Progress, Silent
 from bt_compiler.engine.scoring import evaluate
 from bt_compiler.engine.trace import Report
 from bt_compiler.errors import CompileError
+from bt_compiler.graph import Judges, lower_with_warnings
 from bt_compiler.runtime.predictor import OpenBackend, Predictor, load
+from bt_compiler.spec import load_spec
 from bt_compiler.spec.sections import SourceSection
 
 SplitName = Literal["train", "dev", "test"]
@@ -46,26 +48,36 @@ def evaluate_bundle(
     with (
         load(folder, overrides=overrides, progress=told, cache_root=root, opener=opener, tools=tools) as predictor,
         closing(CompletionCache(cache_path(root))) as store,
+        ExitStack() as opened,
     ):
         bundle, name = predictor.bundle, split if data is None else str(data)
-        examples = _examples(predictor, split, data)
+        judges = lower_with_warnings(load_spec(bundle.spec, overrides=overrides), predictor.sections).judges
+        examples = _examples(predictor, split, data, judges)
         engine = replace(predictor.engine(), stores=(store,))
+        for model in sorted({judge.module.model for judge in judges.values()} - set(engine.backends)):
+            backend = predictor.backend(model)
+            opened.callback(backend.close)
+            engine = replace(engine, backends={**engine.backends, model: backend})
         told.begin(f"scoring {bundle.manifest.name} on {name}", len(examples))
-        return evaluate(
+        metric = build_metric(predictor.sections.metric, judges)
+        report = evaluate(
             engine,
             bundle.program,
             bundle.candidate,
             examples,
-            build_metric(predictor.sections.metric),
+            metric,
             split=name,
             seed=bundle.manifest.seed,
             progress=told,
         )
+        judge = judge_of(metric)
+        return report if judge is None else replace(report, agreement=judge.agreement(examples, engine))
 
 
-def _examples(predictor: Predictor, split: SplitName, data: Path | None) -> tuple[Example, ...]:
+def _examples(predictor: Predictor, split: SplitName, data: Path | None, judges: Judges) -> tuple[Example, ...]:
     program, section = predictor.bundle.program, predictor.sections.data
-    labels = label_fields(program, predictor.sections)
+    labels = label_fields(program, predictor.sections, judges)
+    optional = optional_label_fields(program, predictor.sections, judges) if judges else ()
     examples: tuple[Example, ...]
     if data is not None:
         source = SourceSection(path=str(data.absolute()))
@@ -73,7 +85,7 @@ def _examples(predictor: Predictor, split: SplitName, data: Path | None) -> tupl
             source, columns=section.columns, extract=section.extract, inputs=program.inputs, labels=labels
         )
     else:
-        examples = getattr(load_splits(section, inputs=program.inputs, labels=labels), split)
+        examples = getattr(load_splits(section, inputs=program.inputs, labels=labels, optional=optional), split)
     if not examples:
         what = (
             f"bundle `{predictor.bundle.folder}` has no {split} examples" if data is None else f"`{data}` has no rows"

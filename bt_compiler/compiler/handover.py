@@ -16,8 +16,10 @@ from bt_compiler.compiler.identity import data_facts, package_versions
 from bt_compiler.compiler.opening import in_fixed_parts
 from bt_compiler.engine.executor import Engine
 from bt_compiler.engine.formats import load_format
+from bt_compiler.engine.metrics import build_metric, judge_of
 from bt_compiler.engine.request import Backend, PromptText
 from bt_compiler.engine.scoring import Confusion, confusion
+from bt_compiler.engine.trace import Agreement
 from bt_compiler.optimize.strategy import StrategyResult
 from bt_compiler.spec import yaml_text
 from bt_compiler.spec.sections import ModelSection
@@ -61,11 +63,12 @@ def bundle_contents(finding: Finding) -> BundleContents:
         tools={name: tool.digest for name, tool in finding.engine.tools.items()},
         seed=finding.seed,
         models=models,
-        versions=package_versions(spec.sections, spec.program),
+        versions=package_versions(spec.sections, spec.program, spec.judges),
         strategy=spec.sections.optimize.strategy,
         prefixes=_prefixes(result),
         steps=result.steps,
         confusion=_confusion(finding),
+        agreement=_agreement(finding),
         environment=_environment(result),
         seconds=finding.seconds,
         created=finding.created,
@@ -112,6 +115,13 @@ def _confusion(finding: Finding) -> Confusion | None:
     if report is None or output is None or output.kind != "enum":
         return None
     return confusion(report, finding.spec.splits.dev, metric.output, metric.label, output.values)
+
+
+def _agreement(finding: Finding) -> Agreement | None:
+    """Of the metric's judge with the labels of dev and test, which no step has learnt from."""
+    spec = finding.spec
+    judge = judge_of(build_metric(spec.sections.metric, spec.judges))
+    return None if judge is None else judge.agreement((*spec.splits.dev, *spec.splits.test), finding.engine)
 
 
 def _environment(result: StrategyResult) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from bt_compiler.engine.progress import Progress
 from bt_compiler.engine.retrieval import reachable
 from bt_compiler.engine.retrieval.encoder import find_encoder
 from bt_compiler.engine.tools.registry import tool_digest
+from bt_compiler.graph.judges import Judges
 from bt_compiler.graph.program import Program
 from bt_compiler.spec.sections import ModelSection, RetrieverSection, Sections, ToolSection
 
@@ -37,7 +38,7 @@ def compile_identity(
     return {
         "seed": seed,
         "spec": {key: digest(value) for key, value in checked.spec.identity().items()},
-        "format": format_digests(checked.program),
+        "format": format_digests(checked.program, checked.judges),
         "data": {name: facts.digest for name, facts in data_facts(checked.splits).items()},
         "corpus": {
             section.name: digest_file(Path(section.corpus.path))
@@ -51,22 +52,23 @@ def compile_identity(
         },
         "model": {
             section.name: _weights_digest(section, cache_root, progress)
-            for section in used_models(sections, checked.program)
+            for section in used_models(sections, checked.program, checked.judges)
         },
         "tool": {section.name: tool_digest(section, tools) for section in used_tools(sections, checked.program)},
-        "package": package_versions(sections, checked.program),
+        "package": package_versions(sections, checked.program, checked.judges),
     }
 
 
-def format_digests(program: Program) -> dict[str, str]:
+def format_digests(program: Program, judges: Judges) -> dict[str, str]:
     """Prompt format -> digest of its text: the user's own file may change while the spec does not."""
-    names = sorted({module.format for module in program.modules})
+    modules = (*program.modules, *(judge.module for judge in judges.values()))
+    names = sorted({module.format for module in modules})
     return {name: digest(load_format(name).source) for name in names}
 
 
-def used_models(sections: Sections, program: Program) -> tuple[ModelSection, ...]:
-    """The models that the program's modules or the weights step's teacher name, in the order of the spec."""
-    names = {module.model for module in program.modules}
+def used_models(sections: Sections, program: Program, judges: Judges) -> tuple[ModelSection, ...]:
+    """The models that the program's modules, its judges or the teacher name, in the order of the spec."""
+    names = {module.model for module in program.modules} | {judge.module.model for judge in judges.values()}
     if "weights" in sections.optimize.strategy and sections.optimize.weights.teacher is not None:
         names.add(sections.optimize.weights.teacher)
     return tuple(section for section in sections.models if section.name in names)
@@ -98,10 +100,10 @@ def data_facts(splits: Splits) -> dict[str, SplitFacts]:
     }
 
 
-def package_versions(sections: Sections, program: Program) -> dict[str, str]:
+def package_versions(sections: Sections, program: Program, judges: Judges) -> dict[str, str]:
     """Package -> version of all that a result depends on: Python itself, and what the engines in use are made of."""
     names = set(_ALWAYS)
-    if any(section.engine == "transformers" for section in used_models(sections, program)):
+    if any(section.engine == "transformers" for section in used_models(sections, program, judges)):
         names.update(_IN_PROCESS)
     if sections.retrievers:
         names.update(_RETRIEVAL)

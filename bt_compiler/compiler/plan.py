@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bt_compiler.compiler.check import CheckedSpec
-from bt_compiler.compiler.estimate import CallEstimate, estimate_calls
+from bt_compiler.compiler.estimate import CallEstimate, estimate_calls, estimate_judges
 from bt_compiler.engine.cache import CompletionCache, cache_path, cache_root
 from bt_compiler.graph import program_text
 from bt_compiler.optimize.inner import inner_split
@@ -123,9 +123,10 @@ def plan(checked: CheckedSpec, *, out: Path | None = None) -> Plan:
     completion cache cannot be read.
     """
     program, sections = checked.program, checked.sections
-    names = {module.model for module in program.modules}
+    names = {module.model for module in (*program.modules, *(judge.module for judge in checked.judges.values()))}
     folder = (out or Path("artifacts") / program.name).absolute()
     calls = estimate_calls(program, sections, checked.splits.train)
+    calls += estimate_judges(checked.judges, program, checked.splits.train)
     return Plan(
         name=program.name,
         graph=program_text(program),
@@ -208,6 +209,8 @@ def _weights_stage(checked: CheckedSpec, calls: Sequence[CallEstimate], index: i
     inner = inner_split(checked.splits.train, optimize.prompts, seed=0)
     per_source: dict[RowSource, int] = {"self": train, "sampled": train * weights.samples, "teacher": train}
     tracing = sum(runs for source, runs in per_source.items() if source in weights.sources)
+    if weights.preference is not None and "self" not in weights.sources:
+        tracing += train  # failed runs are looked for all the same
     reasoning = [module for module in checked.program.modules if module.kind == "chain_of_thought"]
     hints = 2 * train * len(reasoning) if "hinted" in weights.sources else 0
     scoring = (2 if index > 1 else 1) * len(inner.val)
@@ -218,7 +221,9 @@ def _weights_stage(checked: CheckedSpec, calls: Sequence[CallEstimate], index: i
         calls,
         demos=demos,
         more=hints,
-        detail=f"traces {tracing}, scoring {scoring}, {rows} rows x {weights.epochs} epochs",
+        detail=f"traces {tracing}, scoring {scoring}, {rows} rows x {weights.epochs} epochs"
+        + ("" if weights.method == "lora" else f", {weights.method}")
+        + ("" if weights.preference is None else ", preference pairs"),
     )
     return Stage(**{**asdict(stage), "training_rows": rows, "training_steps": steps})
 

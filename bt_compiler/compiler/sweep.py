@@ -165,7 +165,7 @@ def _variant(path: Path, overrides: Sequence[str], root: Path, settings: SweepSe
     kinds = tuple(dict.fromkeys(kind for strategy in settings.strategies for kind in strategy))
     optimize = replace(spec.sections.optimize, strategy=kinds)
     spec = replace(spec, sections=replace(spec.sections, optimize=optimize))
-    models = used_models(spec.sections, spec.program)
+    models = used_models(spec.sections, spec.program, spec.judges)
     return Variant(", ".join(model.id for model in models), spec, identity)
 
 
@@ -209,7 +209,7 @@ def _swept(variant: Variant, journal: Journal, root: Path, settings: SweepSettin
         cells = run_sweep(settings.strategies, settings.seeds, task_of, steps=settings.steps)
         return {
             "model": variant.label,
-            **sweep_table(cells, binary=build_metric(spec.sections.metric).binary),
+            **sweep_table(cells, binary=build_metric(spec.sections.metric, spec.judges).binary),
             "data": {name: facts.examples for name, facts in data_facts(spec.splits).items()},
             "fixed_parts": bench.fixed_parts,
         }

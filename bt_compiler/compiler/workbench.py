@@ -122,10 +122,10 @@ def open_workbench(
     `tools`: Python file of the spec's tools of kind `function`.
     """
     sections = spec.sections
-    metric, accept = build_metric(sections.metric), sections.optimize.accept.metric
+    metric, accept = build_metric(sections.metric, spec.judges), sections.optimize.accept.metric
     asked = used_retrievers(sections, spec.program)
     retrievers = open_retrievers(asked, cache_root=cache_root, progress=progress, others=sections.retrievers)
-    models = used_models(sections, spec.program)
+    models = used_models(sections, spec.program, spec.judges)
     with (
         closing(CompletionCache(cache_path(cache_root))) as cache,
         open_models(models, choices=journal.memo, opener=opener or backend_opener(cache_root, progress)) as backends,
@@ -138,7 +138,7 @@ def open_workbench(
             retrievers=retrievers,
             tools=running,
             metric=metric,
-            accept=metric if accept is None else build_metric(accept),
+            accept=metric if accept is None else build_metric(accept, spec.judges),
             cache=cache,
             progress=progress,
             clock=clock,

@@ -9,6 +9,7 @@ from collections.abc import Generator
 from dataclasses import replace
 from typing import Any
 
+from bt_compiler.engine.confidence import confidences
 from bt_compiler.engine.parsing import check_among
 from bt_compiler.engine.request import Completion, PromptText
 from bt_compiler.engine.running import Ask, Need, NodeFailed, Setting
@@ -42,6 +43,7 @@ def asked(
             except ExampleError:
                 if attempt + 1 == attempts:
                     raise
+        outputs |= yield from confidences(module, form, prompt, grammar, outputs)
     except ExampleError as error:
         setting.steps.append(replace(step, prompt=prompt, completion=completion))
         raise NodeFailed(Failure(code=error.code, message=error.message, node=step.node)) from error

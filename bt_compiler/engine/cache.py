@@ -80,6 +80,7 @@ def request_key(backend: Backend, request: Request) -> str:
             "sampling": None if greedy else [sampling.temperature, sampling.top_p, sampling.seed],
             "max_tokens": request.max_tokens,
             "grammar": None if request.grammar is None else digest(request.grammar.lark),
+            **({} if request.choices is None else {"choices": list(request.choices)}),
         }
     )
 
@@ -93,12 +94,13 @@ def completion_to_json(completion: Completion) -> dict[str, Any]:
         "completion_tokens": completion.completion_tokens,
         "shared_tokens": completion.shared_tokens,
         "adapter": completion.adapter,
+        **({"chances": list(completion.chances)} if completion.chances else {}),
     }
 
 
 def completion_from_json(data: Mapping[str, Any]) -> Completion:
     """The inverse; `cached` is set, for whoever reads it back did not pay for it. Raises KeyError or TypeError."""
-    return replace(Completion(**data), cached=True)
+    return replace(Completion(**{**data, "chances": tuple(data.get("chances", ()))}), cached=True)
 
 
 class CacheStatistics(TypedDict):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from bt_compiler.canonical import seed_of
 from bt_compiler.data.example import Example
 from bt_compiler.engine.cache import request_key
+from bt_compiler.engine.confidence import check_scoring
 from bt_compiler.engine.formats import load_format
 from bt_compiler.engine.interpret import interpret_program
 from bt_compiler.engine.progress import Progress, Silent
@@ -157,6 +158,7 @@ class Execution:
         self._unconstrained = frozenset(
             module.name for module in program.modules if not facts[module.model].get("enforces_grammar", True)
         )
+        check_scoring(program, facts)
         self._live: dict[int, _Live] = {}
         self._tasks: dict[int, _Task] = {}
         self._started = 0
@@ -309,9 +311,10 @@ class Execution:
             id=f"{self._candidate.id}-{self._requests}",
             prompt=ask.prompt,
             grammar=ask.grammar,
-            sampling=self._sampling(ask, backend, repeat),
+            sampling=Sampling() if ask.choices is not None else self._sampling(ask, backend, repeat),
             max_tokens=ask.grammar.max_tokens,
             adapter=self._candidate.adapter_for(ask.module.name),
+            choices=ask.choices,
         )
 
     def _sampling(self, ask: Ask, backend: Backend, repeat: int) -> Sampling:

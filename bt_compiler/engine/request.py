@@ -55,6 +55,15 @@ class Sampling:
     """hash(step seed, request content, repeat) as an unsigned 63-bit number; 0 where temperature is 0."""
 
 
+class Choices(NamedTuple):
+    """Completions whose probability is asked, instead of one being written."""
+
+    texts: tuple[str, ...]
+    """Each up to the end of the same field, all different there and nowhere before."""
+    ends: bool
+    """Whether a turn ends behind each."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One completion asked of a backend."""
@@ -67,6 +76,8 @@ class Request:
     max_tokens: int = 256
     adapter: Adapter | None = None
     """None: the base model."""
+    choices: Choices | None = None
+    """Set where nothing is to be written: the completion has `chances`. For backends whose facts say `scores`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +92,8 @@ class Completion:
     """Prompt tokens whose computation was shared with other requests."""
     adapter: str | None = None
     """sha256 of the adapter that answered."""
+    chances: tuple[float, ...] = ()
+    """Of `Request.choices`: log-probability in nats of what they do not have in common."""
     cached: bool = field(default=False, compare=False)
 
 
@@ -108,7 +121,9 @@ class Backend(Protocol):
         ...
 
     def facts(self) -> Mapping[str, Any]:
-        """What the manifest and the report say of the engine: tier, dtype, row invariance, threads, device."""
+        """What the manifest and the report say of the engine: tier, dtype, row invariance, threads, device; and what
+        it can do: `enforces_grammar` (true where it does not say), `scores` (false where it does not say).
+        """
         ...
 
     def prompt_key(self, prompt: PromptText) -> Sequence[int] | str:

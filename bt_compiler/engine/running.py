@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from bt_compiler.engine.formats import Format
-from bt_compiler.engine.request import OutputGrammar, PromptText
+from bt_compiler.engine.request import Choices, OutputGrammar, PromptText
 from bt_compiler.engine.trace import Failure, Step
 from bt_compiler.graph.candidate import Prompt
 from bt_compiler.graph.program import Constant, Module, Program, Value
@@ -36,6 +36,8 @@ class Ask(NamedTuple):
     """0, or 1 for the one repetition that an answer outside the grammar gets."""
     draw: Draw | None
     """None outside samples."""
+    choices: Choices | None = None
+    """Asks how likely these are, instead."""
 
 
 class Search(NamedTuple):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from bt_compiler.data.example import Example
-from bt_compiler.engine.metrics import Metric
+from bt_compiler.engine.metrics import Metric, Scored, scores
 from bt_compiler.engine.progress import Progress, Silent
 from bt_compiler.engine.statistics import interval_of, mean_of
 from bt_compiler.engine.trace import Failure, Report, Trace
@@ -23,25 +23,23 @@ if TYPE_CHECKING:
     from bt_compiler.engine.executor import Engine
 
 
-def score_traces(traces: Sequence[Trace], examples: Sequence[Example], metric: Metric) -> list[Trace]:
+def score_traces(
+    traces: Sequence[Trace], examples: Sequence[Example], metric: Metric, engine: Engine | None = None
+) -> list[Trace]:
     """The traces, in their order, with `score` set: the metric's judgement, 0 for a failed run.
 
-    A trace that the metric cannot judge gets the reason as its error and a 0. Raises KeyError for a trace of an
-    example that is not among `examples`.
+    A trace that the metric cannot judge gets the reason as its error and a 0. `engine` is what a judge asks its model
+    on. Raises KeyError for a trace of an example that is not among `examples`, and BackendError.
     """
     by_id = {example.id: example for example in examples}
-    return [_scored(trace, by_id[trace.example], metric) for trace in traces]
+    runs = [Scored(by_id[trace.example], trace) for trace in traces if trace.error is None]
+    found = iter(scores(metric, runs, engine))
+    return [replace(trace, score=0.0) if trace.error is not None else _scored(trace, next(found)) for trace in traces]
 
 
-def _scored(trace: Trace, example: Example, metric: Metric) -> Trace:
-    if trace.error is not None:
-        return replace(trace, score=0.0)
-    try:
-        score = float(metric.score(example, trace))
-        if not 0.0 <= score <= 1.0:
-            raise ExampleError("BTC355", f"metric `{metric.kind}` gave {score}, scores lie between 0 and 1")
-    except ExampleError as error:
-        return replace(trace, score=0.0, error=Failure(code=error.code, message=error.message))
+def _scored(trace: Trace, score: float | ExampleError) -> Trace:
+    if isinstance(score, ExampleError):
+        return replace(trace, score=0.0, error=Failure(code=score.code, message=score.message))
     return replace(trace, score=score)
 
 
@@ -60,7 +58,7 @@ def evaluate(
     """Runs the candidate once on every example and scores it. `progress` counts examples."""
     start = clock()
     traces = engine.run(program, candidate, examples, seed=seed, progress=progress or Silent())
-    scored = score_traces(traces, examples, metric)
+    scored = score_traces(traces, examples, metric, engine)
     return report_of(scored, candidate=candidate.id, split=split, binary=metric.binary, seconds=clock() - start)
 
 
@@ -70,17 +68,17 @@ def report_of(traces: Sequence[Trace], *, candidate: str, split: str, binary: bo
     `calls` counts every completion, cached ones too, and tokens are those of all calls, so that both say what the
     program costs and not what the cache happened to hold.
     """
-    scores: list[tuple[str, float]] = []
+    found: list[tuple[str, float]] = []
     for trace in traces:
         if trace.score is None:
             raise ValueError(f"the trace of example {trace.example} has no score")
-        scores.append((trace.example, trace.score))
-    values = [score for _, score in scores]
+        found.append((trace.example, trace.score))
+    values = [score for _, score in found]
     completions = [step.completion for trace in traces for step in trace.steps if step.completion is not None]
     return Report(
         candidate=candidate,
         split=split,
-        scores=tuple(scores),
+        scores=tuple(found),
         mean=mean_of(values),
         interval=interval_of(values, binary),
         failures=tuple((trace.example, trace.error) for trace in traces if trace.error is not None),

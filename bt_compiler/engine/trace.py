@@ -69,6 +69,28 @@ class Interval:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """What a judge says of the data's own labels, and how far it is from people's ratings of them."""
+
+    examples: int
+    """Labelled outputs that were judged."""
+    failed: int
+    """Of these, without a verdict."""
+    mean: float | None
+    """Mean score of the labelled outputs."""
+    rated: int
+    """Of these, with a person's rating."""
+    off_scale: int
+    """Ratings that lie outside the judge's scale, and are compared with nothing."""
+    equal: float | None
+    """Share of the rated on which judge and person say the same."""
+    difference: float | None
+    """Mean distance of the two, on the scale from 0 to 1."""
+    kappa: float | None
+    """Cohen's kappa; None where it is not defined."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """One candidate on one split. Calls, tokens and seconds are accounting, outside any digest."""
 
@@ -86,4 +108,6 @@ class Report:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     seconds: float = 0.0
+    agreement: Agreement | None = None
+    """Of the judge among the metrics; None where there is none, or nothing to compare."""
     traces: tuple[Trace, ...] = field(default=(), compare=False, repr=False)

@@ -6,6 +6,7 @@ and `serial` show and store a `Program`, `zero_shot` gives the `Candidate` it st
 
 from bt_compiler.graph.candidate import SHARED, Adapter, Candidate, Demo, Prompt
 from bt_compiler.graph.dump import program_mermaid, program_text
+from bt_compiler.graph.judges import Judge, Judges
 from bt_compiler.graph.lower import Lowered, lower, lower_with_warnings
 from bt_compiler.graph.program import (
     Binding,
@@ -47,6 +48,8 @@ __all__ = [
     "Constant",
     "Demo",
     "InvalidProgram",
+    "Judge",
+    "Judges",
     "Lowered",
     "Map",
     "Module",

@@ -34,7 +34,9 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapter:
-    """A LoRA adapter: a PEFT folder (adapter_config.json, adapter_model.safetensors) and what it fits."""
+    """Trained weights in a folder (adapter_config.json, adapter_model.safetensors) and what they fit: a LoRA adapter of
+    some form in PEFT's layout, or all parameters of the model (`peft_type: FULL`).
+    """
 
     name: str
     """Unique per version; what a remote server knows it by."""
@@ -43,8 +45,14 @@ class Adapter:
     base_digest: str
     """Digest of the base weights it was trained on."""
     rank: int
+    """0: all parameters of the model, which only the embedded engine loads."""
     sha256: str
     """Over tensors and normalised config, so that equal training gives equal digests."""
+
+    @property
+    def extent(self) -> str:
+        """For people: `rank 32`, or `all parameters`."""
+        return f"rank {self.rank}" if self.rank else "all parameters"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -104,7 +104,8 @@ def _head(node: Block) -> str:
 def _module(module: Module) -> Iterator[str]:
     signature = module.signature
     yield f"module {module.name}: {module.kind} on {module.model}, format {module.format}"
-    yield f"  {_fields(signature.inputs)} -> {_fields(module.outputs)}"
+    likely = "".join(f", {item.name}: probability of {item.type.probability_of}" for item in signature.confidences)
+    yield f"  {_fields(signature.inputs)} -> {_fields(module.outputs)}{likely}"
     yield f"  {json.dumps(signature.instructions, ensure_ascii=False)}"
     if module.tools:
         tools = (f"{tool.name}({_fields(tool.inputs)}) -> {_fields(tool.outputs)}" for tool in module.tools)

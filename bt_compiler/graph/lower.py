@@ -13,6 +13,7 @@ from bt_compiler.diagnostics import Diagnostic, did_you_mean
 from bt_compiler.graph.bindings import bind_outputs
 from bt_compiler.graph.findings import Findings, SpecPath
 from bt_compiler.graph.hashing import hashed
+from bt_compiler.graph.judges import Judges, lower_judges
 from bt_compiler.graph.program import (
     Binding,
     Call,
@@ -31,6 +32,7 @@ from bt_compiler.graph.steps import Declared, declare_steps, lower_steps, ordere
 from bt_compiler.graph.verify import verify
 from bt_compiler.graph.walk import nodes_of, references
 from bt_compiler.spec import Field, Sections, Spec, Type, named_types
+from bt_compiler.spec.judging import judging_modules
 from bt_compiler.spec.sections import MetricSection
 
 
@@ -39,6 +41,8 @@ class Lowered(NamedTuple):
 
     program: Program
     warnings: tuple[Diagnostic, ...]
+    judges: Judges
+    """Of the spec's metrics, by `judge_key`."""
 
 
 class _Structure(NamedTuple):
@@ -57,6 +61,7 @@ def lower_with_warnings(spec: Spec, sections: Sections) -> Lowered:
     findings = Findings(spec)
     named = named_types(spec)
     modules = lower_modules(named, findings, sections)
+    judging = judging_modules(spec)
     declared = Declared(
         modules=modules,
         retrievers={item.name: item for item in sections.retrievers},
@@ -64,17 +69,21 @@ def lower_with_warnings(spec: Spec, sections: Sections) -> Lowered:
         findings=findings,
     )
     if spec.get(("program",)) is None:
-        structure = _single_module(modules, declared)
+        structure = _single_module({name: made for name, made in modules.items() if name not in judging}, declared)
     else:
         structure = _written_program(spec.get(("program",)), named, declared)
+    judges: Judges = {}
     if structure is not None:
         _check_names_in_settings(structure.out, sections, findings)
+        judges = lower_judges(
+            sections, modules, declared.called, inputs=structure.inputs, out=structure.out, findings=findings
+        )
     findings.raise_errors()
     assert structure is not None, "no structure without a finding"
-    _warn_unused(structure, declared)
+    _warn_unused(structure, declared, judging)
     program = hashed(_assemble(sections.name, structure, declared))
     verify(program)
-    return Lowered(program, tuple(findings.sorted()))
+    return Lowered(program, tuple(findings.sorted()), judges)
 
 
 def _single_module(modules: Mapping[str, Module | None], declared: Declared) -> _Structure | None:
@@ -97,10 +106,10 @@ def _single_module(modules: Mapping[str, Module | None], declared: Declared) -> 
         for item in module.signature.inputs
     )
     span = declared.findings.spec.span(("modules", name))
-    call = Call(name=name, module=name, inputs=inputs, outputs=module.outputs, span=span)
+    call = Call(name=name, module=name, inputs=inputs, outputs=module.gives, span=span)
     out = tuple(
         Binding(name=item.name, value=Ref(step=name, field=item.name), type=item.type)
-        for item in module.signature.outputs
+        for item in (*module.signature.outputs, *module.signature.confidences)
     )
     return _Structure(module.signature.inputs, (call,), out)
 
@@ -143,8 +152,9 @@ def _check_names_in_settings(out: tuple[Binding, ...], sections: Sections, findi
             )
 
 
-def _warn_unused(structure: _Structure, declared: Declared) -> None:
+def _warn_unused(structure: _Structure, declared: Declared, judging: frozenset[str]) -> None:
     findings = declared.findings
+    used = declared.called | judging
     combined = {name for section in declared.retrievers.values() for name in section.of}
     called = [module for name in declared.called if (module := declared.modules.get(name)) is not None]
     used = declared.called | {tool.name for module in called for tool in module.tools}

@@ -29,6 +29,9 @@ class Signature:
     instructions: str
     inputs: tuple[Field, ...]
     outputs: tuple[Field, ...]
+    """What the model writes."""
+    confidences: tuple[Field, ...] = ()
+    """Floats that are given beside it: how likely the model found its value of the output `type.probability_of`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +96,11 @@ class Module:
         found: Mapping[str, Any] = written[ARGUMENTS]
         return found if written[TOOL] == FINISH else None
 
+    @property
+    def gives(self) -> tuple[Field, ...]:
+        """What a call of it gives: the outputs, and how likely some of them are."""
+        return (*self.outputs, *self.signature.confidences)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ref:
@@ -137,7 +145,7 @@ class Call:
     module: str
     inputs: tuple[Binding, ...]
     outputs: tuple[Field, ...]
-    """`module.outputs`: the reasoning of a `chain_of_thought` can be referred to."""
+    """`module.gives`: the reasoning of a `chain_of_thought` can be referred to."""
     slots: tuple[str, ...] = ()
     """With `per_visit` the module of each visit of the nearest loop, `ask#1`, `ask#2`, …; `module` is the first."""
     hash: str = ""

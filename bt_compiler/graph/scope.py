@@ -130,7 +130,7 @@ def look_up(text: str, scope: Scope) -> Resolved | Problem:
             f"write `$${text[1:]}` for text that starts with a dollar",
         )
     head, attribute = match["head"], match["field"]
-    if head == "labels":
+    if head == "labels" and head not in scope.steps:
         return Problem(
             "BTC211",
             "`$labels` is not visible in the program",

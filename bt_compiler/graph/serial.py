@@ -35,7 +35,7 @@ from bt_compiler.graph.serial_candidate import SCHEMA, demos_to_json, versioned
 from bt_compiler.spec.sections import Generation
 from bt_compiler.spec.types import Field, Type
 
-_TYPE_SCALARS = ("name", "description", "minimum", "maximum", "max_tokens", "among")
+_TYPE_SCALARS = ("name", "description", "minimum", "maximum", "max_tokens", "among", "probability_of")
 
 
 def type_to_json(type: Type) -> dict[str, Any]:
@@ -109,10 +109,12 @@ def _bindings_from_json(data: Sequence[Mapping[str, Any]]) -> tuple[Binding, ...
 
 def signature_to_json(signature: Signature) -> dict[str, Any]:
     """Instructions and fields."""
+    likely = {"confidences": fields_to_json(signature.confidences)} if signature.confidences else {}
     return {
         "instructions": signature.instructions,
         "inputs": fields_to_json(signature.inputs),
         "outputs": fields_to_json(signature.outputs),
+        **likely,
     }
 
 
@@ -142,6 +144,7 @@ def _module_from_json(data: Mapping[str, Any]) -> Module:
             instructions=signature["instructions"],
             inputs=fields_from_json(signature["inputs"]),
             outputs=fields_from_json(signature["outputs"]),
+            confidences=fields_from_json(signature.get("confidences", ())),
         ),
         model=data["model"],
         generation=Generation(**data["generation"]),

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, cast
 
 from bt_compiler.diagnostics import did_you_mean
+from bt_compiler.graph.confidences import check_confidences, tell_apart
 from bt_compiler.graph.demos import lower_demo
 from bt_compiler.graph.findings import Findings, SpecPath
 from bt_compiler.graph.program import (
@@ -69,6 +70,7 @@ def _lower_module(
     reach = lower_reach(path, raw, kind, findings, sections)
     if signature is None or model is None or reach is None:
         return None
+    check_confidences(name, str(kind), signature.confidences, model, findings)
     module = Module(
         name=name,
         kind=cast(ModuleKind, kind),
@@ -154,10 +156,14 @@ def _signature(
         shown = ", ".join(f"`{name}`" for name in sorted(both))
         findings.add("BTC220", f"{shown} is both input and output of the signature", path)
         return None
-    if not _among_known(inputs, outputs, path, findings):
+    told = tell_apart(inputs, outputs, path, findings)
+    if told is None or not _among_known(inputs, told.written, path, findings):
         return None
     return Signature(
-        instructions=(instructions or _default_instructions(inputs, outputs)).strip(), inputs=inputs, outputs=outputs
+        instructions=(instructions or _default_instructions(inputs, told.written)).strip(),
+        inputs=inputs,
+        outputs=told.written,
+        confidences=told.confidences,
     )
 
 

@@ -71,7 +71,7 @@ def declare_steps(steps: Mapping[str, Any], path: SpecPath, scope: Scope, declar
             scope.steps[name] = constantly(None if tool is None else tool.outputs)
         else:
             module = declared.modules.get(raw["call"])
-            scope.steps[name] = constantly(None if module is None else module.outputs)
+            scope.steps[name] = constantly(None if module is None else module.gives)
 
 
 def constantly(outputs: Outputs) -> Callable[[], Outputs]:
@@ -165,7 +165,7 @@ def _lower_call(name: str, raw: Mapping[str, Any], path: SpecPath, scope: Scope,
         name=name,
         module=slots[0] if slots else callee,
         inputs=inputs,
-        outputs=module.outputs,
+        outputs=module.gives,
         slots=slots,
         span=findings.spec.span(path),
     )

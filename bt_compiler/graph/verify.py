@@ -98,7 +98,7 @@ def _verify_node(node: Node, program: Program, names: _Names) -> None:
             except KeyError as error:
                 raise InvalidProgram(f"`{node.name}` calls unknown module `{node.module}`") from error
             _verify_inputs(node.name, node.inputs, module.signature.inputs, names)
-            if node.outputs != module.outputs:
+            if node.outputs != module.gives:
                 raise InvalidProgram(f"outputs of `{node.name}` are not those of module `{module.name}`")
             _verify_slots(node, module, program, names)
         case Retrieve():

@@ -30,6 +30,18 @@ class TokenRow(NamedTuple):
     """Prompt, completion and end of turn."""
     start: int
     """Index of the first token with loss; at least 1."""
+    rejected: TokenRow | None = None
+    """The same prompt with a completion that is not wanted, where there is one."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are computed for it."""
+        return len(self.ids) + (0 if self.rejected is None else self.rejected.tokens)
+
+    @property
+    def learnt(self) -> int:
+        """Tokens with loss."""
+        return len(self.ids) - self.start
 
 
 class Packed(NamedTuple):
@@ -83,11 +95,11 @@ def parts(rows: Sequence[TokenRow], max_tokens: int) -> list[list[TokenRow]]:
     found: list[list[TokenRow]] = []
     held = 0
     for row in rows:
-        if not found or held + len(row.ids) > max_tokens:
+        if not found or held + row.tokens > max_tokens:
             found.append([])
             held = 0
         found[-1].append(row)
-        held += len(row.ids)
+        held += row.tokens
     return found
 
 

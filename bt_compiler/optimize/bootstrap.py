@@ -39,22 +39,23 @@ def bootstrap(context: StepContext, teacher: Candidate, train: Sequence[Example]
     traces = context.engine.run(
         context.program, teacher, train, seed=context.seed, leave_own_demo_out=True, progress=progress
     )
-    scored = score_traces(traces, train, context.accept)
+    scored = score_traces(traces, train, context.accept, context.engine)
     threshold = context.settings.accept.at_least
     accepted = [trace for trace in scored if trace.error is None and (trace.score or 0.0) >= threshold]
     return Bootstrapped(
-        demos={trace.example: _demos(trace, context.seed) for trace in accepted},
+        demos={trace.example: _demos(context.program, trace, context.seed) for trace in accepted},
         traces=tuple(scored),
         failed=sum(trace.error is not None for trace in scored),
     )
 
 
-def _demos(trace: Trace, seed: int) -> dict[str, Demo]:
+def _demos(program: Program, trace: Trace, seed: int) -> dict[str, Demo]:
     """One demo a module. Of several visits the last or one of those before it is taken, at even odds, as in DSPy."""
     visits: dict[str, list[Demo]] = {}
     for step in trace.steps:
         if step.module is not None and step.outputs is not None and step.picked:
-            demo = Demo(inputs=step.inputs, outputs=step.outputs, example=trace.example, origin="bootstrapped")
+            written = {item.name: step.outputs[item.name] for item in program.module(step.module).outputs}
+            demo = Demo(inputs=step.inputs, outputs=written, example=trace.example, origin="bootstrapped")
             visits.setdefault(step.module, []).append(demo)
     return {module: _pick(demos, seed_of(seed, "visit", trace.example, module)) for module, demos in visits.items()}
 

@@ -40,7 +40,9 @@ class LossPoint:
     epoch: int
     """From 1."""
     train: float
-    """Mean loss over the completion tokens of the step's rows, in nats."""
+    """Mean loss over the completion tokens of the step's rows, in nats; with preference pairs, theirs added."""
+    preferred: float | None = None
+    """Share of the step's pairs whose accepted completion had gained on the rejected one; None without pairs."""
     validation: float | None = None
     """Mean loss over the validation rows, after the last step of an epoch."""
     probability: float | None = None

@@ -20,7 +20,7 @@ from bt_compiler.errors import CompileError, ExampleError
 from bt_compiler.graph.candidate import Candidate
 from bt_compiler.optimize.hints import rationales
 from bt_compiler.optimize.labelled import Task, labelled_tasks
-from bt_compiler.optimize.rows import Row, RowWriter, rows_of
+from bt_compiler.optimize.rows import Row, RowWriter, deduplicate, rows_of
 from bt_compiler.optimize.step import StepContext
 from bt_compiler.spec.sections import RowSource
 
@@ -76,14 +76,12 @@ def collect(start: Start) -> Collected:
 
 def _self(start: Start, unsolved: Sequence[Example]) -> Found:
     """What the program solves by itself."""
-    return _rows(start, _accepted(start, _own_traces(start, unsolved), unsolved), "self")
+    return _rows(start, judged(start, own_traces(start, unsolved), unsolved).accepted, "self")
 
 
 def _sampled(start: Start, unsolved: Sequence[Example]) -> Found:
-    """The first accepted of several samples at temperature."""
-    weights = start.context.settings.weights
-    traces = _run(start, unsolved, repeats=weights.samples, temperature=weights.temperature)
-    return _rows(start, _accepted(start, traces, unsolved), "sampled")
+    """Every accepted one of several samples at temperature."""
+    return _rows(start, judged(start, sampled_traces(start, unsolved), unsolved).accepted, "sampled")
 
 
 def _teacher(start: Start, unsolved: Sequence[Example]) -> Found:
@@ -104,7 +102,7 @@ def _teacher(start: Start, unsolved: Sequence[Example]) -> Found:
     traces = context.engine.run(
         taught, teacher, unsolved, seed=context.seed, leave_own_demo_out=True, progress=context.progress
     )
-    return _rows(start, _accepted(start, traces, unsolved), "teacher")
+    return _rows(start, judged(start, traces, unsolved).accepted, "teacher")
 
 
 def _gold(start: Start, unsolved: Sequence[Example]) -> Found:
@@ -131,8 +129,24 @@ SOURCES: Mapping[RowSource, Source] = MappingProxyType(
 )
 
 
-def _own_traces(start: Start, examples: Sequence[Example]) -> list[Trace]:
+class Judged(NamedTuple):
+    """Traces by example, in the order they were drawn. One that failed, or that nothing can judge, is in neither."""
+
+    accepted: Mapping[str, tuple[Trace, ...]]
+    """Good enough to learn from."""
+    failed: Mapping[str, tuple[Trace, ...]]
+    """Ran to the end and scored less."""
+
+
+def own_traces(start: Start, examples: Sequence[Example]) -> list[Trace]:
+    """One run of each example as the program would answer it."""
     return _run(start, examples, repeats=1, temperature=None)
+
+
+def sampled_traces(start: Start, examples: Sequence[Example]) -> list[Trace]:
+    """`weights.samples` runs of each example at `weights.temperature`."""
+    weights = start.context.settings.weights
+    return _run(start, examples, repeats=weights.samples, temperature=weights.temperature)
 
 
 def _run(start: Start, examples: Sequence[Example], *, repeats: int, temperature: float | None) -> list[Trace]:
@@ -151,27 +165,33 @@ def _run(start: Start, examples: Sequence[Example], *, repeats: int, temperature
     )
 
 
-def _accepted(start: Start, traces: Sequence[Trace], examples: Sequence[Example]) -> dict[str, Trace]:
-    """Example id -> its first trace that is good enough to learn from."""
+def judged(start: Start, traces: Sequence[Trace], examples: Sequence[Example]) -> Judged:
+    """What the accept metric says of the traces."""
     at_least = start.context.settings.accept.at_least
-    found: dict[str, Trace] = {}
-    for trace in score_traces(traces, examples, start.context.accept):
-        if trace.error is None and trace.score is not None and trace.score >= at_least:
-            found.setdefault(trace.example, trace)
-    return found
+    accepted: dict[str, tuple[Trace, ...]] = {}
+    failed: dict[str, tuple[Trace, ...]] = {}
+    for trace in score_traces(traces, examples, start.context.accept, start.context.engine):
+        if trace.error is None and trace.score is not None:
+            side = accepted if trace.score >= at_least else failed
+            side[trace.example] = (*side.get(trace.example, ()), trace)
+    return Judged(accepted, failed)
 
 
-def _rows(start: Start, traces: Mapping[str, Trace], source: RowSource) -> Found:
-    """Rows of accepted traces; one whose prompt cannot be written without its demos counts as not solved."""
-    found: dict[str, tuple[Row, ...]] = {}
-    for example, trace in traces.items():
+def _rows(start: Start, traces: Mapping[str, Sequence[Trace]], source: RowSource) -> Found:
+    return {example: written_rows(start, found, source) for example, found in traces.items()}
+
+
+def written_rows(start: Start, traces: Sequence[Trace], source: RowSource) -> tuple[Row, ...]:
+    """Rows of the traces, each once; a trace whose prompt cannot be written without its demos gives none."""
+    rows: list[Row] = []
+    for trace in traces:
         with suppress(ExampleError):
-            found[example] = rows_of(trace, writer=start.writer, source=source)
-    return found
+            rows += rows_of(trace, writer=start.writer, source=source)
+    return deduplicate(rows)
 
 
 def _tasks(start: Start, examples: Sequence[Example]) -> list[Task]:
-    return labelled_tasks(start.context.program, examples, lambda: _own_traces(start, examples))
+    return labelled_tasks(start.context.program, examples, lambda: own_traces(start, examples))
 
 
 def _written(start: Start, answers: Sequence[tuple[Task, Mapping[str, Any]]], source: RowSource) -> Found:

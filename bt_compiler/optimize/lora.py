@@ -1,81 +1,49 @@
 """A LoRA adapter inside a borrowed model: put in, read, written out as a PEFT folder, taken out again.
 
-Knows PEFT and the names of a model's linear layers; nothing of rows or optimisers.
+Plain, rank-stabilised (`use_rslora`) or with magnitudes (`use_dora`), as PEFT computes them. Knows PEFT and the
+names of a model's linear layers; nothing of rows or optimisers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, LoraModel
-from safetensors.torch import load_file, save_file
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
 from transformers.pytorch_utils import Conv1D
 
 from bt_compiler.canonical import seed_of
 from bt_compiler.diagnostics import did_you_mean
 from bt_compiler.errors import CompileError
 from bt_compiler.graph.candidate import Adapter
+from bt_compiler.optimize.tunable import WEIGHTS, Tunable
 from bt_compiler.spec.sections import WeightsSection
 
 _ADAPTER = "default"
-_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 """What PEFT puts before a parameter's name in its files."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lora:
-    """The trainable part of a model. Names are those of a PEFT file."""
-
-    parameters: Mapping[str, torch.nn.Parameter]
-    config: LoraConfig
-    dropouts: tuple[torch.nn.Module, ...]
-
-    def copy(self) -> dict[str, torch.Tensor]:
-        """The tensors as they are now, on the CPU, not shared with the model."""
-        return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in self.parameters.items()}
-
-    def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Takes over the values of `tensors`, which has the same names and shapes."""
-        with torch.no_grad():
-            for name, value in self.parameters.items():
-                value.copy_(tensors[name])
-
-    @contextmanager
-    def dropout(self, seed: int) -> Iterator[None]:
-        """Within, the adapter's dropout is on and follows from `seed`; the caller's generators are left alone."""
-        if not self.dropouts:
-            yield
-            return
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            for module in self.dropouts:
-                module.train()
-            try:
-                yield
-            finally:
-                for module in self.dropouts:
-                    module.eval()
-
-
 @contextmanager
-def attached(model: Any, settings: WeightsSection, *, seed: int, start: Adapter | None) -> Iterator[Lora]:
+def lora_attached(model: Any, settings: WeightsSection, *, seed: int, start: Adapter | None) -> Iterator[Tunable]:
     """Puts a fresh or a given adapter into `model`; on leaving, the model is what it was.
 
     The base is frozen and in evaluation mode meanwhile. A fresh adapter starts as LoRA does (arXiv 2106.09685, section
-    4.1: A random, B zero) from a generator of its own. Raises CompileError: BTC403 no such target module, BTC404
+    4.1: A random, B zero) from a generator of its own, and with the base's own magnitudes where it has them (arXiv
+    2402.09353, section 4.1), so that it changes nothing yet. Raises CompileError: BTC403 no such target module, BTC404
     `start` has other tensors.
     """
     config = LoraConfig(
         r=settings.r,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
+        use_rslora=settings.method == "rslora",
+        use_dora=settings.method == "dora",
         target_modules=target_modules(model, settings),
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         task_type="CAUSAL_LM",
@@ -90,7 +58,7 @@ def attached(model: Any, settings: WeightsSection, *, seed: int, start: Adapter 
     tuner.eval()
     try:
         model.set_attn_implementation("sdpa" if getattr(model, "_supports_sdpa", False) else "eager")
-        lora = _lora(model, config)
+        lora = _tunable(model, config)
         _fill(lora, seed, start)
         yield lora
     finally:
@@ -126,45 +94,42 @@ def target_modules(model: Any, settings: WeightsSection) -> list[str]:
     return sorted(settings.target_modules)
 
 
-def save_adapter(folder: Path, lora: Lora) -> None:
-    """Writes the PEFT folder as PEFT does: `adapter_config.json` and `adapter_model.safetensors`."""
-    folder.mkdir(parents=True)
-    lora.config.save_pretrained(str(folder))
-    save_file(lora.copy(), folder / _FILE, metadata={"format": "pt"})
-
-
-def _lora(model: Any, config: LoraConfig) -> Lora:
+def _tunable(model: Any, config: LoraConfig) -> Tunable:
     parameters: dict[str, torch.nn.Parameter] = {}
     for name, value in model.named_parameters():
         if ".lora_" in name:
             value.data = value.data.float()
             value.requires_grad_(True)
-            parameters[_PREFIX + name.replace(f".{_ADAPTER}.", ".")] = value
-    dropouts = tuple(
-        module
-        for name, module in model.named_modules()
-        if ".lora_dropout." in name and isinstance(module, torch.nn.Dropout)
+            parameters[_file_name(name)] = value
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    dropouts = [layer.lora_dropout[_ADAPTER] for layer in layers if config.lora_dropout]
+    if config.use_dora and dropouts:
+        dropouts += layers  # a DoRA layer drops nothing out unless it is in training itself
+    return Tunable(
+        parameters=dict(sorted(parameters.items())),
+        write_config=lambda folder: config.save_pretrained(str(folder)),
+        dropouts=tuple(dropouts),
     )
-    return Lora(parameters=dict(sorted(parameters.items())), config=config, dropouts=dropouts)
 
 
-def _fill(lora: Lora, seed: int, start: Adapter | None) -> None:
-    """Initial values: those of `start`, or LoRA's own drawn in the order of the names."""
+def _file_name(name: str) -> str:
+    """A parameter's name in PEFT's files: without the adapter's own, and magnitudes without `weight`."""
+    magnitude = f".lora_magnitude_vector.{_ADAPTER}.weight"
+    if name.endswith(magnitude):
+        name = name.removesuffix(magnitude) + f".lora_magnitude_vector.{_ADAPTER}."
+    return _PREFIX + name.replace(f".{_ADAPTER}.", ".").rstrip(".")
+
+
+def _fill(lora: Tunable, seed: int, start: Adapter | None) -> None:
+    """Initial values: those of `start`, or LoRA's own drawn in the order of the names; magnitudes are there already."""
     if start is not None:
-        tensors = load_file(start.path / _FILE)
-        if {name: value.shape for name, value in tensors.items()} != {
-            name: value.shape for name, value in lora.parameters.items()
-        }:
-            raise CompileError.of(
-                "BTC404",
-                f"training cannot go on from adapter `{start.name}`: it has another rank or other target modules",
-                help="set `optimize.weights.start: base`, or the rank and target modules that the adapter has",
-            )
-        lora.load(tensors)
+        lora.take(start, load_file(start.path / WEIGHTS))
         return
     generator = torch.Generator().manual_seed(seed_of(seed, "adapter"))
     with torch.no_grad():
         for name, value in lora.parameters.items():
+            if name.endswith("lora_magnitude_vector"):
+                continue
             fresh = torch.zeros(value.shape)
             if ".lora_A." in name:
                 torch.nn.init.kaiming_uniform_(fresh, a=math.sqrt(5), generator=generator)

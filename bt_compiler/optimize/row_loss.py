@@ -38,6 +38,12 @@ class RowLoss:
         """Scalar: summed negative log-likelihood in nats of the completion tokens of `rows`."""
         return functional.cross_entropy(*self._answers(rows), reduction="sum")
 
+    def each(self, rows: Sequence[TokenRow]) -> torch.Tensor:
+        """(rows,): log-probability in nats of each row's completion, summed over its tokens."""
+        logits, labels = self._answers(rows)
+        chances = torch.log_softmax(logits, dim=-1).gather(1, labels[:, None])[:, 0]
+        return torch.stack([part.sum() for part in chances.split([row.learnt for row in rows])])
+
     def validate(self, rows: Sequence[TokenRow]) -> Validated:
         """Loss and probability of the completion tokens of `rows`, without gradients."""
         with torch.no_grad():
@@ -46,10 +52,10 @@ class RowLoss:
         return Validated(loss=-chances.sum().item(), probability=chances.exp().sum().item())
 
     def _answers(self, rows: Sequence[TokenRow]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits in float32 and labels of all tokens with loss: shapes (labels, vocabulary) and (labels,)."""
+        """Logits (labels, vocabulary) in float32 or wider and labels (labels,) of all tokens with loss, row by row."""
         if self.packs and packing_pays(rows):
             batch = packed(rows)
-            return self._packed_logits(batch).float(), self._tensor(batch.labels)
+            return _wide(self._packed_logits(batch)), self._tensor(batch.labels)
         return self._padded(rows)
 
     def _packing_is_exact(self, rows: Sequence[TokenRow]) -> bool:
@@ -61,7 +67,7 @@ class RowLoss:
         """
         batch = packed(rows)
         changed = tuple(max(0, t - 1) if owner == 0 else t for t, owner in zip(batch.ids, batch.owners, strict=True))
-        last = sum(len(row.ids) - row.start for row in rows[:-1])
+        last = sum(row.learnt for row in rows[:-1])
         with torch.no_grad():
             expected = functional.cross_entropy(*self._padded(rows), reduction="sum").item()
             try:
@@ -69,8 +75,8 @@ class RowLoss:
                 beside = self._packed_logits(batch._replace(ids=changed))
             except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
                 return False
-        found = functional.cross_entropy(logits.float(), self._tensor(batch.labels), reduction="sum").item()
-        narrow = self._compute is not None or next(self._model.parameters()).dtype != torch.float32
+        found = functional.cross_entropy(_wide(logits), self._tensor(batch.labels), reduction="sum").item()
+        narrow = self._compute is not None or next(self._model.parameters()).dtype not in (torch.float32, torch.float64)
         alike = math.isclose(found, expected, rel_tol=0.05 if narrow else 1e-3)
         return alike and torch.equal(logits[last:], beside[last:])
 
@@ -99,7 +105,7 @@ class RowLoss:
         )
         labels = self._tensor(batch.labels)
         learnt = labels != IGNORED
-        return logits[learnt].float(), labels[learnt]
+        return _wide(logits[learnt]), labels[learnt]
 
     def _logits(self, **inputs: Any) -> torch.Tensor:
         narrow = self._compute is not None
@@ -109,3 +115,7 @@ class RowLoss:
 
     def _tensor(self, values: Any) -> torch.Tensor:
         return torch.tensor(values, device=self._device)
+
+
+def _wide(logits: torch.Tensor) -> torch.Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()

@@ -28,7 +28,7 @@ class Row:
     """One thing to learn."""
 
     id: str
-    """First 16 hex digits of SHA-256 over module, prompt and completion; copies made by `balance` share it."""
+    """First 16 hex digits of SHA-256 over module, prompt and completions; copies made by `balance` share it."""
     example: str
     """Id of the example it comes from."""
     module: str
@@ -43,6 +43,12 @@ class Row:
     """The class it teaches: canonical JSON of the module's enum and bool outputs; None where it has none, and for the
     turns of a `react` module.
     """
+    rejected: str | None = None
+    """A completion that a failed run gave to the same prompt: with it the row is a preference pair."""
+
+    def beside(self, rejected: str) -> Row:
+        """The preference pair of this row and a completion to be rejected."""
+        return replace(self, rejected=rejected, id=digest([self.id, rejected])[:16])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +131,7 @@ def rows_of(trace: Trace, *, writer: RowWriter, source: RowSource) -> tuple[Row,
 
 
 def deduplicate(rows: Iterable[Row]) -> tuple[Row, ...]:
-    """Rows without repetitions of one (module, prompt, completion); the first stays."""
+    """Rows without repetitions of one (module, prompt, completion, rejected completion); the first stays."""
     kept: dict[str, Row] = {}
     for row in rows:
         kept.setdefault(row.id, row)

@@ -1,4 +1,4 @@
-"""LoRA training on the base weights that a backend lends: rows in, a PEFT folder out.
+"""Training on the base weights that a backend lends: rows in, an adapter's folder out, LoRA or all parameters.
 
 A run is a function of (base weights, rows, settings, seed, precision, thread count): the initial adapter, the order of
 rows and dropout follow from the seed and the position alone, so that a killed run continues from its checkpoint and
@@ -11,6 +11,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,15 +34,16 @@ from bt_compiler.optimize.checkpoint import (
     write_checkpoint,
     write_done,
 )
-from bt_compiler.optimize.lora import Lora, attached, save_adapter
+from bt_compiler.optimize.full import full_attached
+from bt_compiler.optimize.lora import lora_attached
+from bt_compiler.optimize.objective import PART_TOKENS, Objective
 from bt_compiler.optimize.row_loss import Precision, RowLoss, Validated
 from bt_compiler.optimize.rows import Row
+from bt_compiler.optimize.tunable import Tunable
 from bt_compiler.spec.sections import WeightsSection
 
 BETAS = (0.9, 0.99)
 """Of AdamW. Runs have some hundred steps: a second moment averaged over 1000, the usual 0.999, would outlast them."""
-PART_TOKENS = 4096
-"""Tokens computed at once; a step of more is the sum of several backward passes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,28 +69,28 @@ def train_adapter(
     checkpoint_seconds: float = 60.0,
     clock: Callable[[], float] = time.monotonic,
 ) -> Training:
-    """Trains an adapter on `rows` and saves it under `folder`, which also holds the checkpoints.
+    """Trains on `rows` and saves what was learnt under `folder`, which also holds the checkpoints.
 
-    The loss is on completion tokens only. With `validation` rows the adapter of the epoch that gives their completion
-    tokens the highest mean probability is kept, else the last: on few rows the loss is ruled by a single answer that is
-    wrong and sure, and rises while answers still get better. `start`: adapter to go on from instead of a fresh one.
-    `precision` is that of matrix products; the adapter and its optimiser are always float32. The adapter's name is
-    `name` and the start of its digest. Raises CompileError: BTC402 loss not finite, BTC403 no such target module,
-    BTC404 `start` does not fit.
+    The loss is on completion tokens only; rows with a rejected completion are preference pairs (`objective`). With
+    `validation` rows the weights of the epoch that gives their completion tokens the highest mean probability are kept,
+    else the last: on few rows the loss is ruled by a single answer that is wrong and sure, and rises while answers
+    still get better. `start`: weights to go on from instead of fresh ones. `precision` is that of matrix products; what
+    is trained and its optimiser are always float32. The adapter's name is `name` and the start of its digest. Raises
+    CompileError: BTC402 loss not finite, BTC403 no such target module, BTC404 `start` does not fit.
     """
     base_model, base_digest = host.base_model()
     shown = progress or Silent()
-    tokens = [TokenRow(tuple(ids), first) for ids, first in (host.encode_row(r.prompt, r.completion) for r in rows)]
-    held = [TokenRow(tuple(ids), first) for ids, first in (host.encode_row(r.prompt, r.completion) for r in validation)]
+    tokens = [_encoded(host, row) for row in rows]
+    held = [_encoded(host, row)._replace(rejected=None) for row in validation]
     facts = [base_digest, tokens, held, _settings(settings), seed, precision, start.sha256 if start else None]
     key = digest(facts)
     target = folder / "adapter"
     done = read_done(folder, key)
     if done is None or not target.is_dir() or adapter_digest(target) != done[0]:
-        with host.borrow() as model, attached(model, settings, seed=seed, start=start) as lora:
+        with host.borrow() as model, _attached(model, settings, seed, start) as tunable:
             run = _Run(
                 model=model,
-                lora=lora,
+                tunable=tunable,
                 rows=tokens,
                 validation=held,
                 settings=settings,
@@ -100,7 +102,7 @@ def train_adapter(
             )
             history = run.train()
             shutil.rmtree(target, ignore_errors=True)
-            save_adapter(target, lora)
+            tunable.save(target)
         canonical_adapter(target, base_model=base_model)
         sha256 = adapter_digest(target)
         write_done(folder, key, sha256=sha256, history=history)
@@ -111,10 +113,18 @@ def train_adapter(
         path=target,
         base_model=base_model,
         base_digest=base_digest,
-        rank=settings.r,
+        rank=0 if settings.method == "full" else settings.r,
         sha256=sha256,
     )
     return Training(adapter=adapter, history=history)
+
+
+def _encoded(host: WeightHost, row: Row) -> TokenRow:
+    ids, start = host.encode_row(row.prompt, row.completion)
+    if row.rejected is None:
+        return TokenRow(tuple(ids), start)
+    others, begin = host.encode_row(row.prompt, row.rejected)
+    return TokenRow(tuple(ids), start, TokenRow(tuple(others), begin))
 
 
 def fast_precision() -> Precision:
@@ -143,10 +153,19 @@ def learning_rate(step: int, total: int, settings: WeightsSection) -> float:
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
+def _attached(
+    model: Any, settings: WeightsSection, seed: int, start: Adapter | None
+) -> AbstractContextManager[Tunable]:
+    if settings.method == "full":
+        return full_attached(model, start=start)
+    return lora_attached(model, settings, seed=seed, start=start)
+
+
 def _settings(settings: WeightsSection) -> list[Any]:
     """What of the settings training depends on."""
     modules = settings.target_modules
     return [
+        settings.method,
         settings.r,
         settings.alpha,
         settings.dropout,
@@ -157,6 +176,7 @@ def _settings(settings: WeightsSection) -> list[Any]:
         settings.warmup,
         settings.clip,
         settings.patience,
+        None if settings.preference is None else [settings.preference.beta, settings.preference.nll],
     ]
 
 
@@ -177,7 +197,7 @@ class _Run:
         self,
         *,
         model: Any,
-        lora: Lora,
+        tunable: Tunable,
         rows: Sequence[TokenRow],
         validation: Sequence[TokenRow],
         settings: WeightsSection,
@@ -187,7 +207,7 @@ class _Run:
         progress: Progress,
         name: str,
     ) -> None:
-        self._lora = lora
+        self._tunable = tunable
         self._rows = rows
         self._validation = validation
         self._settings = settings
@@ -195,10 +215,11 @@ class _Run:
         self._store = store
         self._progress = progress
         self._name = name
-        self._names = sorted(lora.parameters)
-        self._values = [lora.parameters[name] for name in self._names]
+        self._names = sorted(tunable.parameters)
+        self._values = [tunable.parameters[name] for name in self._names]
         self._optimizer = torch.optim.AdamW(self._values, lr=settings.learning_rate, betas=BETAS, weight_decay=0.0)
         self._loss = RowLoss(model, precision=precision, probe=rows[: max(2, min(settings.batch, 4))])
+        self._objective = Objective(self._loss, rows, settings.preference, batch=settings.batch)
         self._position = Position()
         self._best: dict[str, torch.Tensor] = {}
         self._total = settings.epochs * math.ceil(len(rows) / settings.batch)
@@ -212,13 +233,13 @@ class _Run:
         while self._position.epoch < self._settings.epochs and not self._patience_is_over():
             self._epoch()
         if self._best:
-            self._lora.load(self._best)
+            self._tunable.load(self._best)
         return self._position.history
 
     def _epoch(self) -> None:
         batches = epoch_batches(self._rows, batch=self._settings.batch, seed=self._seed, epoch=self._position.epoch)
         for indices in batches[self._position.batch :]:
-            point = self._step([self._rows[index] for index in indices])
+            point = self._step(indices)
             self._position = replace(
                 self._position, batch=self._position.batch + 1, history=(*self._position.history, point)
             )
@@ -227,18 +248,17 @@ class _Run:
                 self._save()
         self._end_epoch()
 
-    def _step(self, rows: Sequence[TokenRow]) -> LossPoint:
-        """One optimiser step on the mean loss over the completion tokens of `rows`."""
+    def _step(self, indices: Sequence[int]) -> LossPoint:
+        """One optimiser step on the rows of these indices."""
         number = self._position.step
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(number, self._total, self._settings)
-        count = sum(len(row.ids) - row.start for row in rows)
-        total = 0.0
-        with self._lora.dropout(seed_of(self._seed, "dropout", number)):
-            for part in parts(rows, PART_TOKENS):
-                loss = self._loss.sum(part) / count
-                loss.backward()
-                total += loss.item()
+        total, preferred = 0.0, 0
+        with self._tunable.dropout(seed_of(self._seed, "dropout", number)):
+            for share in self._objective.shares(indices):
+                share.loss.backward()
+                total += share.loss.item()
+                preferred += share.preferred
         norm = torch.nn.utils.clip_grad_norm_(self._values, self._settings.clip)
         if not math.isfinite(total) or not math.isfinite(norm.item()):
             raise CompileError.of(
@@ -249,7 +269,13 @@ class _Run:
             )
         self._optimizer.step()
         self._optimizer.zero_grad()
-        return LossPoint(step=number + 1, epoch=self._position.epoch + 1, train=round(total, 6))
+        pairs = sum(self._rows[index].rejected is not None for index in indices)
+        return LossPoint(
+            step=number + 1,
+            epoch=self._position.epoch + 1,
+            train=round(total, 6),
+            preferred=round(preferred / pairs, 6) if pairs else None,
+        )
 
     def _end_epoch(self) -> None:
         """Validates, remembers the best adapter and writes a checkpoint."""
@@ -260,7 +286,7 @@ class _Run:
             position = replace(position, history=(*position.history[:-1], point))
             if position.best is None or probability > position.best:
                 position = replace(position, best=probability, best_epoch=position.epoch)
-                self._best = self._lora.copy()
+                self._best = self._tunable.copy()
         self._position = position
         self._save()
 
@@ -271,7 +297,7 @@ class _Run:
             for indices in in_order(len(self._validation), self._settings.batch)
             for part in parts([self._validation[index] for index in indices], PART_TOKENS)
         ]
-        count = sum(len(row.ids) - row.start for row in self._validation)
+        count = sum(row.learnt for row in self._validation)
         loss, probability = (sum(values) / count for values in zip(*found, strict=True))
         return Validated(loss=round(loss, 6), probability=round(probability, 6))
 
@@ -287,7 +313,7 @@ class _Run:
         for name, value in zip(self._names, self._values, strict=True):
             moments = self._optimizer.state[value]
             state |= {f"{kind}:{name}": moments[kind] for kind in ("step", "exp_avg", "exp_avg_sq")}
-        checkpoint = Checkpoint(position=self._position, adapter=self._lora.copy(), optimizer=state, best=self._best)
+        checkpoint = Checkpoint(position=self._position, adapter=self._tunable.copy(), optimizer=state, best=self._best)
         write_checkpoint(self._store.folder, self._store.key, checkpoint)
         self._saved = self._store.clock()
 
@@ -297,7 +323,7 @@ class _Run:
             return
         self._position = checkpoint.position
         self._best = dict(checkpoint.best)
-        self._lora.load(checkpoint.adapter)
+        self._tunable.load(checkpoint.adapter)
         for name, value in zip(self._names, self._values, strict=True):
             self._optimizer.state[value] = {
                 kind: checkpoint.optimizer[f"{kind}:{name}"].to(value.device if kind != "step" else "cpu")

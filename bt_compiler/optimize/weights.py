@@ -1,4 +1,4 @@
-"""The weights step Θ: bootstrap fine-tuning of LoRA adapters on rows of the current candidate.
+"""The weights step Θ: bootstrap fine-tuning on rows of the current candidate, of LoRA adapters or of all parameters.
 
 Rows come from accepted traces and, where the program solves too little, from the other sources of `cold_start`; one
 adapter is trained over all modules (multi-task), or one a module; the new weights are scored with the current prompts
@@ -7,8 +7,9 @@ section 3. Knows no tensors: the trainer is imported when there is something to 
 
 Evidence of the step (JSON): `rows` {source: n}, `rows_by_module` {module: {source: n}}, `copies` n added by balancing,
 `examples` {train, with_rows, validation}, `tried` [{source, examples, solved}], `precision`, `adapters`
-[{name, modules, rows, sha256}], `loss` [{adapter, step, epoch, train, validation}], `choice` [{demos, id, score,
-interval [low, high], scores {example: score}, chosen}].
+[{name, modules, method, rows, pairs, sha256}], `loss` [{adapter, step, epoch, train, preferred, validation,
+probability}], `choice` [{demos, id, score, interval [low, high], tokens {prompt, completion} an example,
+scores {example: score}, chosen}], and with preference pairs `preference` {pairs, examples, failed}.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bt_compiler.canonical import seed_of
@@ -30,6 +31,7 @@ from bt_compiler.graph.candidate import SHARED, Adapter, Candidate, Prompt
 from bt_compiler.graph.program import Module, Program
 from bt_compiler.optimize.cold_start import Collected, Start, collect
 from bt_compiler.optimize.inner import inner_split
+from bt_compiler.optimize.preferences import prefer
 from bt_compiler.optimize.rows import Row, balance, deduplicate, row_writer, trainable, without_demos
 from bt_compiler.optimize.step import StepContext, StepResult
 from bt_compiler.spec.sections import WeightsSection
@@ -57,11 +59,16 @@ class _Trained(NamedTuple):
 
 
 def weights_step(context: StepContext, candidate: Candidate) -> StepResult:
-    """Runs the step. Raises CompileError BTC401 where there is nothing to learn from, BTC402 to BTC406."""
+    """Runs the step. Raises CompileError BTC401 where there is nothing to learn from, BTC402 to BTC408."""
     settings = context.settings.weights
     hosts = weight_hosts(context.program, context.engine)
     writer = row_writer(context.program, candidate, settings, context.zero_shot)
-    collected = collect(Start(context=context, candidate=candidate, writer=writer))
+    start = Start(context=context, candidate=candidate, writer=writer)
+    collected = collect(start)
+    pairs: Mapping[str, int] | None = None
+    if settings.preference is not None and collected.rows:
+        rows, pairs = prefer(start, collected.rows)
+        collected = replace(collected, rows=rows)
     held_out = validation_examples(tuple(collected.rows), settings.validation, context.seed)
     lessons = plan_lessons(context.program, collected.rows, held_out, hosts, settings, context.seed)
     if not lessons:
@@ -72,6 +79,8 @@ def weights_step(context: StepContext, candidate: Candidate) -> StepResult:
     choices = _choose(context, candidate, adapters)
     chosen = max(choices, key=lambda choice: choice[1].mean)[0]
     evidence = _evidence(context, collected, held_out, trained, choices, chosen)
+    if pairs is not None:
+        evidence["preference"] = dict(pairs)
     return StepResult(candidate=chosen, kind="weights", evidence={**evidence, "precision": precision})
 
 
@@ -218,6 +227,15 @@ def _choose(
     return found
 
 
+def _tokens(report: Report) -> dict[str, float]:
+    """What one run costs on average, whether or not it came from a cache."""
+    count = len(report.scores)
+    return {
+        "prompt": round(report.prompt_tokens / count, 1) if count else 0.0,
+        "completion": round(report.completion_tokens / count, 1) if count else 0.0,
+    }
+
+
 def _nothing_to_learn(context: StepContext, collected: Collected) -> CompileError:
     settings = context.settings
     tried = [f"`{source}`: {solved} of {examples} examples" for source, examples, solved in collected.tried]
@@ -245,6 +263,7 @@ def _evidence(
     choices: Sequence[tuple[Candidate, Report]],
     chosen: Candidate,
 ) -> dict[str, Any]:
+    settings = context.settings.weights
     unique = [row for lesson, _ in trained for row in deduplicate((*lesson.rows, *lesson.validation))]
     by_module: dict[str, Counter[str]] = {}
     for row in unique:
@@ -259,7 +278,9 @@ def _evidence(
             {
                 "name": training.adapter.name,
                 "modules": list(lesson.modules),
+                "method": settings.method,
                 "rows": len(lesson.rows),
+                "pairs": sum(row.rejected is not None for row in lesson.rows),
                 "sha256": training.adapter.sha256,
             }
             for lesson, training in trained
@@ -273,6 +294,7 @@ def _evidence(
                 "id": tuned.id,
                 "score": report.mean,
                 "interval": [report.interval.low, report.interval.high],
+                "tokens": _tokens(report),
                 "scores": dict(report.scores),
                 "chosen": tuned is chosen,
             }

@@ -168,13 +168,26 @@ class Predictor:
         try:
             for section in self._sections.models:
                 if section.name in names:
-                    opened[section.name] = self._opener(self._as_compiled(section))
-                    check_base(self.bundle.manifest, opened[section.name], model=section.name)
+                    opened[section.name] = self.backend(section.name)
         except BtcError:
             for backend in opened.values():
                 backend.close()
             raise
         return opened
+
+    def backend(self, model: str) -> Backend:
+        """Opens one model of the spec, of the judge of its metric for one; whoever asks closes it.
+
+        Raises BackendError, and BundleError where it is not the one that the bundle was compiled on.
+        """
+        section = next(one for one in self._sections.models if one.name == model)
+        found = self._opener(self._as_compiled(section))
+        try:
+            check_base(self.bundle.manifest, found, model=model)
+        except BtcError:
+            found.close()
+            raise
+        return found
 
     def _as_compiled(self, section: ModelSection) -> ModelSection:
         """The section with the dtype that the compile measured, where the engine is still the same."""

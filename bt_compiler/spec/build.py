@@ -13,7 +13,7 @@ from typing import Any
 from bt_compiler.errors import SpecError
 from bt_compiler.spec.declared import named_types
 from bt_compiler.spec.document import Spec
-from bt_compiler.spec.judging import build_metric_section
+from bt_compiler.spec.judging import build_metric_section, judging_modules
 from bt_compiler.spec.optimizing import Findings, build_optimize
 from bt_compiler.spec.sections import Generation, ModelSection, Price, Sections
 from bt_compiler.spec.sourcing import build_data, build_retrievers, model_id
@@ -44,7 +44,7 @@ def build_sections(spec: Spec) -> Sections:
         if spec.get(("optimize", "accept", "metric")) is None
         else build_metric_section(spec, ("optimize", "accept", "metric"), outputs, findings)
     )
-    optimize = build_optimize(spec, models, accept, findings)
+    optimize = build_optimize(spec, models, accept, findings, judges=judging_modules(spec))
     if findings.items:
         raise SpecError(findings.sorted())
     return Sections(
@@ -110,14 +110,16 @@ def output_names(spec: Spec, named: Mapping[str, Type]) -> list[str] | None:
     program = spec.get(("program",))
     if program is not None:
         return list(program["out"])
-    modules = spec.get(("modules",))
+    judges = judging_modules(spec)
+    modules = [module for name, module in spec.get(("modules",)).items() if name not in judges]
     if len(modules) != 1:
         return None
-    signature = next(iter(modules.values()))["signature"]
+    signature = modules[0]["signature"]
     if isinstance(signature, str) and "->" not in signature:
         signature = spec.get(("signatures", signature))
     if isinstance(signature, Mapping):
-        return list(signature["outputs"])
+        outputs = signature["outputs"].items()
+        return [name for name, type in outputs if not (isinstance(type, Mapping) and "probability_of" in type)]
     if signature is None:
         return None
     try:

@@ -12,12 +12,14 @@ from bt_compiler.spec.schema import dotted
 from bt_compiler.spec.sections import MetricSection
 from bt_compiler.spec.tree import Place
 
-OF_NO_OUTPUT = frozenset({"answer_in_passages", "cost", "retrieval_full_hit", "retrieval_recall", "weighted"})
+OF_NO_OUTPUT = frozenset({"answer_in_passages", "cost", "judge", "retrieval_full_hit", "retrieval_recall", "weighted"})
 """Kinds that judge something else than an output."""
-OF_NO_LABEL = frozenset({"cost", "length", "weighted"})
+OF_NO_LABEL = frozenset({"cost", "judge", "length", "weighted"})
 """Kinds that compare with no label."""
 _OF_GOLD = frozenset({"answer_in_passages", "retrieval_full_hit", "retrieval_recall"})
 """Kinds whose label no output gives its name."""
+_OF_JUDGES = ("call", "in", "score")
+"""What a judge needs: a module, what it is given, and which of its outputs is the score."""
 _KEYS = ("kind", "output", "label", "parts", "weight")
 
 
@@ -26,7 +28,8 @@ def build_metric_section(
 ) -> MetricSection:
     """The metric at `place`. `above`: settings of the metric it is a part of, whose output and label are its own too.
 
-    Findings BTC124 (no output named) and BTC140 (no label named, parts missing or misplaced) are added to `findings`.
+    Findings BTC124 (no output named), BTC140 (no label named, parts missing or misplaced) and BTC358 (a judge without
+    its parts) are added to `findings`.
     """
     written = spec.get(place)
     settings: dict[str, Any] = {"kind": written} if isinstance(written, str) else dict(written)
@@ -36,6 +39,8 @@ def build_metric_section(
     output = None if kind in OF_NO_OUTPUT and kind != "weighted" else settings.get("output")
     if output is None and kind not in OF_NO_OUTPUT:
         output = _only_output(kind, place, outputs, findings)
+    if kind == "judge":
+        _check_judge(settings, place, findings)
     label = _label(kind, settings, output, place, outputs, findings)
     return MetricSection(
         kind=kind,
@@ -46,6 +51,40 @@ def build_metric_section(
         weight=float(settings.get("weight", 1.0)),
         span=spec.span(place),
     )
+
+
+def judging_modules(spec: Spec) -> frozenset[str]:
+    """Names of the modules that the spec's metrics call, as far as they are written: no part of the program."""
+    found: set[str] = set()
+    waiting = [spec.get(("metric",)), spec.get(("optimize", "accept", "metric"))]
+    while waiting:
+        metric = waiting.pop()
+        if isinstance(metric, Mapping):
+            waiting += metric.get("parts", ())
+            if metric.get("kind") == "judge" and isinstance(metric.get("call"), str):
+                found.add(metric["call"])
+    return frozenset(found)
+
+
+def _check_judge(settings: Mapping[str, Any], place: Place, findings: Findings) -> None:
+    missing = [key for key in _OF_JUDGES if key not in settings]
+    wrong = [key for key in ("call", "score") if key in settings and not isinstance(settings[key], str)]
+    if "in" in settings and not isinstance(settings["in"], Mapping | list):
+        wrong.append("in")
+    if not _texts(settings.get("rated", {})):
+        wrong.append("rated")
+    if missing or wrong:
+        what = f"lacks {', '.join(f'`{key}`' for key in missing)}" if missing else f"has a wrong `{wrong[0]}`"
+        findings.add(
+            "BTC358",
+            f"the judge of `{dotted(place)}` {what}",
+            place if missing else (*place, wrong[0]),
+            help="write `{kind: judge, call: MODULE, in: {question: $question, answer: $answer}, score: FIELD}`",
+        )
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(item, str) for item in value.values())
 
 
 def _only_output(kind: str, place: Place, outputs: list[str] | None, findings: Findings) -> str | None:

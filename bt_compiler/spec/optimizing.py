@@ -13,6 +13,7 @@ from bt_compiler.spec.sections import (
     MetricSection,
     ModelSection,
     OptimizeSection,
+    PreferenceSection,
     PromptsSection,
     StepKind,
     WeightsSection,
@@ -21,6 +22,8 @@ from bt_compiler.spec.tree import Place, position
 
 REMOTE_ENGINES = ("openai",)
 """Engines that answer from elsewhere: there are no weights to train."""
+OF_ADAPTERS = ("r", "alpha", "dropout", "target_modules")
+"""Settings of `optimize.weights` that say nothing where all parameters are trained."""
 
 
 @dataclass(slots=True)
@@ -41,16 +44,22 @@ class Findings:
 
 
 def build_optimize(
-    spec: Spec, models: tuple[ModelSection, ...], accept: MetricSection | None, findings: Findings
+    spec: Spec,
+    models: tuple[ModelSection, ...],
+    accept: MetricSection | None,
+    findings: Findings,
+    *,
+    judges: frozenset[str] = frozenset(),
 ) -> OptimizeSection:
-    """The section with its defaults; findings BTC124 to BTC129 are added to `findings`."""
+    """The section with its defaults; `judges` are modules that nothing trains.
+
+    Findings BTC124 to BTC129 and BTC407 are added to `findings`.
+    """
     written: Mapping[str, Any] = spec.get(("optimize",), {})
-    remote = _first_remote(spec, models)
+    remote = _first_remote(spec, models, judges)
     strategy = _strategy(written, remote, findings)
-    settings: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in written.get("weights", {}).items()
-    }
-    weights = WeightsSection(**settings)
+    weights = _weights(written.get("weights", {}))
+    _check_method(weights, written.get("weights", {}), findings)
     _check_teacher(weights, models, findings)
     return OptimizeSection(
         strategy=strategy,
@@ -60,10 +69,33 @@ def build_optimize(
     )
 
 
-def _first_remote(spec: Spec, models: tuple[ModelSection, ...]) -> ModelSection | None:
+def _weights(written: Mapping[str, Any]) -> WeightsSection:
+    settings: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in written.items()
+    }
+    if "preference" in settings:
+        settings["preference"] = PreferenceSection(**settings["preference"])
+    return WeightsSection(**settings)
+
+
+def _check_method(weights: WeightsSection, written: Mapping[str, Any], findings: Findings) -> None:
+    for key in OF_ADAPTERS:
+        if weights.method == "full" and key in written:
+            findings.add(
+                "BTC407",
+                f"`{key}` is a setting of adapters, and `method: full` trains all parameters",
+                ("optimize", "weights", key),
+                key=True,
+                help=f"leave `{key}` out (`{key}: null` takes back what `extends` brings), or choose another method",
+            )
+
+
+def _first_remote(spec: Spec, models: tuple[ModelSection, ...], judges: frozenset[str]) -> ModelSection | None:
     """The first model without weights at hand that a module with trainable weights runs on."""
     by_name = {model.name: model for model in models}
-    for module in spec.get(("modules",)).values():
+    for name, module in spec.get(("modules",)).items():
+        if name in judges:
+            continue
         model = by_name.get(module.get("model", models[0].name))
         if model is not None and model.engine in REMOTE_ENGINES and "weights" in module.get("train", ("weights",)):
             return model

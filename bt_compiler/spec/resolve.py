@@ -9,6 +9,7 @@ from typing import Any
 
 from bt_compiler.spec.build import build_sections
 from bt_compiler.spec.document import Spec
+from bt_compiler.spec.optimizing import OF_ADAPTERS
 from bt_compiler.spec.sections import (
     Condition,
     DataSection,
@@ -147,10 +148,11 @@ def _metric(metric: MetricSection) -> dict[str, Any]:
 def _optimize(optimize: OptimizeSection) -> dict[str, Any]:
     accept = {"at_least": optimize.accept.at_least}
     metric = optimize.accept.metric
+    silent = OF_ADAPTERS if optimize.weights.method == "full" else ()
     return {
         "strategy": list(optimize.strategy),
         "prompts": _given(asdict(optimize.prompts)),
-        "weights": _given(asdict(optimize.weights)),
+        "weights": {key: value for key, value in _given(asdict(optimize.weights)).items() if key not in silent},
         "accept": accept if metric is None else {"metric": _metric(metric), **accept},
     }
 

@@ -14,6 +14,7 @@ from bt_compiler.diagnostics import Span
 from bt_compiler.spec.types import Field
 
 StepKind = Literal["prompts", "weights"]
+TuningMethod = Literal["lora", "rslora", "dora", "full"]
 RowSource = Literal["self", "sampled", "teacher", "gold", "hinted"]
 
 
@@ -209,9 +210,22 @@ class PromptsSection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WeightsSection:
-    """`optimize.weights`: LoRA fine-tuning on accepted traces (the paper's BootstrapFinetune)."""
+class PreferenceSection:
+    """`optimize.weights.preference`: direct preference optimisation (arXiv 2305.18290), NLL term (arXiv 2404.19733)."""
 
+    beta: float = 0.1
+    """How far from the weights it starts from a pair may pull: the smaller, the farther."""
+    nll: float = 1.0
+    """Weight of the accepted completions' negative log-likelihood a token beside the loss of the pairs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightsSection:
+    """`optimize.weights`: fine-tuning on accepted traces (the paper's BootstrapFinetune)."""
+
+    method: TuningMethod = "lora"
+    """What is trained: a LoRA adapter (arXiv 2106.09685), one scaled by alpha / sqrt(r) (`rslora`, arXiv 2312.03732),
+    one with a magnitude of its own (`dora`, arXiv 2402.09353), or all parameters (`full`)."""
     r: int = 32
     alpha: int = 64
     dropout: float = 0.0
@@ -241,6 +255,8 @@ class WeightsSection:
     """Name in `models` of the teacher, where `teacher` is a source."""
     start: Literal["base", "current"] = "base"
     """Weights that training starts from."""
+    preference: PreferenceSection | None = None
+    """Learn from pairs of an accepted and a failed completion too; None: from accepted ones alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,7 +27,7 @@ BUILT_IN: Mapping[str, Type] = {
 """Types that every spec knows."""
 
 _TOKEN = re.compile(r'\s*(?:(?P<name>[^\W\d]\w*)|(?P<quoted>"(?:[^"\\]|\\.)*")|(?P<word>[\w.+-]+)|(?P<sign>\S))')
-_OBJECT_KEYS = ("type", "enum", "fields", "description", "min", "max", "among", "max_tokens")
+_OBJECT_KEYS = ("type", "enum", "fields", "description", "min", "max", "among", "max_tokens", "probability_of")
 _MAX_DEPTH = 16
 _LONGEST = 20_000
 """Characters of a type or signature in one text."""
@@ -233,6 +233,14 @@ def _constrained(base: Type, node: Mapping[str, Any]) -> Type:
             raise TypeSyntaxError(f"`among` restricts texts, not `{shown}`", None, ("among",))
         if not isinstance(node["among"], str) or not node["among"].replace(".", "_", 1).isidentifier():
             raise TypeSyntaxError("`among` names an input and its field", "write `among: passages.id`", ("among",))
+    if "probability_of" in node:
+        if base.kind != "float" or "min" in node or "max" in node:
+            reason = f"not `{shown}`" if base.kind != "float" else "from 0 to 1 already"
+            raise TypeSyntaxError(f"a probability is a `float`, {reason}", None, ("probability_of",))
+        if not isinstance(node["probability_of"], str) or not node["probability_of"].isidentifier():
+            message = "`probability_of` names an output of the signature"
+            raise TypeSyntaxError(message, "write `{type: float, probability_of: category}`", ("probability_of",))
+        base = replace(base, minimum=0, maximum=1, probability_of=node["probability_of"])
     if not isinstance(node.get("description", ""), str):
         raise TypeSyntaxError("`description` is a text", None, ("description",))
     return replace(

@@ -38,6 +38,8 @@ class Type:
     """str: token budget of a generated text; None: the module's `generation.max_tokens`."""
     among: str | None = None
     """`input.field`: the value has to be one of those given in that input (`passages.id`)."""
+    probability_of: str | None = None
+    """float: an output that the model does not write; how likely it found its value of this enum or bool output."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ within the output grammar, and the same again from an empty cache.
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -13,10 +14,12 @@ from bt_compiler.artifact.bundle import read_bundle
 from bt_compiler.canonical import seed_of
 from bt_compiler.compiler.check import checked
 from bt_compiler.compiler.compile import CompileSettings, compile_with
+from bt_compiler.compiler.evaluate import evaluate_bundle
 from bt_compiler.compiler.plan import plan
 from bt_compiler.engine.backends.scripted import ScriptedBackend
 from bt_compiler.engine.request import Request
 from bt_compiler.runtime import load
+from bt_compiler.spec.sections import ModelSection
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "engine"))
 SPECS = Path(__file__).parents[2] / "specs"
@@ -35,6 +38,9 @@ def overrides_of(name: str) -> tuple[str, ...]:
     if name == "two_models":
         large = ("models.large.engine=scripted", "models.large.endpoints=null")
         return (*OVERRIDES, "models.small.engine=scripted", *large)
+    if name == "judged_summary":
+        judge = ("models.judge.engine=scripted", "models.judge.endpoints=null")
+        return (*OVERRIDES, "models.writer.engine=scripted", *judge)
     return (*OVERRIDES, f"model={SCRIPTED}")
 
 
@@ -56,6 +62,31 @@ def compiled(name: str, folder: Path, *, scramble: int | None) -> Path:
             opener=lambda section, _: ScriptedBackend(function=at_random, scramble=scramble, identity=section.name),
         ),
     )
+
+
+def test_a_judged_bundle_is_scored_by_its_judge_and_says_how_far_people_agree(tmp_path: Path) -> None:
+    folder = compiled("judged_summary", tmp_path, scramble=None)
+    judge: list[str] = []
+
+    def counting(section: ModelSection) -> ScriptedBackend:
+        def answer(request: Request) -> str:
+            judge.append(section.name)
+            return at_random(request)
+
+        return ScriptedBackend(function=answer, identity=section.name)
+
+    report = evaluate_bundle(folder, cache=tmp_path / "other cache", opener=counting)
+    shipped = read_bundle(folder).manifest.identity["scores"]["shipped"]["test"]
+    assert [list(pair) for pair in report.scores] == shipped
+    assert set(judge) == {"writer", "judge"}
+    assert report.agreement is not None and report.agreement.rated == report.agreement.examples == len(shipped)
+    told = json.loads((folder / "report.json").read_text())["judge"]
+    assert told["examples"] == told["rated"] == 5 and told["off_scale"] == 0  # dev and test
+    assert "Cohen" in (folder / "report.html").read_text()
+    with load(folder, cache_root=tmp_path, opener=counting) as predictor:
+        judge.clear()
+        predictor.predict({"notice": "The pool is closed."})
+    assert judge == ["writer"]  # who runs a bundle needs no judge
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -12,7 +12,7 @@ from bt_compiler.engine.request import PromptText
 from bt_compiler.engine.templates import template_folder
 from bt_compiler.engine.values import neutral, shown
 from bt_compiler.errors import ExampleError, SpecError
-from bt_compiler.graph import lower
+from bt_compiler.graph import lower_with_warnings
 from bt_compiler.graph.candidate import Demo, Prompt
 from bt_compiler.graph.program import Module
 from bt_compiler.spec import build_sections, load_spec
@@ -90,7 +90,8 @@ def rendered(form: Format, made: Module) -> PromptText:
 @pytest.mark.parametrize("path", sorted((ROOT / "specs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_golden_prompts_of_every_spec(path, golden):
     spec = load_spec(path)
-    for made in lower(spec, build_sections(spec)).modules:
+    found = lower_with_warnings(spec, build_sections(spec))
+    for made in (*found.program.modules, *(judge.module for judge in found.judges.values())):
         golden(f"{path.stem}.{made.name}.txt", as_text(rendered(load_format(made.format), made)))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bt_compiler.data.example import Example
-from bt_compiler.engine.metrics import Metric, build_metric, plugin_package
+from bt_compiler.engine.metrics import Metric, Scored, build_metric, plugin_package, scores
 from bt_compiler.engine.request import Completion
 from bt_compiler.engine.scoring import score_traces
 from bt_compiler.engine.trace import Step, Trace
@@ -182,18 +182,21 @@ def test_weighted_is_the_weighted_mean_and_fails_with_its_parts() -> None:
     assert not metric.binary
 
     def judged(output: Any, **labels: Any) -> float:
-        return metric.score(
-            Example(id="e", inputs={}, labels=labels), Trace(example="e", steps=(), outputs={"answer": output})
-        )
+        example = Example(id="e", inputs={}, labels=labels)
+        trace = Trace(example="e", steps=(), outputs={"answer": output})
+        (found,) = scores(metric, [Scored(example, trace)], None)
+        if isinstance(found, ExampleError):
+            raise found
+        return found
 
     assert judged("a cat", gold="cat") == pytest.approx((3 * 1 + 0.5) / 4)
     assert judged("dog", gold="cat") == pytest.approx(1 / 4)
     with pytest.raises(ExampleError, match="no label `gold`"):
         judged("dog")
     tenths = tuple(section("accuracy", weight=0.1) for _ in range(3))
-    assert build_metric(MetricSection(kind="weighted", output="", label="", parts=tenths)).score(
-        Example(id="e", inputs={}, labels={"gold": 1}), Trace(example="e", steps=(), outputs={"answer": 1})
-    ) == pytest.approx(1, abs=0)
+    metric = build_metric(MetricSection(kind="weighted", output="", label="", parts=tenths))
+    run = Scored(Example(id="e", inputs={}, labels={"gold": 1}), Trace(example="e", steps=(), outputs={"answer": 1}))
+    assert scores(metric, [run], None) == [pytest.approx(1, abs=0)]
 
 
 PLUGIN = """

@@ -187,9 +187,12 @@ def test_every_unknown_option_is_named_at_once() -> None:
     ]
 
 
+MADE_OF_OTHERS = ("judge", "weighted")
+
+
 def test_kinds_are_binary_and_know_their_name() -> None:
     needed = {"length": {"at_most": 9}, "cost": {"at_most": 9}}
-    built = {kind: metric(kind, **needed.get(kind, {})) for kind in metric_kinds() if kind != "weighted"}
+    built = {kind: metric(kind, **needed.get(kind, {})) for kind in metric_kinds() if kind not in MADE_OF_OTHERS}
     assert [name for name, one in built.items() if one.kind != name] == []
     graded = {"f1", "set_overlap", "list_overlap", "retrieval_recall", "length", "cost"}
     assert {name for name, one in built.items() if not one.binary} == graded

@@ -35,7 +35,7 @@ def token_rows(draw: st.DrawFn) -> list[TokenRow]:
 @given(token_rows())
 def test_a_packed_token_sees_exactly_the_tokens_before_it_in_its_own_row(rows: list[TokenRow]) -> None:
     batch = packed(rows)
-    for owner, (ids, _) in enumerate(rows):
+    for owner, (ids, _, _) in enumerate(rows):
         places = [i for i, other in enumerate(batch.owners) if other in (PREFIX, owner)]
         assert [batch.ids[i] for i in places] == list(ids)
         assert [batch.positions[i] for i in places] == list(range(len(ids)))
@@ -46,7 +46,7 @@ def test_only_completion_tokens_have_a_loss_and_each_is_predicted_by_the_token_b
     batch = packed(rows)
     learnt = list(zip(batch.predicting, batch.labels, strict=True))
     expected = []
-    for owner, (ids, start) in enumerate(rows):
+    for owner, (ids, start, _) in enumerate(rows):
         places = [i for i, other in enumerate(batch.owners) if other in (PREFIX, owner)]
         expected += [(places[index - 1], ids[index]) for index in range(start, len(ids))]
     assert learnt == expected
@@ -55,8 +55,8 @@ def test_only_completion_tokens_have_a_loss_and_each_is_predicted_by_the_token_b
 @given(token_rows())
 def test_padded_lines_say_the_same(rows: list[TokenRow]) -> None:
     batch = padded(rows, filler=9)
-    width = max(len(ids) for ids, _ in rows)
-    for line, (ids, start) in enumerate(rows):
+    width = max(len(ids) for ids, _, _ in rows)
+    for line, (ids, start, _) in enumerate(rows):
         assert batch.ids[line] == (9,) * (width - len(ids)) + ids
         assert sum(batch.real[line]) == len(ids)
         assert batch.positions[line][-len(ids) :] == tuple(range(len(ids)))

@@ -19,7 +19,7 @@ from bt_compiler.errors import CompileError
 from bt_compiler.optimize.lora import target_modules
 from bt_compiler.optimize.rows import Row
 from bt_compiler.optimize.trainer import Training, learning_rate, train_adapter
-from bt_compiler.spec.sections import WeightsSection
+from bt_compiler.spec.sections import PreferenceSection, WeightsSection
 
 SETTINGS = WeightsSection(r=4, alpha=8, epochs=3, learning_rate=5e-3, batch=4, warmup=2)
 
@@ -178,6 +178,11 @@ def test_the_rate_warms_up_and_then_falls_to_nothing() -> None:
     assert learning_rate(0, 1, SETTINGS) == pytest.approx(5e-3)
 
 
+KILLED = {
+    "lora": {"dropout": 0.1},
+    "dora on pairs": {"method": "dora", "dropout": 0.1, "preference": PreferenceSection()},
+    "full": {"method": "full", "learning_rate": 1e-3},
+}
 CHILD = """
 import sys
 from dataclasses import replace
@@ -185,22 +190,21 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
-from test_trainer import SETTINGS
-from tiny_host import TinyHost, rows
-from bt_compiler.optimize.rows import Row
+from test_trainer import KILLED, SETTINGS
+from tiny_host import TinyHost, pairs, rows
 from bt_compiler.optimize.trainer import train_adapter
 
-result = train_adapter(host=TinyHost(), rows=rows(16), validation=rows(4, 16),
-                       settings=replace(SETTINGS, epochs=10, dropout=0.1), seed=3, folder=Path(sys.argv[1]),
+result = train_adapter(host=TinyHost(), rows=rows(16) + pairs(8), validation=rows(4, 16),
+                       settings=replace(SETTINGS, epochs=8, **KILLED[sys.argv[2]]), seed=3, folder=Path(sys.argv[1]),
                        name="child", checkpoint_seconds=0.0)
 print(result.adapter.sha256)
 """
 
 
-def child(folder: Path) -> subprocess.Popen[str]:
+def child(folder: Path, how: str) -> subprocess.Popen[str]:
     code = CHILD.format(tests=str(Path(__file__).parent))
     folder.mkdir(exist_ok=True)
-    return subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, "-c", code, str(folder), how], stdout=subprocess.PIPE, text=True)
 
 
 def steps_done(folder: Path) -> int:
@@ -213,14 +217,15 @@ def steps_done(folder: Path) -> int:
     return 0
 
 
-def test_a_run_killed_at_any_moment_ends_in_the_same_bytes(tmp_path: Path) -> None:
-    undisturbed = child(tmp_path / "whole")
-    expected = undisturbed.communicate(timeout=120)[0]
+@pytest.mark.parametrize("how", sorted(KILLED))
+def test_a_run_killed_at_any_moment_ends_in_the_same_bytes(tmp_path: Path, how: str) -> None:
+    undisturbed = child(tmp_path / "whole", how)
+    expected = undisturbed.communicate(timeout=300)[0]
     assert undisturbed.returncode == 0
     folder = tmp_path / "killed"
     kills = 0
     for enough in (1, 14):  # within the first epoch, within a later one
-        running = child(folder)
+        running = child(folder, how)
         while steps_done(folder) < enough and running.poll() is None:
             time.sleep(0.002)
         if running.poll() is None:
@@ -228,8 +233,8 @@ def test_a_run_killed_at_any_moment_ends_in_the_same_bytes(tmp_path: Path) -> No
             kills += 1
         running.communicate(timeout=60)
     assert kills == 2
-    last = child(folder)
-    assert last.communicate(timeout=120)[0] == expected
+    last = child(folder, how)
+    assert last.communicate(timeout=300)[0] == expected
     weights = "adapter/adapter_model.safetensors"
     digests = {hashlib.sha256((place / weights).read_bytes()).hexdigest() for place in (tmp_path / "whole", folder)}
     assert len(digests) == 1

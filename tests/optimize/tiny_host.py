@@ -99,6 +99,12 @@ def row(
     )
 
 
+def pairs(count: int) -> tuple[Row, ...]:
+    """Rows beside the other answer, which is not wanted."""
+    other = {"Mood: good": "Mood: bad", "Mood: bad": "Mood: good"}
+    return tuple(row.beside(other[row.completion]) for row in rows(count, 20))
+
+
 def rows(count: int, start: int = 0) -> tuple[Row, ...]:
     """Rows whose answer follows from the question's first letter."""
     return tuple(

@@ -16,6 +16,7 @@ from bt_compiler.spec.sections import (
     CorpusSection,
     Generation,
     OptimizeSection,
+    PreferenceSection,
     PromptsSection,
     WeightsSection,
 )
@@ -34,6 +35,7 @@ def test_it_is_a_schema() -> None:
     [
         (PromptsSection, OPTIMIZE["prompts"]["properties"]),
         (WeightsSection, OPTIMIZE["weights"]["properties"]),
+        (PreferenceSection, OPTIMIZE["weights"]["properties"]["preference"]["properties"]),
         (AcceptSection, OPTIMIZE["accept"]["properties"]),
         (OptimizeSection, OPTIMIZE),
         (Generation, SCHEMA["$defs"]["generation"]["properties"]),

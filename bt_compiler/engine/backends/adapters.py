@@ -1,6 +1,7 @@
-"""LoRA adapters on one base model: read from PEFT folders when first named, switched without touching base weights.
+"""Adapters on one base model: read from their folders when first named, switched without touching base weights.
 
-Knows PEFT; nothing of rows. The base model's modules are put back as they were on `detach`.
+LoRA in all its forms (plain, rank-stabilised, DoRA) is PEFT's own; whole sets of weights are `full_weights`'. Knows
+nothing of rows. The base model's modules and weights are put back as they were on `detach`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from bt_compiler.engine.backends.full_weights import FULL, FullWeights
 from bt_compiler.engine.backends.quiet import quiet
 from bt_compiler.errors import BackendError
 from bt_compiler.graph.candidate import Adapter
@@ -31,6 +33,7 @@ class Adapters:
         self.model = model
         self.base_digest = base_digest
         self._modules = dict(model.named_modules())
+        self._full = FullWeights(model)
         self._loaded: OrderedDict[str, str] = OrderedDict()
         self._known: dict[str, Adapter] = {}
         self._active: str | None = None
@@ -55,17 +58,20 @@ class Adapters:
         """Makes an adapter known before the active one; None: the base model alone."""
         if sha256 == self._active:
             return
-        if sha256 is None:
+        if sha256 is not None and sha256 not in self._loaded and not self._full.holds(sha256):
+            self._load(self._known[sha256])
+        if sha256 is None or self._full.holds(sha256):
             self._enable(False)
+            self._full.use(sha256)
         else:
-            if sha256 not in self._loaded:
-                self._load(self._known[sha256])
+            self._full.use(None)
             self._loaded.move_to_end(sha256)
             self._enable(True, self._loaded[sha256])
         self._active = sha256
 
     def detach(self) -> None:
         """Puts the base modules back as they were before any adapter; adapters load again when next named."""
+        self._full.clear()
         for name, module in self._modules.items():
             if name:
                 parent_name, _, child = name.rpartition(".")
@@ -88,16 +94,17 @@ class Adapters:
             for parameter in layer.parameters():
                 parameter.requires_grad_(False)
 
-    def _read_config(self, adapter: Adapter) -> PeftConfig:
+    def _read_config(self, adapter: Adapter) -> dict[str, Any]:
+        """The adapter's config; of kinds that are served alone, and of the rank that is said."""
         try:
             said = json.loads((Path(adapter.path) / "adapter_config.json").read_text(encoding="utf-8"))
         except (ValueError, OSError) as error:
             raise _unreadable(adapter, error) from error
-        if not isinstance(said, dict) or said.get("peft_type") != "LORA":
+        if not isinstance(said, dict) or said.get("peft_type") not in ("LORA", FULL):
             raise BackendError.of(
                 "BTC508",
-                f"adapter `{adapter.name}` is not a LoRA adapter",
-                help="train it with LoRA; other kinds of adapter are not served",
+                f"adapter `{adapter.name}` is neither a LoRA adapter nor a full set of weights",
+                help="train it with a `method` of `optimize.weights`; other kinds of adapter are not served",
             )
         if said.get("r") != adapter.rank:
             raise BackendError.of(
@@ -105,16 +112,30 @@ class Adapters:
                 f"adapter `{adapter.name}` is said to have rank {adapter.rank}, its folder says {said.get('r')}",
                 help="the folder was changed after training: write the bundle again",
             )
-        try:
-            with quiet():
-                return PeftConfig.from_pretrained(str(adapter.path))
-        except (ValueError, OSError, TypeError, KeyError) as error:
-            raise _unreadable(adapter, error) from error
+        return said
 
     def _load(self, adapter: Adapter) -> None:
+        """Into memory; what was active no longer is, the base model alone."""
+        said = self._read_config(adapter)
+        self._full.use(None)
+        if said["peft_type"] == FULL:
+            self._enable(False)
+            try:
+                self._full.load(adapter.sha256, Path(adapter.path))
+            except (OSError, SafetensorError, ValueError) as error:
+                raise _unreadable(adapter, error) from error
+        else:
+            self._load_lora(adapter)
+        self._active = None
+
+    def _load_lora(self, adapter: Adapter) -> None:
+        try:
+            with quiet():
+                config = PeftConfig.from_pretrained(str(adapter.path))
+        except (ValueError, OSError, TypeError, KeyError) as error:
+            raise _unreadable(adapter, error) from error
         if len(self._loaded) >= _KEPT:
             self._drop_oldest()
-        config = self._read_config(adapter)
         self._count += 1
         name = f"a{self._count}"
         try:
@@ -143,7 +164,6 @@ class Adapters:
             cast(Any, layer).to(dtype=self.model.dtype)
         self._loaded[adapter.sha256] = name
         self._enable(False)  # PEFT makes what it injects active at once
-        self._active = None
 
     def _drop_oldest(self) -> None:
         sha256, name = next(iter(self._loaded.items()))

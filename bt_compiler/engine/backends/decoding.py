@@ -30,6 +30,16 @@ class Row:
     """Completion tokens so far, the stop token left out."""
     finish: Literal["stop", "length"] | None = None
     """Set once the row has ended."""
+    script: tuple[int, ...] = ()
+    """Tokens that are given: they are not chosen, but weighed."""
+    chance: float = 0.0
+    """Log-probability in nats of those of the script that were weighed so far."""
+
+    def weigh(self, logits: Tensor) -> int:
+        """The next token of the script, weighed under its own logits (vocab,) alone."""
+        token = self.script[len(self.written)]
+        self.chance += float(torch.log_softmax(logits.double(), dim=-1)[token])
+        return token
 
     @property
     def adapter(self) -> str | None:
@@ -90,7 +100,9 @@ def choose(rows: Sequence[Row], logits: Tensor, grammars: Grammars | None) -> li
             logits = logits.index_copy(0, where, logits[where].masked_fill(~allowed, -torch.inf))
     tokens: list[int] = logits.argmax(-1).tolist()
     for index, row in enumerate(rows):
-        if row.request.sampling.temperature > 0:
+        if row.script:
+            tokens[index] = row.weigh(logits[index])
+        elif row.request.sampling.temperature > 0:
             tokens[index] = sample(logits[index], row.request.sampling, len(row.written))
     return tokens
 

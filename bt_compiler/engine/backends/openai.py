@@ -210,6 +210,12 @@ class OpenAIBackend:
 
     async def _load(self, adapter: Adapter, name: str, endpoint: str) -> None:
         """Loads over vLLM's API. The name holds the content's hash, so one that is there already is the right one."""
+        if not adapter.rank:
+            raise BackendError.of(
+                "BTC409",
+                f"`{adapter.name}` is a full set of weights, and servers load LoRA adapters alone",
+                help="use `engine: transformers`, or train with `optimize.weights.method: lora`",
+            )
         body = {"lora_name": name, "lora_path": str(adapter.path.resolve())}
         response = await self._client.post(f"{endpoint}/load_lora_adapter", json=body)
         if response.status_code == 200 or "already" in response.text:

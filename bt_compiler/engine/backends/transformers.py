@@ -26,6 +26,7 @@ from bt_compiler.engine.backends.remembered import remembered
 from bt_compiler.engine.backends.selfcheck import examine
 from bt_compiler.engine.backends.tiers import Tier, open_tier
 from bt_compiler.engine.backends.verdict import Verdict
+from bt_compiler.engine.backends.weighing import Weighings
 from bt_compiler.engine.progress import Progress
 from bt_compiler.engine.request import Completion, Finished, PromptText, Request
 from bt_compiler.errors import ExampleError
@@ -64,6 +65,7 @@ class TransformersBackend:
         self._dtype, self._loaded, self._verdict = self._open(dtype, choices)
         self.context_window = self._loaded.context_window
         self._encoder = Encoder(self._loaded.tokenizer, self._loaded.stop_ids)
+        self._weighings = Weighings(encoder=self._encoder, stop_ids=self._loaded.stop_ids)
         self._adapters = Adapters(self._loaded.model, base_digest=self._resolved.digest)
         self._grammars: Grammars | None = None
         self._tier: Tier | None = None
@@ -126,6 +128,7 @@ class TransformersBackend:
             "model": self._resolved.id,
             "model_digest": self._resolved.digest,
             "resolved_by": self._resolved.how,
+            "scores": True,
         }
 
     def prompt_key(self, prompt: PromptText) -> Sequence[int]:
@@ -146,12 +149,12 @@ class TransformersBackend:
             if request.adapter is not None:
                 self._adapters.know(request.adapter)
             try:
-                rows.append(self._row(request))
+                rows += self._rows(request)
             except ExampleError as error:
                 self._rejected.append(Finished(request.id, error))
         self._running().add(rows)
 
-    def _row(self, request: Request) -> Row:
+    def _rows(self, request: Request) -> list[Row]:
         encoded = self._encoder.prompt(request.prompt)
         if len(encoded.ids) + request.max_tokens > self.context_window:
             raise ExampleError(
@@ -159,13 +162,15 @@ class TransformersBackend:
                 f"the prompt has {len(encoded.ids)} tokens and the answer may take {request.max_tokens}, together more "
                 f"than the {self.context_window} that the model reads",
             )
+        if request.choices is not None:
+            return self._weighings.rows(request, request.choices, encoded)
         matcher = None
         if request.grammar is not None:
             if self._grammars is None:
                 vocab = self._loaded.model.get_output_embeddings().weight.shape[0]
                 self._grammars = Grammars(self._loaded.tokenizer, vocab=vocab, stop_ids=self._loaded.stop_ids)
             matcher = self._grammars.start(request.grammar)
-        return Row(request=request, prompt=encoded, matcher=matcher, stop_ids=self._loaded.stop_ids)
+        return [Row(request=request, prompt=encoded, matcher=matcher, stop_ids=self._loaded.stop_ids)]
 
     def _running(self) -> Tier:
         if self._borrowed:
@@ -186,11 +191,13 @@ class TransformersBackend:
         finished, self._rejected = self._rejected, []
         tier = self._running()
         while not finished and not tier.idle():
-            finished = [
-                Finished(row.request.id, error if error is not None else self._completion(row))
-                for row, error in tier.step()
-            ]
+            finished = [done for row, error in tier.step() if (done := self._ended(row, error)) is not None]
         return finished
+
+    def _ended(self, row: Row, error: ExampleError | None) -> Finished | None:
+        if row.script:
+            return self._weighings.ended(row, error)
+        return Finished(row.request.id, error if error is not None else self._completion(row))
 
     def _completion(self, row: Row) -> Completion:
         assert row.finish is not None
@@ -205,7 +212,7 @@ class TransformersBackend:
 
     def cancel(self, ids: Sequence[str]) -> None:
         """See `Backend.cancel`."""
-        gone = frozenset(ids)
+        gone = frozenset(ids) | self._weighings.forget(ids)
         self._rejected = [item for item in self._rejected if item.id not in gone]
         self._running().remove(gone)
 

@@ -2,20 +2,23 @@
 
 from bt_compiler.engine.metrics.equality import same_value
 from bt_compiler.engine.metrics.fit import misfit
-from bt_compiler.engine.metrics.metric import LabelMetric, Metric
+from bt_compiler.engine.metrics.metric import LabelMetric, Metric, Scored, scores
 from bt_compiler.engine.metrics.numbers import last_number
 from bt_compiler.engine.metrics.plugins import plugin_package
-from bt_compiler.engine.metrics.registry import build_metric, metric_kinds
+from bt_compiler.engine.metrics.registry import build_metric, judge_of, metric_kinds
 from bt_compiler.engine.metrics.texts import normalize_answer
 
 __all__ = [
     "LabelMetric",
     "Metric",
+    "Scored",
     "build_metric",
+    "judge_of",
     "last_number",
     "metric_kinds",
     "misfit",
     "normalize_answer",
     "plugin_package",
     "same_value",
+    "scores",
 ]

@@ -6,20 +6,30 @@ the wrong kind) is an `ExampleError` on that example, never a silent 0; a wrong 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from bt_compiler.data.example import Example
 from bt_compiler.engine.trace import Trace
 from bt_compiler.errors import ExampleError
 
+if TYPE_CHECKING:
+    from bt_compiler.engine.executor import Engine
+
 Compare = Callable[[Any, Any], float]
 """(output, label) -> score; raises ValueError with a readable message where the two cannot be compared."""
 
 
+class Scored(NamedTuple):
+    """A run that waits for its score, and what it is a run of."""
+
+    example: Example
+    trace: Trace
+
+
 class Metric(Protocol):
-    """Judges one run of the program."""
+    """Judges runs of the program; every one is a `RunMetric` or a `BatchMetric`."""
 
     @property
     def kind(self) -> str:
@@ -31,9 +41,48 @@ class Metric(Protocol):
         """Whether scores are 0 or 1 alone; decides which interval a mean gets."""
         ...
 
+
+@runtime_checkable
+class RunMetric(Metric, Protocol):
+    """Judges one run at a time."""
+
     def score(self, example: Example, trace: Trace) -> float:
         """Score in [0, 1] of a trace that did not fail. Raises `ExampleError` where it cannot be judged."""
         ...
+
+
+@runtime_checkable
+class BatchMetric(Metric, Protocol):
+    """Judges many runs at once, for it asks models."""
+
+    def score_all(self, runs: Sequence[Scored], engine: Engine | None) -> list[float | ExampleError]:
+        """A score for each run, or why it cannot be judged; `engine` may be None where no model is asked. Raises
+        BackendError, and RuntimeError (a bug) for want of an engine.
+        """
+        ...
+
+
+def scores(metric: Metric, runs: Sequence[Scored], engine: Engine | None) -> list[float | ExampleError]:
+    """What a metric says of each run, in [0, 1]. `engine` may be None where no metric asks a model."""
+    if isinstance(metric, BatchMetric):
+        found = metric.score_all(runs, engine)
+    else:
+        assert isinstance(metric, RunMetric)
+        found = [_one(metric, run) for run in runs]
+    return [_within(score, metric) for score in found]
+
+
+def _one(metric: RunMetric, run: Scored) -> float | ExampleError:
+    try:
+        return float(metric.score(run.example, run.trace))
+    except ExampleError as error:
+        return error
+
+
+def _within(score: float | ExampleError, metric: Metric) -> float | ExampleError:
+    if isinstance(score, ExampleError) or 0.0 <= score <= 1.0:
+        return score
+    return ExampleError("BTC355", f"metric `{metric.kind}` gave {score}, scores lie between 0 and 1")
 
 
 class OptionError(ValueError):

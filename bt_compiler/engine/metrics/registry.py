@@ -5,16 +5,16 @@ A kind is a function in a file of its own family and one entry here; those of in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bt_compiler.data.example import Example
 from bt_compiler.diagnostics import Diagnostic, did_you_mean
 from bt_compiler.engine.metrics.equality import accuracy, json_equal
+from bt_compiler.engine.metrics.judge import JudgeMetric
 from bt_compiler.engine.metrics.lists import list_overlap, set_overlap
-from bt_compiler.engine.metrics.metric import Compare, LabelMetric, Metric, OptionError
+from bt_compiler.engine.metrics.metric import Compare, LabelMetric, Metric, OptionError, Scored, scores
 from bt_compiler.engine.metrics.numbers import numeric
 from bt_compiler.engine.metrics.plugins import build_plugin, plugin_kinds
 from bt_compiler.engine.metrics.runs import (
@@ -27,9 +27,12 @@ from bt_compiler.engine.metrics.runs import (
     count_of,
 )
 from bt_compiler.engine.metrics.texts import contains, exact_match, f1
-from bt_compiler.engine.trace import Trace
-from bt_compiler.errors import SpecError
+from bt_compiler.errors import ExampleError, SpecError
+from bt_compiler.graph.judges import Judges, judge_key
 from bt_compiler.spec.sections import MetricSection
+
+if TYPE_CHECKING:
+    from bt_compiler.engine.executor import Engine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,10 +44,18 @@ class Weighted:
     """Weight and metric; weights are above 0."""
     binary: bool = False
 
-    def score(self, example: Example, trace: Trace) -> float:
-        """See `Metric`. What one part cannot judge, the whole cannot."""
+    def score_all(self, runs: Sequence[Scored], engine: Engine | None) -> list[float | ExampleError]:
+        """See `BatchMetric`. What one part cannot judge, the whole cannot."""
         total = sum(weight for weight, _ in self.parts)
-        return min(1.0, sum(weight * part.score(example, trace) for weight, part in self.parts) / total)
+        by_part = [scores(part, runs, engine) for _, part in self.parts]
+        return [self._whole(found, total) for found in zip(*by_part, strict=True)]
+
+    def _whole(self, found: Sequence[float | ExampleError], total: float) -> float | ExampleError:
+        known = [score for score in found if not isinstance(score, ExampleError)]
+        if len(known) < len(found):
+            return next(score for score in found if isinstance(score, ExampleError))
+        weighed = sum(weight * score for (weight, _), score in zip(self.parts, known, strict=True))
+        return min(1.0, weighed / total)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +97,6 @@ def _cost(section: MetricSection) -> Metric:
     return Cost(kind=section.kind, count=count_of(section.options), at_most=at_most_of(section.options))
 
 
-def _weighted(section: MetricSection) -> Metric:
-    return Weighted(kind=section.kind, parts=tuple((part.weight, build_metric(part)) for part in section.parts))
-
-
 _KINDS: Mapping[str, _Kind] = MappingProxyType(
     {
         "accuracy": _comparing(accuracy),
@@ -105,27 +112,32 @@ _KINDS: Mapping[str, _Kind] = MappingProxyType(
         "retrieval_full_hit": _retrieval(full=True),
         "retrieval_recall": _retrieval(full=False),
         "set_overlap": _comparing(set_overlap, "measure", binary=False),
-        "weighted": _Kind(_weighted),
     }
 )
 
 
 def metric_kinds() -> tuple[str, ...]:
     """Kinds that are built in, in order."""
-    return tuple(sorted(_KINDS))
+    return tuple(sorted([*_KINDS, "judge", "weighted"]))
 
 
-def build_metric(section: MetricSection) -> Metric:
-    """The metric that a spec names, with its parts.
+def build_metric(section: MetricSection, judges: Judges = MappingProxyType({})) -> Metric:
+    """The metric that a spec names, with its parts; `judges` are the spec's (`Lowered.judges`).
 
     Raises SpecError BTC350 (kind), BTC351 (option), BTC352 (value of an option), BTC357 (a plugin that cannot be used).
     """
-    kind = _KINDS.get(section.kind)
+    if section.kind == "weighted":
+        own = _Kind(lambda section: _weighted(section, judges))
+    elif section.kind == "judge":
+        own = _Kind(lambda section: JudgeMetric(judge=judges[judge_key(section)]), ("call", "in", "score", "rated"))
+    else:
+        own = None
+    kind = own or _KINDS.get(section.kind)
     if kind is None:
         plugins = plugin_kinds()
         if section.kind in plugins:
             return build_plugin(section, plugins[section.kind])
-        raise _unknown_kind(section, [*_KINDS, *plugins])
+        raise _unknown_kind(section, [*metric_kinds(), *plugins])
     unknown = [name for name in section.options if name not in kind.options]
     if unknown:
         raise SpecError([_unknown_option(section, name, kind.options) for name in unknown])
@@ -135,6 +147,19 @@ def build_metric(section: MetricSection) -> Metric:
         raise SpecError.of(
             "BTC352", f"option `{error.option}` of metric `{section.kind}` {error.reason}", span=section.span
         ) from error
+
+
+def _weighted(section: MetricSection, judges: Judges) -> Metric:
+    parts = tuple((part.weight, build_metric(part, judges)) for part in section.parts)
+    return Weighted(kind=section.kind, parts=parts)
+
+
+def judge_of(metric: Metric) -> JudgeMetric | None:
+    """The judge that a metric is, or the first among its parts."""
+    if isinstance(metric, JudgeMetric):
+        return metric
+    parts = metric.parts if isinstance(metric, Weighted) else ()
+    return next((found for _, part in parts if (found := judge_of(part)) is not None), None)
 
 
 def _unknown_kind(section: MetricSection, known: list[str]) -> SpecError:

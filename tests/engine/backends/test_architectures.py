@@ -86,8 +86,16 @@ def test_the_other_tiers_give_the_tokens_of_generate(tier: str, tmp_path: Path) 
     compare(backend, folder, tmp_path)
 
 
-def compare(backend: Any, folder: Path, tmp_path: Path) -> None:
-    adapter = save_adapter(tmp_path / "adapter", folder, backend.base_model()[1])
+@pytest.mark.parametrize("tier", ["shared-prefix attention", "expanded prefix KV", "generate"])
+@pytest.mark.parametrize("form", ["use_rslora", "use_dora"])
+def test_other_forms_of_lora_give_the_tokens_of_peft(form: str, tier: str, tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "model", "llama")
+    backend = open_model(folder, tmp_path / "cache", dtype="float64", batch=4, tier=tier)
+    compare(backend, folder, tmp_path, **{form: True})
+
+
+def compare(backend: Any, folder: Path, tmp_path: Path, **form: bool) -> None:
+    adapter = save_adapter(tmp_path / "adapter", folder, backend.base_model()[1], **form)
     asked = [
         request(
             f"{index}-{shared}-{constrained}-{tuned}",

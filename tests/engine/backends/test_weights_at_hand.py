@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import save_file
-from tiny_models import finish_all, open_model, request, save_adapter, save_model
+from safetensors.torch import load_file, save_file
+from tiny_models import finish_all, open_model, request, save_adapter, save_full, save_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bt_compiler.engine.backends.quiet import quiet
 from bt_compiler.engine.request import WeightHost
@@ -81,6 +82,70 @@ def test_more_adapters_than_are_held_take_turns(tmp_path: Path) -> None:
     first = [answers(backend, item) for item in several]
     assert [answers(backend, item) for item in several] == first
     assert len({tuple(item) for item in first}) == len(several)
+
+
+def test_full_sets_of_weights_answer_as_a_model_of_their_own(tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "model", tie_word_embeddings=True)
+    backend = open_model(folder, tmp_path / "cache", dtype="float64")
+    weights = {name: (tensor, tensor.clone()) for name, tensor in backend._loaded.model.named_parameters()}
+    digest = backend.base_model()[1]
+    sets = [save_full(tmp_path / f"full{seed}", folder, digest, seed=seed) for seed in (1, 2)]
+    lora = save_adapter(tmp_path / "lora", folder, digest)
+    alone: list[list[str]] = []
+    for one in sets:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+        tensors = load_file(one.path / "adapter_model.safetensors")
+        assert "lm_head.weight" not in tensors  # tied to the embeddings, and stays so
+        with torch.no_grad():
+            for name, value in model.named_parameters():
+                value.copy_(tensors[name])
+        own = tmp_path / f"own-{one.name}"
+        model.save_pretrained(own)
+        AutoTokenizer.from_pretrained(folder).save_pretrained(own)
+        alone.append(answers(open_model(own, tmp_path / "cache", dtype="float64")))
+    base, tuned = answers(backend), answers(backend, lora)
+    assert len({tuple(found) for found in (*alone, base, tuned)}) == 4
+    kinds = [None, *sets, lora]
+    backend.submit(
+        [
+            request(f"{i}-{j}", f"question {i}", adapter=kind, max_tokens=8)
+            for i in range(4)
+            for j, kind in enumerate(kinds)
+        ]
+    )
+    together = finish_all(backend)
+    for j, wanted in enumerate((base, *alone, tuned)):
+        assert [together[f"{i}-{j}"].text for i in range(4)] == wanted
+    backend.close()
+    for name, value in backend._loaded.model.named_parameters():
+        assert value is weights[name][0] and torch.equal(value, weights[name][1])
+    assert backend._loaded.model.lm_head.weight is backend._loaded.model.model.embed_tokens.weight
+
+
+def test_no_more_full_sets_are_held_than_there_is_room_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_model(tmp_path / "model")
+    backend = open_model(folder, tmp_path / "cache")
+    digest = backend.base_model()[1]
+    several = [save_full(tmp_path / f"full{seed}", folder, digest, seed=seed) for seed in (1, 2, 3)]
+    first = [answers(backend, item) for item in several]
+    assert len(backend._adapters._full._held) == 3
+    backend.close()
+    monkeypatch.setattr("bt_compiler.engine.backends.full_weights._MEMORY", 1)
+    assert [answers(backend, item) for item in (*several, *several)] == first * 2
+    assert len(backend._adapters._full._held) == 1
+    with backend.borrow() as model:
+        assert model.lm_head.weight.data_ptr() == backend._adapters._full._base["lm_head.weight"].data_ptr()
+
+
+def test_a_full_set_of_another_model_is_refused(tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "model")
+    backend = open_model(folder, tmp_path / "cache")
+    wide = save_full(tmp_path / "wide", save_model(tmp_path / "other", hidden_size=64), backend.base_model()[1])
+    assert refused(backend, wide) == "BTC508"
+    less = save_full(tmp_path / "less", folder, backend.base_model()[1], seed=2)
+    save_file({"lm_head.weight": torch.zeros(2, 2)}, less.path / "adapter_model.safetensors")
+    assert refused(backend, less) == "BTC508"
+    assert answers(backend) == answers(backend)
 
 
 def refused(backend: object, adapter: Adapter) -> str:

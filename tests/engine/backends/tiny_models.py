@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -99,15 +101,17 @@ def save_model(folder: Path, architecture: str = "llama", **changes: Any) -> Pat
     return folder
 
 
-def save_adapter(folder: Path, model_folder: Path, base_digest: str, *, seed: int = 1) -> Adapter:
-    """A LoRA adapter with random weights in both of its factors."""
-    settings = LoraConfig(r=4, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+def save_adapter(folder: Path, model_folder: Path, base_digest: str, *, seed: int = 1, **form: bool) -> Adapter:
+    """A LoRA adapter with random weights in both of its factors; `form`: `use_dora`, `use_rslora`."""
+    settings = LoraConfig(r=4, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM", **form)
     with quiet():
         tuned = get_peft_model(AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32), settings)
     torch.manual_seed(seed)
     with torch.no_grad():
         for name, parameter in tuned.named_parameters():
-            if "lora_" in name:
+            if "lora_magnitude" in name:
+                parameter.mul_(1 + torch.rand_like(parameter))
+            elif "lora_" in name:
                 parameter.copy_(torch.randn_like(parameter) * 0.3)
     tuned.save_pretrained(folder)
     return Adapter(
@@ -133,6 +137,19 @@ def open_model(
         cache_root=cache,
         choices=choices,
         progress=Silent(),
+    )
+
+
+def save_full(folder: Path, model_folder: Path, base_digest: str, *, seed: int = 1) -> Adapter:
+    """All weights of the model, each somewhat changed."""
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+    torch.manual_seed(seed)
+    tensors = {name: value + torch.randn_like(value) * 0.1 for name, value in model.named_parameters()}
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "FULL", "r": 0}))
+    return Adapter(
+        name=f"full-{seed}", path=folder, base_model="tiny", base_digest=base_digest, rank=0, sha256=f"f{seed:063d}"
     )
 
 

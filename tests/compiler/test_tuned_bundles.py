@@ -1,0 +1,69 @@
+"""What the weights step trains goes into the bundle and is what the bundle runs on: all parameters, DoRA, on pairs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from bt_compiler.artifact.bundle import read_bundle
+from bt_compiler.compiler.compile import CompileSettings, compile_with
+from bt_compiler.compiler.evaluate import evaluate_bundle
+from bt_compiler.runtime import load
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
+from tiny_lm import make_tiny_lm
+
+KINDS = ("apple", "pear", "plum")
+SPEC = """\
+version: 1
+name: tuned
+model: {{id: {model}, dtype: float32, generation: {{max_tokens: 8}}}}
+data: {{path: fruit.jsonl, split: {{train: 12, test: 6}}}}
+modules:
+  classify:
+    signature:
+      instructions: Say which kind it is.
+      inputs: {{size: float}}
+      outputs: {{kind: {{enum: [apple, pear, plum]}}, likely: {{type: float, probability_of: kind}}}}
+metric: {{kind: accuracy, output: kind}}
+optimize:
+  strategy: [weights, prompts]
+  prompts: {{candidates: 0, max_bootstrapped_demos: 1, max_labeled_demos: 1}}
+  weights: {{epochs: 2, learning_rate: 1.0e-2, warmup: 0, batch: 2, samples: 2, sources: [self, sampled, gold], {more}}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "rank", "kind"),
+    [("method: full", 0, "FULL"), ("method: dora, r: 2, preference: {beta: 0.2}", 2, "LORA")],
+)
+def test_a_bundle_runs_on_what_was_trained(more: str, rank: int, kind: str, tmp_path: Path) -> None:
+    rows = [{"size": 1.5 + index, "kind": KINDS[index % 3]} for index in range(18)]
+    (tmp_path / "fruit.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = make_tiny_lm(tmp_path / "model", ["Say which kind it is. Size: 3.5 Kind: apple", *KINDS] * 20)
+    (tmp_path / "tuned.yaml").write_text(SPEC.format(model=model, more=more))
+    folders = [
+        compile_with(tmp_path / "tuned.yaml", CompileSettings(out=tmp_path / name, cache=tmp_path / f"{name} cache"))
+        for name in ("one", "two")
+    ]
+    bundle = read_bundle(folders[0])
+    assert bundle.manifest.digest == read_bundle(folders[1]).manifest.digest
+    (adapter,) = bundle.candidate.adapters.values()
+    assert adapter.rank == rank and adapter.path.is_relative_to(folders[0])
+    assert json.loads((adapter.path / "adapter_config.json").read_text())["peft_type"] == kind
+    assert "prompts" in bundle.candidate.origin or "weights" in bundle.candidate.origin
+    for prompt in bundle.candidate.prompts.values():
+        assert all(set(demo.outputs) == {"kind"} for demo in prompt.demos)
+    report = json.loads((folders[0] / "report.json").read_text())
+    (choice, *_) = report["steps"][0]["evidence"]["choice"]
+    assert choice["tokens"]["prompt"] > 10
+    assert ("preference" in report["steps"][0]["evidence"]) == ("preference" in more)
+    scored = evaluate_bundle(folders[0], cache=tmp_path / "fresh cache")
+    assert dict(scored.scores) == dict(bundle.manifest.identity["scores"]["shipped"]["test"])
+    with load(folders[0], cache_root=tmp_path / "fresh cache") as predictor:
+        found = [predictor.predict({"size": row["size"]}) for row in rows[:3]]
+        assert set(predictor.output_schema["properties"]) == {"kind", "likely"}
+    assert all(one.kind in KINDS and 0 < one.likely <= 1 for one in found)
