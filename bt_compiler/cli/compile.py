@@ -16,6 +16,7 @@ from bt_compiler.cli.progress import TerminalProgress
 @set_option
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of every random choice.")
 @tools_option
+@click.option("--with-index", is_flag=True, help="Put the retrievers' indexes into the bundle: it needs no corpus.")
 @click.option("--fresh", is_flag=True, help="Start over instead of resuming.")
 @json_option
 def compile_command(
@@ -24,6 +25,7 @@ def compile_command(
     overrides: tuple[str, ...],
     seed: int,
     tools: Path | None,
+    with_index: bool,
     fresh: bool,
     as_json: bool,
 ) -> None:
@@ -37,7 +39,14 @@ def compile_command(
     progress = TerminalProgress()
     try:
         folder = compile_spec(
-            spec, out=out, overrides=overrides, seed=seed, fresh=fresh, progress=progress, tools=tools
+            spec,
+            out=out,
+            overrides=overrides,
+            seed=seed,
+            fresh=fresh,
+            progress=progress,
+            tools=tools,
+            with_index=with_index,
         )
     except KeyboardInterrupt:
         progress.end()

@@ -21,7 +21,7 @@ from bt_compiler.artifact.bundle import verify_bundle, write_bundle
 from bt_compiler.artifact.contents import BundleContents
 from bt_compiler.compiler.check import CheckedSpec, checked
 from bt_compiler.compiler.handover import Finding, bundle_contents
-from bt_compiler.compiler.identity import compile_identity
+from bt_compiler.compiler.identity import compile_identity, searched
 from bt_compiler.compiler.opening import OpenBackend
 from bt_compiler.compiler.workbench import open_workbench
 from bt_compiler.engine.cache import cache_root
@@ -54,6 +54,8 @@ class CompileSettings:
     """Opens the models; None: as the spec names them."""
     tools: Path | None = None
     """Python file of the spec's tools of kind `function`."""
+    with_index: bool = False
+    """The bundle carries the indexes of its retrievers, and so needs no corpus."""
     steps: Mapping[str, OptimizerStep] = field(default_factory=lambda: STEPS)
 
 
@@ -66,24 +68,37 @@ def compile_spec(
     fresh: bool = False,
     progress: Progress | None = None,
     tools: Path | None = None,
+    with_index: bool = False,
 ) -> Path:
     """Compiles the spec at `path` into the bundle folder `out` and returns it.
 
-    `tools` is the Python file of the spec's tools of kind `function`.
+    `tools` is the Python file of the spec's tools of kind `function`. With `with_index` the bundle carries the indexes
+    of its retrievers and runs without their corpora.
 
     An unfinished compile of the same spec, data, seed, packages and model into the same folder is resumed; a finished
     one whose bundle is intact is left as it is, and `progress.say` tells so. Raises SpecError, DataError, BackendError,
     BundleError and CompileError (BTC460 another compile runs into this folder, BTC461 it cannot be written, BTC462 the
-    disk is full). A KeyboardInterrupt passes through: whatever was finished is in the journal by then.
+    disk is full, BTC569 there is no index to carry). A KeyboardInterrupt passes through: whatever was finished is in
+    the journal by then.
     """
     told = Silent() if progress is None else progress
-    settings = CompileSettings(out=out, overrides=overrides, seed=seed, fresh=fresh, progress=told, tools=tools)
+    settings = CompileSettings(
+        out=out,
+        overrides=overrides,
+        seed=seed,
+        fresh=fresh,
+        progress=told,
+        tools=tools,
+        with_index=with_index,
+    )
     return compile_with(path, settings)
 
 
 def compile_with(path: Path, settings: CompileSettings) -> Path:
     """As `compile_spec`, with every part that can be replaced."""
     spec = checked(path, settings.overrides)
+    if settings.with_index:
+        _refuse_nothing_to_carry(spec)
     out = (settings.out or ARTIFACTS / spec.program.name).absolute()
     root = cache_root(os.environ) if settings.cache is None else settings.cache
     identity = compile_identity(
@@ -91,7 +106,7 @@ def compile_with(path: Path, settings: CompileSettings) -> Path:
     )
     with disk_errors(out), Journal.open(journal_folder(out), identity, fresh=settings.fresh) as journal:
         tell_opening(journal, settings.progress)
-        if _up_to_date(journal, out):
+        if _up_to_date(journal, out, with_index=settings.with_index):
             settings.progress.say(f"{out} is up to date; `--fresh` compiles again")
             return out
         manifest = write_bundle(out, _optimised(spec, journal, root, settings))
@@ -122,6 +137,7 @@ def _optimised(spec: CheckedSpec, journal: Journal, root: Path, settings: Compil
                 seed=settings.seed,
                 seconds=settings.clock() - started,
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
+                with_index=settings.with_index,
             )
         )
 
@@ -134,14 +150,25 @@ def tell_opening(journal: Journal, progress: Progress) -> None:
         progress.say(f"starting over, for this has changed since the last compile: {', '.join(journal.changed)}")
 
 
-def _up_to_date(journal: Journal, out: Path) -> bool:
+def _up_to_date(journal: Journal, out: Path, *, with_index: bool) -> bool:
     record = journal.finished()
     if record is None:
         return False
     try:
-        return bool(verify_bundle(out).digest == record["digest"])
+        manifest = verify_bundle(out)
     except BundleError:
         return False  # gone or damaged: it is written again from the journal
+    return manifest.digest == record["digest"] and bool(manifest.indexes) == with_index
+
+
+def _refuse_nothing_to_carry(spec: CheckedSpec) -> None:
+    if any(section.corpus is not None for section in searched(spec.sections, spec.program)):
+        return
+    raise BundleError.of(
+        "BTC569",
+        f"`{spec.program.name}` searches no corpus: there is no index that its bundle could carry",
+        help="leave `--with-index` out; a server keeps its own index",
+    )
 
 
 @contextmanager

@@ -41,12 +41,12 @@ def compile_identity(
         "data": {name: facts.digest for name, facts in data_facts(checked.splits).items()},
         "corpus": {
             section.name: digest_file(Path(section.corpus.path))
-            for section in _searched(sections, checked.program)
+            for section in searched(sections, checked.program)
             if section.corpus is not None
         },
         "encoder": {
             section.name: find_encoder(section, cache_root=cache_root, progress=progress).digest
-            for section in _searched(sections, checked.program)
+            for section in searched(sections, checked.program)
             if "model" in section.options
         },
         "model": {
@@ -72,15 +72,9 @@ def used_models(sections: Sections, program: Program) -> tuple[ModelSection, ...
     return tuple(section for section in sections.models if section.name in names)
 
 
-def used_retrievers(sections: Sections, program: Program) -> tuple[RetrieverSection, ...]:
-    """The retrievers that the program asks, in the order of the spec."""
-    names = {retriever.name for retriever in program.retrievers}
-    return tuple(section for section in sections.retrievers if section.name in names)
-
-
-def _searched(sections: Sections, program: Program) -> tuple[RetrieverSection, ...]:
+def searched(sections: Sections, program: Program) -> tuple[RetrieverSection, ...]:
     """The retrievers that are asked and all that they are made of."""
-    return reachable([section.name for section in used_retrievers(sections, program)], sections.retrievers)
+    return reachable([retriever.name for retriever in program.retrievers], sections.retrievers)
 
 
 def used_tools(sections: Sections, program: Program) -> tuple[ToolSection, ...]:
@@ -105,7 +99,7 @@ def package_versions(sections: Sections, program: Program) -> dict[str, str]:
         names.update(_IN_PROCESS)
     if sections.retrievers:
         names.update(_RETRIEVAL)
-    if any("model" in section.options for section in _searched(sections, program)):
+    if any("model" in section.options for section in searched(sections, program)):
         names.update((*_IN_PROCESS, "sentence-transformers"))
     names.update(_metric_packages(sections))
     return {"python": platform.python_version(), **_installed(sorted(names))}

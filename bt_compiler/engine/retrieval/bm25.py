@@ -11,18 +11,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from bt_compiler.canonical import digest
 from bt_compiler.data.table import shown_name
 from bt_compiler.engine.progress import Progress
 from bt_compiler.engine.retrieval.corpus import read_corpus
 from bt_compiler.engine.retrieval.index_folder import (
-    corpus_digest,
+    Index,
     corpus_settings,
     count_lines,
+    find_index,
     in_chunks,
-    prepare,
     top,
 )
+from bt_compiler.engine.retrieval.opening import Opening
 from bt_compiler.engine.retrieval.passages import Passages, write_passages
 from bt_compiler.errors import BackendError, DataError
 from bt_compiler.spec.sections import CorpusSection, RetrieverSection
@@ -30,32 +30,33 @@ from bt_compiler.spec.sections import CorpusSection, RetrieverSection
 Tokenize = Callable[[Sequence[str]], list[list[str]]]
 
 
-def open_bm25(section: RetrieverSection, *, cache_root: Path, progress: Progress) -> Bm25Retriever:
-    """The retriever, from its index under `cache_root/indexes`, built first where there is none.
+def open_bm25(opening: Opening) -> Bm25Retriever:
+    """The retriever over its index; see `find_index`.
 
-    Raises DataError (BTC373 to BTC377) for the corpus and BackendError BTC379 where packages are missing.
+    Raises DataError (BTC373 to BTC377) for the corpus, BackendError BTC379 where packages are missing, BundleError.
     """
-    corpus = section.corpus
+    section, corpus = opening.section, opening.section.corpus
     if corpus is None:
         raise ValueError("a bm25 retriever without a corpus: `check_retriever` comes first")
     settings = _settings(section, corpus)
-    identity = digest({"corpus": corpus_digest(corpus), **settings})
-    folder = cache_root / "indexes" / identity
     tokenize = _tokenizer(settings["stemmer"], settings["stopwords"])
-    prepare(folder, corpus, lambda building: _build(building, corpus, settings, tokenize, progress))
-    return Bm25Retriever(folder, identity, tokenize)
+    index = find_index(
+        opening, corpus, settings, lambda folder: _build(folder, corpus, settings, tokenize, opening.progress)
+    )
+    return Bm25Retriever(index, tokenize)
 
 
 class Bm25Retriever:
     """A `Retriever` over one index folder."""
 
-    def __init__(self, folder: Path, digest: str, tokenize: Tokenize) -> None:
+    def __init__(self, index: Index, tokenize: Tokenize) -> None:
         import bm25s
 
-        self.digest = digest
+        self.digest = index.digest
+        self.folder = index.folder
         self._tokenize = tokenize
-        self._index = bm25s.BM25.load(folder, mmap=True, show_progress=False)
-        self._passages = Passages(folder)
+        self._index = bm25s.BM25.load(index.folder, mmap=True, show_progress=False)
+        self._passages = Passages(index.folder)
 
     def search(self, queries: Sequence[str], k: int) -> list[list[dict[str, Any]]]:
         """See `Retriever`. Equal queries are searched once."""

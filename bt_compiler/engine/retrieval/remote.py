@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 from bt_compiler.canonical import digest
-from bt_compiler.engine.progress import Progress
 from bt_compiler.engine.retrieval.encoder import Encoder, find_encoder, library_version
+from bt_compiler.engine.retrieval.opening import Opening
 from bt_compiler.engine.retrieval.wire import Wire
 from bt_compiler.spec.sections import RetrieverSection
 
@@ -45,8 +44,9 @@ class RemoteRetriever:
         return [[dict(passage) for passage in found[query]] for query in queries]
 
 
-def open_remote(section: RetrieverSection, cache_root: Path, progress: Progress) -> RemoteRetriever:
+def open_remote(opening: Opening) -> RemoteRetriever:
     """The retriever, after one question that shows the server to be there and to answer as its kind does."""
+    section = opening.section
     wire = Wire(section)
     identity: list[Any] = [section.kind, section.options.get("revision") or section.options["endpoint"]]
     identity += [{key: value for key, value in section.options.items() if key not in _PLACES}]
@@ -56,7 +56,7 @@ def open_remote(section: RetrieverSection, cache_root: Path, progress: Progress)
         retriever = RemoteRetriever(digest(identity), lambda queries, k: _colbert(section, wire, queries, k))
     else:
         library = library_version(section.kind)
-        model = find_encoder(section, cache_root=cache_root, progress=progress)
+        model = find_encoder(section, cache_root=opening.cache_root, progress=opening.progress)
         encoder = Encoder(model.path)
         key = digest([*identity, model.digest, library])
         retriever = RemoteRetriever(key, lambda queries, k: ask_qdrant(section, wire, encoder, queries, k))
