@@ -20,6 +20,7 @@ from bt_compiler.graph.program import (
     Node,
     Program,
     Ref,
+    Rerank,
     Retrieve,
     RetrieverRef,
     ToolRef,
@@ -181,7 +182,7 @@ def _assemble(name: str, structure: _Structure, declared: Declared) -> Program:
                 found = declared.modules[slot.partition("#")[0]]
                 assert found is not None
                 modules.setdefault(slot, replace(found, name=slot))
-        elif isinstance(node, Retrieve):
+        elif isinstance(node, Retrieve | Rerank):
             section = declared.retrievers[node.retriever]
             retrievers.setdefault(section.name, RetrieverRef(name=section.name, kind=section.kind, k=section.k))
         elif isinstance(node, UseTool):

@@ -28,6 +28,8 @@ class _Kind:
     options: Mapping[str, Callable[[Any], str | None]]
     """Option -> what is wrong with a value (words that follow the option's name), or None."""
     required: tuple[str, ...] = ()
+    one_of: tuple[str, ...] = ()
+    """Options of which exactly one is given."""
 
 
 def retriever_kinds() -> tuple[str, ...]:
@@ -50,6 +52,7 @@ def check_retriever(section: RetrieverSection, *, corpus: bool = True) -> None:
         )
     found = [item for name, value in section.options.items() if (item := _check_option(section, kind, name, value))]
     found += [_lacking(section, name) for name in kind.required if name not in section.options]
+    found += _check_choice(section, kind)
     found += _check_sources(section, kind)
     if found:
         raise SpecError(found)
@@ -60,6 +63,16 @@ def check_retriever(section: RetrieverSection, *, corpus: bool = True) -> None:
 def _lacking(section: RetrieverSection, option: str) -> Diagnostic:
     message = f"retriever `{section.name}` of kind `{section.kind}` needs the option `{option}`"
     return Diagnostic(code="BTC372", message=message, span=section.span)
+
+
+def _check_choice(section: RetrieverSection, kind: _Kind) -> list[Diagnostic]:
+    given = [name for name in kind.one_of if name in section.options]
+    if not kind.one_of or len(given) == 1:
+        return []
+    names = " or ".join(f"`{name}`" for name in kind.one_of)
+    what = "has more than one of the options" if given else "needs one of the options"
+    message = f"retriever `{section.name}` of kind `{section.kind}` {what} {names}"
+    return [Diagnostic(code="BTC372", message=message, span=section.span)]
 
 
 def _check_sources(section: RetrieverSection, kind: _Kind) -> list[Diagnostic]:
@@ -170,6 +183,8 @@ def _open_hybrid(opening: Opening) -> Retriever:
 
 
 def _open_reranked(opening: Opening) -> Retriever:
+    if "module" in opening.section.options:
+        return opening.parts[0]  # the program asks the module about each of its passages
     from bt_compiler.engine.retrieval.combined import open_reranked
 
     return open_reranked(opening)
@@ -280,6 +295,6 @@ _KINDS: Mapping[str, _Kind] = MappingProxyType(
             {**_SERVER, **_STORED, **_MODEL, "collection": _text, "vector": _text},
             ("endpoint", "collection", "model"),
         ),
-        "rerank": _Kind(_open_reranked, "one", {**_DEPTH, **_MODEL}, ("model",)),
+        "rerank": _Kind(_open_reranked, "one", {**_DEPTH, **_MODEL, "module": _text}, one_of=("model", "module")),
     }
 )
