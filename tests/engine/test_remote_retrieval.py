@@ -49,6 +49,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/_msearch":
             lines = [json.loads(line) for line in body.splitlines()]
             hits = [{"_id": f"d{n}", "_score": 2.0 - n, "_source": row} for n, row in enumerate(STORED)]
+            if self.server.mode == "empty" or (self.server.mode == "rare" and "multi_match" in body):
+                hits = []
             sizes = [line["size"] for line in lines[1::2]]
             self.answer({"took": 1, "responses": [{"hits": {"hits": hits[:size]}, "status": 200} for size in sizes]})
         else:
@@ -169,6 +171,7 @@ def test_a_server_that_is_busy_is_asked_again(server: Server) -> None:
         ("list", {}, "BTC382", "without the 1 results"),
         ("error", {}, "BTC382", "refuses the search"),
         ("well", {"title": "name"}, "BTC382", "without the field `name`; its fields: `text`, `title`, `year`"),
+        ("empty", {"filter": [{"term": {"yaer": 1793}}]}, "BTC389", "has no passage to give"),
         ("slow", {"timeout": 0.05}, "BTC381", "does not answer within 0.05 s"),
         ("well", {"api_key": {"env": "BTC_TEST_NO_SUCH"}}, "BTC383", "is not set"),
     ],
@@ -182,6 +185,12 @@ def test_what_a_server_does_wrong_is_said_when_it_is_opened(
     (item,) = caught.value.diagnostics
     assert item.code == code
     assert words in item.message
+
+
+def test_a_word_that_no_passage_has_is_no_empty_index(server: Server) -> None:
+    server.mode = "rare"
+    assert opened(section(server)).search(["x"], 2) == [[]]
+    assert '"match_all"' in server.asked[1][1]
 
 
 def test_a_server_that_is_down(server: Server) -> None:

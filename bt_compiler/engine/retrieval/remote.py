@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from bt_compiler.canonical import digest
 from bt_compiler.engine.retrieval.encoder import Encoder, find_encoder, library_version
 from bt_compiler.engine.retrieval.opening import Opening
 from bt_compiler.engine.retrieval.wire import Wire
+from bt_compiler.errors import BackendError
 from bt_compiler.spec.sections import RetrieverSection
 
 Found = list[list[dict[str, Any]]]
 _PROBE = "test"
+_ANYTHING: Mapping[str, Any] = MappingProxyType({"match_all": {}})
 
 
 class QueryEncoder(Protocol):
@@ -45,13 +48,18 @@ class RemoteRetriever:
 
 
 def open_remote(opening: Opening) -> RemoteRetriever:
-    """The retriever, after one question that shows the server to be there and to answer as its kind does."""
+    """The retriever, after a question that shows the server to be there, to answer as its kind does, to hold passages.
+
+    Raises BackendError BTC380 to BTC384, BTC389.
+    """
     section = opening.section
     wire = Wire(section)
     identity: list[Any] = [section.kind, section.options.get("revision") or section.options["endpoint"]]
     identity += [{key: value for key, value in section.options.items() if key not in _PLACES}]
     if section.kind == "elasticsearch":
-        retriever = RemoteRetriever(digest(identity), lambda queries, k: _elasticsearch(section, wire, queries, k))
+        retriever = RemoteRetriever(
+            digest(identity), lambda queries, k: _elasticsearch(section, wire, [_match(section, q) for q in queries], k)
+        )
     elif section.kind == "colbert":
         retriever = RemoteRetriever(digest(identity), lambda queries, k: _colbert(section, wire, queries, k))
     else:
@@ -60,20 +68,33 @@ def open_remote(opening: Opening) -> RemoteRetriever:
         encoder = Encoder(model.path)
         key = digest([*identity, model.digest, library])
         retriever = RemoteRetriever(key, lambda queries, k: ask_qdrant(section, wire, encoder, queries, k))
-    retriever.search([_PROBE], 1)
+    found = retriever.search([_PROBE], 1)[0]
+    if not found and section.kind == "elasticsearch":  # the word may be in no passage
+        found = _elasticsearch(section, wire, [_ANYTHING], 1)[0]
+    if not found:
+        raise BackendError.of(
+            "BTC389",
+            f"the server of retriever `{section.name}` has no passage to give",
+            span=section.span,
+            help="see that it holds some, and that `filter` names fields as they are stored: one that is not there "
+            "lets nothing through",
+        )
     return retriever
 
 
 _PLACES = ("endpoint", "api_key", "timeout", "revision", "model")
 
 
-def _elasticsearch(section: RetrieverSection, wire: Wire, queries: Sequence[str], k: int) -> Found:
-    """`_msearch`: one line of header and one of body for each query."""
+def _match(section: RetrieverSection, query: str) -> dict[str, Any]:
+    return {"multi_match": {"query": query, "fields": list(section.options.get("search", ["title", "text"]))}}
+
+
+def _elasticsearch(section: RetrieverSection, wire: Wire, matches: Sequence[Mapping[str, Any]], k: int) -> Found:
+    """`_msearch`: one line of header and one of body for each clause in the server's language."""
     options = section.options
     lines = []
-    for query in queries:
-        match = {"multi_match": {"query": query, "fields": list(options.get("search", ["title", "text"]))}}
-        wanted: dict[str, Any] = {"must": [match]}
+    for match in matches:
+        wanted: dict[str, Any] = {"must": [dict(match)]}
         if "filter" in options:
             wanted["filter"] = options["filter"]
         lines += [json.dumps({"index": options["index"]}), json.dumps({"query": {"bool": wanted}, "size": k})]
@@ -84,7 +105,7 @@ def _elasticsearch(section: RetrieverSection, wire: Wire, queries: Sequence[str]
         headers={"Content-Type": "application/x-ndjson"},
     )
     found: Found = []
-    for one in _lists(answer, "responses", wire, len(queries)):
+    for one in _lists(answer, "responses", wire, len(matches)):
         if isinstance(one, Mapping) and "error" in one:
             raise wire.nonsense(f"refuses the search: {json.dumps(one['error'])[:300]}")
         hits = one.get("hits", {}).get("hits") if isinstance(one, Mapping) else None
