@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bt_compiler.artifact.contents import SplitFacts
-from bt_compiler.canonical import digest, digest_file
+from bt_compiler.canonical import digest
 from bt_compiler.compiler.check import CheckedSpec
 from bt_compiler.data.example import Splits
 from bt_compiler.engine.formats import load_format
@@ -20,6 +20,7 @@ from bt_compiler.engine.metrics import metric_kinds, plugin_package
 from bt_compiler.engine.progress import Progress
 from bt_compiler.engine.retrieval import reachable
 from bt_compiler.engine.retrieval.encoder import find_encoder
+from bt_compiler.engine.retrieval.index_folder import corpus_digest
 from bt_compiler.engine.tools.registry import tool_digest
 from bt_compiler.graph.program import Program
 from bt_compiler.spec.sections import ModelSection, RetrieverSection, Sections, ToolSection
@@ -40,7 +41,7 @@ def compile_identity(
         "format": format_digests(checked.program),
         "data": {name: facts.digest for name, facts in data_facts(checked.splits).items()},
         "corpus": {
-            section.name: digest_file(Path(section.corpus.path))
+            section.name: corpus_digest(section.corpus)
             for section in searched(sections, checked.program)
             if section.corpus is not None
         },

@@ -188,11 +188,12 @@ class Predictor:
         if not self.bundle.program.retrievers:
             return {}
         from bt_compiler.engine.retrieval import mend, open_retrievers, reachable
+        from bt_compiler.engine.retrieval.corpus_rows import in_hub
 
         names = [retriever.name for retriever in self.bundle.program.retrievers]
         for section in reachable(names, self._sections.retrievers):
             corpus = section.corpus
-            if corpus is None or section.name in self.bundle.indexes or Path(corpus.path).exists():
+            if corpus is None or section.name in self.bundle.indexes or in_hub(corpus) or Path(corpus.path).exists():
                 continue
             message = f"corpus `{corpus.path}` of retriever `{section.name}` is gone, and the bundle carries no index"
             raise BundleError.of("BTC563", message, help=mend(section))

@@ -11,13 +11,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from bt_compiler.data.table import shown_name
 from bt_compiler.engine.progress import Progress
 from bt_compiler.engine.retrieval.corpus import read_corpus
+from bt_compiler.engine.retrieval.corpus_rows import count_rows, shown_corpus
 from bt_compiler.engine.retrieval.index_folder import (
     Index,
     corpus_settings,
-    count_lines,
     find_index,
     in_chunks,
     top,
@@ -122,7 +121,7 @@ def _build(
 ) -> None:
     import bm25s
 
-    progress.begin(f"index {Path(corpus.path).name}", count_lines(Path(corpus.path)))
+    progress.begin(f"index {Path(corpus.path).name}", count_rows(corpus))
     vocabulary: dict[str, int] = {}
     documents: list[list[int]] = []
     for chunk in in_chunks(write_passages(folder, read_corpus(corpus))):
@@ -132,7 +131,7 @@ def _build(
     if not vocabulary:
         raise DataError.of(
             "BTC377",
-            f"no passage of corpus `{shown_name(Path(corpus.path))}` holds a word to search for",
+            f"no passage of corpus `{shown_corpus(corpus)}` holds a word to search for",
             span=corpus.span,
             help="words of two letters or more count, stop words do not; see `text`, `stopwords`",
         )

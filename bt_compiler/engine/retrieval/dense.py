@@ -12,11 +12,11 @@ from typing import Any
 
 from bt_compiler.engine.progress import Progress
 from bt_compiler.engine.retrieval.corpus import read_corpus
+from bt_compiler.engine.retrieval.corpus_rows import count_rows
 from bt_compiler.engine.retrieval.encoder import Encoder, find_encoder, library_version
 from bt_compiler.engine.retrieval.index_folder import (
     Index,
     corpus_settings,
-    count_lines,
     find_index,
     in_chunks,
     top,
@@ -51,7 +51,7 @@ def open_dense(opening: Opening) -> DenseRetriever:
 
 
 def _build(folder: Path, corpus: CorpusSection, encoder: Encoder, progress: Progress) -> None:
-    progress.begin(f"embed {Path(corpus.path).name}", count_lines(Path(corpus.path)))
+    progress.begin(f"embed {Path(corpus.path).name}", count_rows(corpus))
     with (folder / _VECTORS).open("wb") as file:
         for chunk in in_chunks(write_passages(folder, read_corpus(corpus))):
             file.write(encoder.passages([text.text for text in chunk]).astype("<f4").tobytes())

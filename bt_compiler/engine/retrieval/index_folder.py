@@ -9,17 +9,17 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bt_compiler.canonical import digest, digest_file
-from bt_compiler.data.packed import PACKED, data_lines
-from bt_compiler.data.table import shown_name
+from bt_compiler.canonical import canonical_json, digest, digest_file
 from bt_compiler.engine.cache import file_lock
-from bt_compiler.engine.retrieval.corpus import Text
+from bt_compiler.engine.retrieval.corpus import Text, read_corpus
+from bt_compiler.engine.retrieval.corpus_rows import in_hub, unreadable
 from bt_compiler.engine.retrieval.opening import Opening
-from bt_compiler.errors import BackendError, BundleError, DataError
+from bt_compiler.errors import BackendError, BundleError
 from bt_compiler.spec.sections import CorpusSection
 
 SCHEMA = 2
@@ -31,14 +31,16 @@ _CHUNK = 1000
 
 
 def corpus_digest(corpus: CorpusSection) -> str:
-    """SHA-256 of the file. Raises DataError BTC373."""
+    """SHA-256 of the file; of a data set of the hub that of its passages. Raises DataError BTC373."""
+    if in_hub(corpus):
+        content = sha256()
+        for text in read_corpus(corpus):
+            content.update(canonical_json(list(text)).encode("utf-8", "surrogatepass") + b"\n")
+        return content.hexdigest()
     try:
         return digest_file(Path(corpus.path))
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise DataError.of(
-            "BTC373", f"corpus `{shown_name(Path(corpus.path))}` cannot be read: {reason}", span=corpus.span
-        ) from error
+        raise unreadable(corpus, error) from error
 
 
 def corpus_settings(corpus: CorpusSection) -> dict[str, Any]:
@@ -151,14 +153,6 @@ def in_chunks(texts: Iterator[Text]) -> Iterator[list[Text]]:
     """The passages, a thousand at a time."""
     while chunk := list(islice(texts, _CHUNK)):
         yield chunk
-
-
-def count_lines(path: Path) -> int:
-    """About how many rows a corpus has, for progress."""
-    if path.suffix.lower() in PACKED:
-        return sum(1 for _ in data_lines(path))
-    with path.open("rb") as file:
-        return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
 
 
 def top(scores: Any, k: int) -> list[int]:

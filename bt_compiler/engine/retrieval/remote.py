@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -171,7 +172,7 @@ def _passage(section: RetrieverSection, wire: Wire, stored: Any, id: Any, score:
     options = section.options
     if not isinstance(stored, Mapping):
         raise wire.nonsense("gives a passage without its stored fields")
-    values = {key: "" if value is None else str(value) for key, value in stored.items()}
+    values = {key: _as_text(value) for key, value in stored.items()}
     try:
         text = str(options.get("text", "{text}")).format_map(values)
         named = values[options["id"]] if "id" in options else str(id)
@@ -182,7 +183,13 @@ def _passage(section: RetrieverSection, wire: Wire, stored: Any, id: Any, score:
     return {"id": named, "title": title, "text": text, "score": _score(score, wire)}
 
 
+def _as_text(value: Any) -> str:
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return " ".join(value)  # as in a corpus file
+    return "" if value is None else str(value)
+
+
 def _score(score: Any, wire: Wire) -> float:
-    if isinstance(score, bool) or not isinstance(score, int | float):
+    if isinstance(score, bool) or not isinstance(score, int | float) or not isfinite(score):
         raise wire.nonsense(f"gives `{score!r:.40}` as a passage's score")
     return float(score)
