@@ -2,10 +2,11 @@
 
     python tests/bench/retrieval.py hotpotqa [--model FOLDER_OR_ID] [--reranker FOLDER_OR_ID] [--judge N]
 
-Queries are the questions. Full hit: all gold passages among the k. Under each row stands the same by the library itself,
-and for how many questions its ten best passages are the same ten (equal scores may be cut off elsewhere). `dense` and
-`hybrid` need the extra `dense` and a model; what is missing is left out, with a line that says so. `--reranker` names a
-cross-encoder, `--judge` has a module on the embedded LM rank the ten best by words for the first N questions.
+Queries are the questions. Full hit: all gold passages among the k. Under each row stands the same by the library
+itself, and for how many questions its ten best passages are the same ten (equal scores may be cut off elsewhere).
+`dense` and `hybrid` need the extra `dense` and a model; what is missing is left out, with a line that says so.
+`--reranker` names a cross-encoder, `--judge` has a module on the embedded LM rank the ten best by words for the first N
+questions.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 from bt_compiler.engine.cache import cache_root
 from bt_compiler.engine.progress import Silent
 from bt_compiler.engine.retrieval import open_retrievers
+from bt_compiler.engine.retrieval.encoder import find_encoder
 from bt_compiler.errors import BackendError
 from bt_compiler.spec.sections import CorpusSection, RetrieverSection
 
@@ -147,6 +149,11 @@ def judged(data: Path, questions: Rows, cache: Path) -> Ranking:
     return [[passage["title"] for passage in (step.outputs or {})["passages"]] for step in steps]
 
 
+def folder_of(section: RetrieverSection, cache: Path) -> str:
+    """Where our retriever finds its model."""
+    return str(find_encoder(section, cache_root=cache, progress=Silent()).path)
+
+
 def sections_of(settings: argparse.Namespace) -> list[RetrieverSection]:
     corpus = CorpusSection(path=str(settings.data / "corpus.jsonl"), id="title", text="{title} | {text}")
     found = [
@@ -172,16 +179,14 @@ def main() -> None:
     sections, cache = sections_of(settings), cache_root(os.environ)
     direct: dict[str, Callable[[], Ranking]] = {
         "bm25": lambda: direct_bm25(passages, queries),
-        "dense": lambda: direct_dense(settings.direct_model or settings.model, passages, queries),
+        "dense": lambda: direct_dense(folder_of(sections[1], cache), passages, queries),
         "hybrid": lambda: direct_fusion([themselves["bm25"], themselves["dense"]]),
-        "rerank": lambda: direct_reranking(settings.reranker, themselves["bm25"], passages, queries),
+        "rerank": lambda: direct_reranking(folder_of(sections[3], cache), themselves["bm25"], passages, queries),
     }
     themselves: dict[str, Ranking] = {}
     print(f"{len(queries)} questions, {len(passages)} passages; recall / full hit")
-    print(
-        "| retriever | @2 | @5 | @10 | n | same ten | seconds |\n| --- | --- | --- | --- | --- | --- | --- |",
-        flush=True,
-    )
+    print("| retriever | @2 | @5 | @10 | n | same ten | seconds |")
+    print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
     for section in sections:
         started = time.monotonic()
         try:
