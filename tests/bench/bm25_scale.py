@@ -4,8 +4,8 @@
 
 Words are drawn by Zipf-Mandelbrot (p of rank r ~ 1 / (r + 2.7)^1.05, 500,000 words), about 32 a passage. A query is
 five words of a passage. Each side is built and served in processes of its own, on one thread; both give their ten best
-passages for the same queries. Memory: VmHWM of the building process; while serving VmRSS after all queries, mapped files
-included, and what is the process's own.
+passages for the same queries. Memory: VmHWM of the building process; while serving VmRSS after all queries, mapped
+files included, and what is the process's own.
 """
 
 from __future__ import annotations
