@@ -17,6 +17,9 @@ from bt_compiler.cli.progress import TerminalProgress
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of every random choice.")
 @tools_option
 @click.option("--with-index", is_flag=True, help="Put the retrievers' indexes into the bundle: it needs no corpus.")
+@click.option(
+    "--budget", metavar="AMOUNT", help="The most to spend: 30m, 2h, '500k tokens', or '2.5 usd' by `model.price`."
+)
 @click.option("--fresh", is_flag=True, help="Start over instead of resuming.")
 @json_option
 def compile_command(
@@ -26,6 +29,7 @@ def compile_command(
     seed: int,
     tools: Path | None,
     with_index: bool,
+    budget: str | None,
     fresh: bool,
     as_json: bool,
 ) -> None:
@@ -35,7 +39,9 @@ def compile_command(
     """
     from bt_compiler.artifact.bundle import verify_bundle
     from bt_compiler.compiler.compile import compile_spec
+    from bt_compiler.optimize.budget import parse_limit
 
+    limit = None if budget is None else parse_limit(budget)
     progress = TerminalProgress()
     try:
         folder = compile_spec(
@@ -47,6 +53,7 @@ def compile_command(
             progress=progress,
             tools=tools,
             with_index=with_index,
+            budget=limit,
         )
     except KeyboardInterrupt:
         progress.end()

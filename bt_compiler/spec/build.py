@@ -15,7 +15,7 @@ from bt_compiler.spec.declared import named_types
 from bt_compiler.spec.document import Spec
 from bt_compiler.spec.judging import build_metric_section
 from bt_compiler.spec.optimizing import Findings, build_optimize
-from bt_compiler.spec.sections import Generation, ModelSection, Sections
+from bt_compiler.spec.sections import Generation, ModelSection, Price, Sections
 from bt_compiler.spec.sourcing import build_data, build_retrievers, model_id
 from bt_compiler.spec.tools import build_tools
 from bt_compiler.spec.tree import Place
@@ -100,6 +100,7 @@ def _model(spec: Spec, name: str, place: Place, findings: Findings) -> ModelSect
         dtype=settings.get("dtype", "auto"),
         batch=settings.get("batch"),
         generation=Generation(**settings.get("generation", {})),
+        price=Price(**settings["price"]) if "price" in settings else None,
         span=spec.span(place),
     )
 

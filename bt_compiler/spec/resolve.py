@@ -69,6 +69,7 @@ def _model(model: ModelSection) -> dict[str, Any]:
             "dtype": model.dtype,
             "batch": model.batch,
             "generation": asdict(model.generation),
+            "price": asdict(model.price) if model.price is not None else None,
         }
     )
 
@@ -175,7 +176,7 @@ def identity(spec: Spec) -> dict[str, Any]:
 
 
 def _model_identity(model: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in model.items() if key not in ("endpoints", "api_key")}
+    kept = {key: value for key, value in model.items() if key not in ("endpoints", "api_key", "price")}
     return {**kept, "id": _last_part(kept["id"])}
 
 
