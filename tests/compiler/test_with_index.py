@@ -200,6 +200,11 @@ def test_what_others_are_made_of_is_named_and_carried(made: Made, tmp_path: Path
     assert "retriever `both`" in words
 
 
+def test_an_option_that_is_null_is_none_in_the_bundle_too(made: Made, tmp_path: Path) -> None:
+    bundle = made(WORDS.replace("k: 1", "k: 1, stemmer: null, stopwords: null"), with_index=False)
+    assert ask(bundle, tmp_path / "new") == "Oslo"
+
+
 def test_nothing_to_carry_is_said_before_anything_is_done(made: Made, tmp_path: Path) -> None:
     with pytest.raises(BundleError) as caught:
         made("  wiki: {kind: elasticsearch, endpoint: http://127.0.0.1:1, index: wiki}")
