@@ -5,6 +5,7 @@
     prompts.json             the candidate (instructions and demos by module) and a prompt of each module as sent
     formats/<name>.jinja     the prompt formats, so that nothing but the bundle and the model is needed
     adapters/<name>/         PEFT layout
+    indexes/<digest>/        retrieval indexes, where the compile was asked to put them in
     spec.yaml                the resolved spec
     report.html, report.json
 
@@ -26,7 +27,7 @@ from bt_compiler.artifact.adapter_folder import CONFIG, WEIGHTS, adapter_digest
 from bt_compiler.artifact.contents import BundleContents
 from bt_compiler.artifact.digest import bundle_digest, identity_of, portable_candidate, portable_model
 from bt_compiler.artifact.format_files import format_files, portable, resolved
-from bt_compiler.artifact.manifest import FileEntry, Manifest, damaged
+from bt_compiler.artifact.manifest import INDEXES, FileEntry, Manifest, damaged
 from bt_compiler.artifact.page import report_html
 from bt_compiler.artifact.report import report_json, scores_of
 from bt_compiler.artifact.swap import put, put_copy, replaced_folder
@@ -57,6 +58,12 @@ class Bundle:
     """Module -> a prompt exactly as sent during the compile."""
 
     @property
+    def indexes(self) -> dict[str, Path]:
+        """Retriever -> folder of its index, of those that the bundle carries."""
+        named, carried = self.manifest.identity.get("retrievers", {}), self.manifest.indexes
+        return {name: self.folder / INDEXES / digest for name, digest in named.items() if digest in carried}
+
+    @property
     def spec(self) -> Path:
         """The resolved spec, for `load_spec`."""
         return self.folder / "spec.yaml"
@@ -74,11 +81,14 @@ def write_bundle(folder: Path, contents: BundleContents) -> Manifest:
     texts, manifest = _documents(contents, adapters)
     try:
         with replaced_folder(folder) as part:
-            for path, data in texts.items():
-                put(part / path, data)
+            for name, data in texts.items():
+                put(part / name, data)
             for name, adapter in adapters.items():
                 for file in (CONFIG, WEIGHTS):
                     put_copy(part / "adapters" / name / file, adapter.path / file)
+            for digest, index in contents.indexes.items():
+                for path in sorted(index.iterdir()):
+                    put_copy(part / INDEXES / digest / path.name, path)
             manifest = replace(manifest, files=_entries(part))
             put(part / MANIFEST, _pretty(manifest.to_json()))
     except OSError as error:
@@ -243,7 +253,7 @@ def _read_manifest(folder: Path) -> Manifest:
 
 
 def _checked_files(folder: Path, manifest: Manifest) -> dict[str, bytes]:
-    """The text files, from the very bytes that were hashed; adapters are hashed on disk."""
+    """The text files, from the very bytes that were hashed; adapters and indexes are hashed on disk."""
     for path in manifest.files:
         if Path(path).is_absolute() or ".." in Path(path).parts or "\\" in path:
             raise _leaves(folder, path, "leaves the folder")
@@ -263,7 +273,7 @@ def _checked_files(folder: Path, manifest: Manifest) -> dict[str, bytes]:
         file = folder / path
         if file.stat().st_size != entry.size or digest_file(file) != entry.sha256:
             raise BundleError.of("BTC553", f"`{path}` of bundle `{folder}` has changed since it was written", help=mend)
-        if not path.startswith("adapters/"):
+        if not path.startswith(("adapters/", f"{INDEXES}/")):
             texts[path] = file.read_bytes()
     return texts
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from bt_compiler.engine.request import PromptText
@@ -112,7 +113,9 @@ class BundleContents:
     data: Mapping[str, SplitFacts]
     """By split."""
     retrievers: Mapping[str, str] = field(default_factory=dict)
-    """Retriever -> digest of its corpus and settings."""
+    """Retriever -> digest of its corpus and settings; parts of others are there too."""
+    indexes: Mapping[str, Path] = field(default_factory=dict)
+    """Digest -> folder of an index that the bundle is to carry."""
     tools: Mapping[str, str] = field(default_factory=dict)
     """Tool -> digest of its kind, file or package."""
     seed: int

@@ -17,6 +17,8 @@ from bt_compiler.engine.request import Backend
 from bt_compiler.errors import BundleError
 
 SCHEMA_VERSION = 1
+INDEXES = "indexes"
+"""Folder of carried indexes in a bundle, each in a folder named by its retriever's digest."""
 REMOTE_ENGINES = ("openai",)
 """Engines whose weights are on another machine: there is no digest to compare."""
 
@@ -60,6 +62,12 @@ class Manifest:
     def seed(self) -> int:
         """The seed of the compile."""
         return int(self.identity["seed"])
+
+    @property
+    def indexes(self) -> frozenset[str]:
+        """Digests of the retrieval indexes that the bundle carries."""
+        parts = [path.split("/") for path in self.files]
+        return frozenset(part[1] for part in parts if part[0] == INDEXES and len(part) == 3)
 
     def to_json(self) -> dict[str, Any]:
         """The document as written, its own hash included."""

@@ -50,6 +50,9 @@ def show_command(bundle: Path, as_json: bool) -> None:
     click.echo(f"\nscores\n{scores_text(manifest.scores)}\n\nlineage")
     for ancestor in manifest.lineage:
         click.echo(f"  {ancestor.id}  {ancestor.origin}")
+    for name, digest in manifest.identity["retrievers"].items():
+        carried = "  index in the bundle" if name in found.indexes else ""
+        click.echo(f"\nretriever {name}: digest {digest[:16]}{carried}")
     for slot, adapter in found.candidate.adapters.items():
         click.echo(f"\nadapter {slot}: {adapter.name}, {adapter.extent}, base {adapter.base_model}")
     for module, prompt in found.candidate.prompts.items():

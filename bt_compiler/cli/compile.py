@@ -16,6 +16,7 @@ from bt_compiler.cli.progress import TerminalProgress
 @set_option
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of every random choice.")
 @tools_option
+@click.option("--with-index", is_flag=True, help="Put the retrievers' indexes into the bundle: it needs no corpus.")
 @click.option(
     "--budget", metavar="AMOUNT", help="The most to spend: 30m, 2h, '500k tokens', or '2.5 usd' by `model.price`."
 )
@@ -27,6 +28,7 @@ def compile_command(
     overrides: tuple[str, ...],
     seed: int,
     tools: Path | None,
+    with_index: bool,
     budget: str | None,
     fresh: bool,
     as_json: bool,
@@ -50,6 +52,7 @@ def compile_command(
             fresh=fresh,
             progress=progress,
             tools=tools,
+            with_index=with_index,
             budget=limit,
         )
     except KeyboardInterrupt:

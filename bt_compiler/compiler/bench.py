@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from bt_compiler.compiler.check import CheckedSpec, checked
-from bt_compiler.compiler.identity import used_models, used_retrievers, used_tools
+from bt_compiler.compiler.identity import used_models, used_tools
 from bt_compiler.compiler.opening import (
     OpenBackend,
     backend_opener,
     measured,
     open_models,
-    open_retrievers,
     running_tools,
 )
 from bt_compiler.data.example import Example
@@ -30,6 +29,7 @@ from bt_compiler.engine.cache import cache_root
 from bt_compiler.engine.executor import Engine
 from bt_compiler.engine.progress import Progress, Silent
 from bt_compiler.engine.request import Backend, Completion, WeightHost
+from bt_compiler.engine.retrieval import open_retrievers
 from bt_compiler.engine.trace import Trace
 from bt_compiler.errors import CompileError
 from bt_compiler.graph import spec_candidate
@@ -148,8 +148,8 @@ def bench_spec(
         raise CompileError.of("BTC451", "there are no train examples to run", help="give `data` a train split")
     root = cache_root(os.environ) if cache is None else cache
     models = used_models(spec.sections, spec.program, spec.judges)
-    asked = used_retrievers(spec.sections, spec.program)
-    retrievers = open_retrievers(asked, cache_root=root, progress=told, others=spec.sections.retrievers)
+    asked = [retriever.name for retriever in spec.program.retrievers]
+    retrievers = open_retrievers(asked, spec.sections.retrievers, cache_root=root, progress=told)
     with (
         open_models(models, choices=measured, opener=opener or backend_opener(root, told)) as backends,
         running_tools(used_tools(spec.sections, spec.program), file=tools) as running,

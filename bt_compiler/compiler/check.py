@@ -220,14 +220,15 @@ def _check_files(sections: Sections, program: Program, judges: Judges) -> Loaded
 
 
 def _check_corpus(retriever: RetrieverSection) -> list[Diagnostic]:
-    """Every row of a corpus of usual size; of a large one the head, the rest is read when it is indexed."""
+    """Every row of a corpus of usual size; of a large one or the hub's the head: the rest is read to be indexed."""
     from bt_compiler.engine.retrieval.corpus import check_corpus, read_corpus
+    from bt_compiler.engine.retrieval.corpus_rows import in_hub
 
     if retriever.corpus is None:
         return []
     path = Path(retriever.corpus.path)
     try:
-        if path.is_file() and path.stat().st_size > _READ_WHOLE:
+        if in_hub(retriever.corpus) or (path.is_file() and path.stat().st_size > _READ_WHOLE):
             check_corpus(retriever.corpus)
             return []
         for _ in read_corpus(retriever.corpus):

@@ -21,7 +21,7 @@ from bt_compiler.artifact.bundle import verify_bundle, write_bundle
 from bt_compiler.artifact.contents import BundleContents
 from bt_compiler.compiler.check import CheckedSpec, checked
 from bt_compiler.compiler.handover import Finding, bundle_contents
-from bt_compiler.compiler.identity import compile_identity, used_models
+from bt_compiler.compiler.identity import compile_identity, searched, used_models
 from bt_compiler.compiler.opening import OpenBackend
 from bt_compiler.compiler.workbench import open_workbench
 from bt_compiler.engine.cache import cache_root
@@ -55,6 +55,8 @@ class CompileSettings:
     """Opens the models; None: as the spec names them."""
     tools: Path | None = None
     """Python file of the spec's tools of kind `function`."""
+    with_index: bool = False
+    """The bundle carries the indexes of its retrievers, and so needs no corpus."""
     budget: Limit | None = None
     """The most that it may spend."""
     steps: Mapping[str, OptimizerStep] = field(default_factory=lambda: STEPS)
@@ -70,20 +72,30 @@ def compile_spec(
     progress: Progress | None = None,
     tools: Path | None = None,
     budget: Limit | None = None,
+    with_index: bool = False,
 ) -> Path:
     """Compiles the spec at `path` into the bundle folder `out` and returns it.
 
-    `tools` is the Python file of the spec's tools of kind `function`; `budget` the most that may be spent.
+    `tools` is the Python file of the spec's tools of kind `function`; `budget` the most that may be spent. With
+    `with_index` the bundle carries the indexes of its retrievers and runs without their corpora.
 
     An unfinished compile of the same spec, data, seed, packages and model into the same folder is resumed; a finished
     one whose bundle is intact is left as it is, and `progress.say` tells so. Raises SpecError, DataError, BackendError,
-    BundleError, UsageError (BTC467 a budget in money, but no prices) and CompileError (BTC460 another compile runs into
-    this folder, BTC461 it cannot be written, BTC462 the disk is full, BTC466 the budget is too small). A
-    KeyboardInterrupt passes through: whatever was finished is in the journal by then.
+    BundleError (BTC569 there is no index to carry), UsageError (BTC467 a budget in money, but no prices) and
+    CompileError (BTC460 another compile runs into this folder, BTC461 it cannot be written, BTC462 the disk is full,
+    BTC466 the budget is too small). A KeyboardInterrupt passes through: whatever was finished is in the journal by
+    then.
     """
     told = Silent() if progress is None else progress
     settings = CompileSettings(
-        out=out, overrides=overrides, seed=seed, fresh=fresh, progress=told, tools=tools, budget=budget
+        out=out,
+        overrides=overrides,
+        seed=seed,
+        fresh=fresh,
+        progress=told,
+        tools=tools,
+        budget=budget,
+        with_index=with_index,
     )
     return compile_with(path, settings)
 
@@ -91,6 +103,8 @@ def compile_spec(
 def compile_with(path: Path, settings: CompileSettings) -> Path:
     """As `compile_spec`, with every part that can be replaced."""
     spec = checked(path, settings.overrides)
+    if settings.with_index:
+        _refuse_nothing_to_carry(spec)
     out = (settings.out or ARTIFACTS / spec.program.name).absolute()
     _check_prices(spec, settings.budget)
     root = cache_root(os.environ) if settings.cache is None else settings.cache
@@ -99,7 +113,7 @@ def compile_with(path: Path, settings: CompileSettings) -> Path:
     )
     with disk_errors(out), Journal.open(journal_folder(out), identity, fresh=settings.fresh) as journal:
         tell_opening(journal, settings.progress)
-        if _up_to_date(journal, out, settings.budget):
+        if _up_to_date(journal, out, settings):
             settings.progress.say(f"{out} is up to date; `--fresh` compiles again")
             return out
         contents, cut_short = _optimised(spec, journal, root, settings)
@@ -138,6 +152,7 @@ def _optimised(
                 seed=settings.seed,
                 seconds=settings.clock() - started,
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
+                with_index=settings.with_index,
             )
         )
         return contents, task.budget.cut_short
@@ -161,14 +176,26 @@ def tell_opening(journal: Journal, progress: Progress) -> None:
         progress.say(f"starting over, for this has changed since the last compile: {', '.join(journal.changed)}")
 
 
-def _up_to_date(journal: Journal, out: Path, budget: Limit | None) -> bool:
+def _up_to_date(journal: Journal, out: Path, settings: CompileSettings) -> bool:
+    budget = settings.budget
     record = journal.finished()
     if record is None or ("budget" in record and record["budget"] != (budget.text if budget else None)):
         return False
     try:
-        return bool(verify_bundle(out).digest == record["digest"])
+        manifest = verify_bundle(out)
     except BundleError:
         return False  # gone or damaged: it is written again from the journal
+    return manifest.digest == record["digest"] and bool(manifest.indexes) == settings.with_index
+
+
+def _refuse_nothing_to_carry(spec: CheckedSpec) -> None:
+    if any(section.corpus is not None for section in searched(spec.sections, spec.program)):
+        return
+    raise BundleError.of(
+        "BTC569",
+        f"`{spec.program.name}` searches no corpus: there is no index that its bundle could carry",
+        help="leave `--with-index` out; a server keeps its own index",
+    )
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from bt_compiler.graph import (
     Prompt,
     Ref,
     Repeat,
+    Rerank,
     Retrieve,
     nodes,
     spec_candidate,
@@ -193,6 +194,8 @@ def _inputs(
             values[binding.name] = example.inputs[value.field]
         elif binding.type.item is not None and binding.type.item.name == "Passage":
             values[binding.name] = list(passages)
+        elif binding.type.name == "Passage":
+            values[binding.name] = passages[0] if passages else _PASSAGE
         else:
             values[binding.name] = _stand_in(binding.type, module.generation.max_tokens)
     return values
@@ -228,7 +231,9 @@ class _Passages:
     def __init__(self, program: Program, sections: Sections) -> None:
         times = visits(program)
         self._loops = {path for path, node in nodes(program) if isinstance(node, Repeat)}
-        self._asked = {path: node.k * times[path] for path, node in nodes(program) if isinstance(node, Retrieve)}
+        self._asked = {
+            path: node.k * times[path] for path, node in nodes(program) if isinstance(node, Retrieve | Rerank)
+        }
         corpora = [section.corpus for section in sections.retrievers if section.corpus is not None]
         self._sample = [passage for corpus in corpora for passage in _head(corpus)] or [_PASSAGE]
 

@@ -8,6 +8,7 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from bt_compiler.artifact.contents import BundleContents, ModelFacts, Prefix, sent_prompts
@@ -18,6 +19,7 @@ from bt_compiler.engine.executor import Engine
 from bt_compiler.engine.formats import load_format
 from bt_compiler.engine.metrics import build_metric, judge_of
 from bt_compiler.engine.request import Backend, PromptText
+from bt_compiler.engine.retrieval import Indexed
 from bt_compiler.engine.scoring import Confusion, confusion
 from bt_compiler.engine.trace import Agreement
 from bt_compiler.optimize.strategy import StrategyResult
@@ -42,6 +44,8 @@ class Finding:
     seconds: float
     created: str
     """ISO time."""
+    with_index: bool = False
+    """Whether the bundle is to carry the indexes of its retrievers."""
 
 
 def bundle_contents(finding: Finding) -> BundleContents:
@@ -60,6 +64,7 @@ def bundle_contents(finding: Finding) -> BundleContents:
         lineage=result.lineage,
         data=data_facts(spec.splits),
         retrievers={name: retriever.digest for name, retriever in finding.engine.retrievers.items()},
+        indexes=_indexes(finding) if finding.with_index else {},
         tools={name: tool.digest for name, tool in finding.engine.tools.items()},
         seed=finding.seed,
         models=models,
@@ -74,6 +79,12 @@ def bundle_contents(finding: Finding) -> BundleContents:
         created=finding.created,
         fixed_parts=any(in_fixed_parts(backend) for backend in finding.engine.backends.values()),
     )
+
+
+def _indexes(finding: Finding) -> dict[str, Path]:
+    """Digest -> folder. A server's index stays where it is."""
+    found = finding.engine.retrievers.values()
+    return {retriever.digest: retriever.folder for retriever in found if isinstance(retriever, Indexed)}
 
 
 def _model_facts(section: ModelSection, backend: Backend) -> ModelFacts:

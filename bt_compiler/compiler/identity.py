@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bt_compiler.artifact.contents import SplitFacts
-from bt_compiler.canonical import digest, digest_file
+from bt_compiler.canonical import digest
 from bt_compiler.compiler.check import CheckedSpec
 from bt_compiler.data.example import Splits
 from bt_compiler.engine.formats import load_format
@@ -20,6 +20,7 @@ from bt_compiler.engine.metrics import metric_kinds, plugin_package
 from bt_compiler.engine.progress import Progress
 from bt_compiler.engine.retrieval import reachable
 from bt_compiler.engine.retrieval.encoder import find_encoder
+from bt_compiler.engine.retrieval.index_folder import corpus_digest
 from bt_compiler.engine.tools.registry import tool_digest
 from bt_compiler.graph.judges import Judges
 from bt_compiler.graph.program import Program
@@ -41,13 +42,13 @@ def compile_identity(
         "format": format_digests(checked.program, checked.judges),
         "data": {name: facts.digest for name, facts in data_facts(checked.splits).items()},
         "corpus": {
-            section.name: digest_file(Path(section.corpus.path))
-            for section in _searched(sections, checked.program)
+            section.name: corpus_digest(section.corpus)
+            for section in searched(sections, checked.program)
             if section.corpus is not None
         },
         "encoder": {
             section.name: find_encoder(section, cache_root=cache_root, progress=progress).digest
-            for section in _searched(sections, checked.program)
+            for section in searched(sections, checked.program)
             if "model" in section.options
         },
         "model": {
@@ -74,15 +75,9 @@ def used_models(sections: Sections, program: Program, judges: Judges) -> tuple[M
     return tuple(section for section in sections.models if section.name in names)
 
 
-def used_retrievers(sections: Sections, program: Program) -> tuple[RetrieverSection, ...]:
-    """The retrievers that the program asks, in the order of the spec."""
-    names = {retriever.name for retriever in program.retrievers}
-    return tuple(section for section in sections.retrievers if section.name in names)
-
-
-def _searched(sections: Sections, program: Program) -> tuple[RetrieverSection, ...]:
+def searched(sections: Sections, program: Program) -> tuple[RetrieverSection, ...]:
     """The retrievers that are asked and all that they are made of."""
-    return reachable([section.name for section in used_retrievers(sections, program)], sections.retrievers)
+    return reachable([retriever.name for retriever in program.retrievers], sections.retrievers)
 
 
 def used_tools(sections: Sections, program: Program) -> tuple[ToolSection, ...]:
@@ -107,7 +102,7 @@ def package_versions(sections: Sections, program: Program, judges: Judges) -> di
         names.update(_IN_PROCESS)
     if sections.retrievers:
         names.update(_RETRIEVAL)
-    if any("model" in section.options for section in _searched(sections, program)):
+    if any("model" in section.options for section in searched(sections, program)):
         names.update((*_IN_PROCESS, "sentence-transformers"))
     names.update(_metric_packages(sections))
     return {"python": platform.python_version(), **_installed(sorted(names))}

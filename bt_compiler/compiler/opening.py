@@ -1,20 +1,19 @@
-"""Opens what a program needs to run: its models and retrievers, and closes the models again.
+"""Opens what a program needs to run beside its retrievers: models and tools, and closes them again.
 
 The one place where sections of the spec become running parts. Knows nothing of optimising.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from bt_compiler.engine.progress import Progress
 from bt_compiler.engine.request import Backend
-from bt_compiler.engine.retrieval import Retriever, open_retriever
 from bt_compiler.engine.tools import Tool, open_tools
-from bt_compiler.spec.sections import ModelSection, RetrieverSection, ToolSection
+from bt_compiler.spec.sections import ModelSection, ToolSection
 
 Choices = Callable[[str, Callable[[], Any]], Any]
 """Gives an earlier choice of that name, or measures once."""
@@ -69,20 +68,3 @@ def in_fixed_parts(backend: Backend) -> bool:
 
 def _named(model: str, choices: Choices) -> Choices:
     return lambda name, measure: choices(f"{model}: {name}", measure)
-
-
-def open_retrievers(
-    sections: Iterable[RetrieverSection],
-    *,
-    cache_root: Path,
-    progress: Progress,
-    others: Sequence[RetrieverSection] = (),
-) -> dict[str, Retriever]:
-    """The retrievers by name; an index that is not built yet is built. `others`: what they may be made of.
-
-    Raises DataError, and BackendError where a model, a package or a server is missing.
-    """
-    return {
-        section.name: open_retriever(section, cache_root=cache_root, progress=progress, others=others)
-        for section in sections
-    }

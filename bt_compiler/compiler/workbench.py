@@ -12,13 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bt_compiler.compiler.check import CheckedSpec
-from bt_compiler.compiler.identity import used_models, used_retrievers, used_tools
+from bt_compiler.compiler.identity import used_models, used_tools
 from bt_compiler.compiler.opening import (
     OpenBackend,
     backend_opener,
     in_fixed_parts,
     open_models,
-    open_retrievers,
     running_tools,
 )
 from bt_compiler.engine.cache import CompletionCache, CompletionStore, cache_path
@@ -26,7 +25,7 @@ from bt_compiler.engine.executor import Engine
 from bt_compiler.engine.metrics import Metric, build_metric
 from bt_compiler.engine.progress import Progress
 from bt_compiler.engine.request import Backend, Completion
-from bt_compiler.engine.retrieval import Retriever
+from bt_compiler.engine.retrieval import Retriever, open_retrievers
 from bt_compiler.engine.tools import Tool
 from bt_compiler.graph import spec_candidate
 from bt_compiler.optimize.accounts import AccountedStore
@@ -45,6 +44,7 @@ class Workbench:
     models: tuple[ModelSection, ...]
     backends: Mapping[str, Backend]
     retrievers: Mapping[str, Retriever]
+    """Those that the program asks, and all that they are made of."""
     tools: Mapping[str, Tool]
     metric: Metric
     accept: Metric
@@ -123,8 +123,8 @@ def open_workbench(
     """
     sections = spec.sections
     metric, accept = build_metric(sections.metric, spec.judges), sections.optimize.accept.metric
-    asked = used_retrievers(sections, spec.program)
-    retrievers = open_retrievers(asked, cache_root=cache_root, progress=progress, others=sections.retrievers)
+    asked = [retriever.name for retriever in spec.program.retrievers]
+    retrievers = open_retrievers(asked, sections.retrievers, cache_root=cache_root, progress=progress)
     models = used_models(sections, spec.program, spec.judges)
     with (
         closing(CompletionCache(cache_path(cache_root))) as cache,

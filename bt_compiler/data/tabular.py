@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import date, datetime, time
 from decimal import Decimal
 from pathlib import Path
@@ -51,14 +52,19 @@ def read_hub_set(name: str, selection: Selection, *, span: Span | None) -> Table
 
     Raises DataError: BTC318 (`datasets` is missing), BTC319 (name), BTC327 (it cannot be loaded).
     """
-    wanted = hub_set(name, span)
+    return _table(name, hub_values(name, span=span), selection)
+
+
+def hub_values(name: str, *, span: Span | None, wanted: Collection[str] | None = None) -> Iterator[dict[str, Any]]:
+    """As `read_hub_set`, a row at a time. Of columns that are not `wanted` rows have the name alone."""
+    parts = hub_set(name, span)
     try:
         import datasets
     except ImportError as error:
         raise missing_package("datasets", f"`{name}`") from error
     datasets.disable_progress_bars()
     try:
-        loaded = datasets.load_dataset(wanted.id, wanted.config, split=wanted.split)
+        loaded = datasets.load_dataset(parts.id, parts.config, split=parts.split)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError.of(
@@ -68,34 +74,61 @@ def read_hub_set(name: str, selection: Selection, *, span: Span | None) -> Table
             help="without a network only the local cache is asked; a file takes its place by "
             "`--set data.train.path=FILE` and the like",
         ) from error
-    rows = loaded if wanted.rows is None else loaded.take(wanted.rows)
-    return _table(name, tuple(loaded.column_names), iter(rows), selection)
+    columns = tuple(loaded.column_names)
+    rows = loaded if parts.rows is None else loaded.take(parts.rows)
+    read = rows if wanted is None else rows.select_columns([column for column in columns if column in wanted])
+    yield from _plain_rows(name, columns, iter(read))
 
 
 def read_parquet(path: Path, selection: Selection, *, span: Span | None) -> Table:
     """The selected rows of a parquet file, read in batches. Raises DataError BTC301, BTC304, BTC318."""
+    return _table(shown_name(path), parquet_values(path, span=span), selection)
+
+
+def parquet_values(path: Path, *, span: Span | None, wanted: Collection[str] | None = None) -> Iterator[dict[str, Any]]:
+    """As `read_parquet`, a row at a time. Of columns that are not `wanted` rows have the name alone."""
+    name = shown_name(path)
+    with _parquet_file(path, span) as file:
+        columns = tuple(file.schema_arrow.names)
+        read = columns if wanted is None else [column for column in columns if column in wanted]
+        batches = file.iter_batches(batch_size=1024, columns=list(read))
+        yield from _plain_rows(name, columns, (row for batch in batches for row in batch.to_pylist()))
+
+
+def count_parquet(path: Path) -> int:
+    """Its rows, from the file's end. Raises DataError BTC304, BTC318."""
+    with _parquet_file(path, None) as file:
+        return int(file.metadata.num_rows)
+
+
+@contextmanager
+def _parquet_file(path: Path, span: Span | None) -> Iterator[Any]:
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
         raise missing_package("pyarrow", f"`{path.name}`") from error
-    name = shown_name(path)
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            rows = (row for batch in file.iter_batches(batch_size=1024) for row in batch.to_pylist())
-            return _table(name, tuple(file.schema_arrow.names), rows, selection)
+            yield file
     except (pyarrow.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())
-        raise DataError.of("BTC304", f"`{name}` cannot be read: {reason}", span=span) from error
+        raise DataError.of("BTC304", f"`{shown_name(path)}` cannot be read: {reason}", span=span) from error
 
 
-def _table(name: str, columns: tuple[str, ...], values: Iterator[Mapping[str, Any]], selection: Selection) -> Table:
+def _plain_rows(name: str, columns: Sequence[str], values: Iterator[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Rows of JSON values, every column in its place."""
+    for number, row in enumerate(values, 1):
+        yield {column: _plain(row.get(column), name, number) for column in columns}
+
+
+def _table(name: str, values: Iterator[Mapping[str, Any]], selection: Selection) -> Table:
+    columns: tuple[str, ...] = ()
     for number, row in enumerate(values, 1):
         if selection.full:
             break
-        plain = {column: _plain(value, name, number) for column, value in row.items()}
-        text = json.dumps(plain, ensure_ascii=False)
-        selection.offer(Row(line=number, text=text, values=plain))
+        columns = tuple(row)
+        selection.offer(Row(line=number, text=json.dumps(row, ensure_ascii=False), values=row))
     return Table(name=name, rows=selection.rows(), columns=columns)
 
 

@@ -19,8 +19,21 @@ from bt_compiler.engine.react import react
 from bt_compiler.engine.running import Draw, Fork, Need, NodeFailed, Place, Running, Scope, Search, Setting, Use
 from bt_compiler.engine.trace import Failure, Step
 from bt_compiler.errors import ExampleError
-from bt_compiler.graph.program import Call, Carry, Map, Node, Repeat, Retrieve, Sample, Switch, UseTool
-from bt_compiler.spec.types import PASSAGE
+from bt_compiler.graph.program import (
+    RANKED_PASSAGE,
+    RANKED_QUERY,
+    Call,
+    Carry,
+    Map,
+    Node,
+    Repeat,
+    Rerank,
+    Retrieve,
+    Sample,
+    Switch,
+    UseTool,
+)
+from bt_compiler.spec.types import PASSAGE, Type
 
 
 def interpret_program(setting: Setting, inputs: Mapping[str, Any]) -> Running:
@@ -114,13 +127,13 @@ class _Branch(NamedTuple):
     running: Running
 
 
-def _branch(node: Map | Sample, setting: Setting, scope: Scope, place: Place, index: int) -> _Branch:
+def _branch(node: Map | Sample | Rerank, setting: Setting, scope: Scope, place: Place, index: int) -> _Branch:
     own = replace(setting, steps=[])
     inside = replace(place, path=(*place.path, node.name), visit=(*place.visit, index))
     return _Branch(own, scope, _inside(node, own, scope, inside))
 
 
-def _inside(node: Map | Sample, setting: Setting, scope: Scope, place: Place) -> Running:
+def _inside(node: Map | Sample | Rerank, setting: Setting, scope: Scope, place: Place) -> Running:
     yield from _body(node.body, setting, scope, place)
     return {binding.name: scope.resolve(binding.value) for binding in node.out}
 
@@ -160,6 +173,39 @@ def _succeeded(outcome: dict[str, Any] | NodeFailed) -> dict[str, Any]:
     return outcome
 
 
+def _rerank(node: Rerank, setting: Setting, scope: Scope, place: Place) -> Running:
+    """The step shows the passages that are given; those that were looked at are inputs of the calls before it."""
+    query = scope.resolve(node.query)
+    step = Step(node=place.node(node.name), visit=place.visit, inputs={"query": query})
+    try:
+        passages = yield Search(node.retriever, query, node.depth)
+    except ExampleError as error:
+        setting.steps.append(step)
+        raise NodeFailed(Failure(code=error.code, message=error.message, node=step.node)) from error
+    branches = [
+        _branch(
+            node,
+            setting,
+            Scope(values={RANKED_QUERY: query, RANKED_PASSAGE: passage}, parent=scope),
+            place,
+            index,
+        )
+        for index, passage in enumerate(passages)
+    ]
+    ended = yield from _together(branches)
+    for branch in branches:
+        setting.steps.extend(branch.setting.steps)
+    scores = [_as_number(_succeeded(outcome)["score"], node.score.type) for outcome in ended]
+    best = sorted(range(len(passages)), key=lambda index: -scores[index])[: node.k]  # stable: the retriever's order
+    outputs = {"passages": [{**passages[index], "score": scores[index]} for index in best]}
+    setting.steps.append(replace(step, outputs=outputs))
+    return outputs
+
+
+def _as_number(score: Any, type: Type) -> float:
+    return float(len(type.values) - 1 - type.values.index(score)) if type.kind == "enum" else float(score)
+
+
 def _sample(node: Sample, setting: Setting, scope: Scope, place: Place) -> Running:
     """Runs that fail are not picked; where all do, the example fails as the first of them did."""
     around = () if setting.draw is None else setting.draw.path
@@ -195,6 +241,15 @@ def _picked(node: Sample, branches: Sequence[_Branch], ended: Sequence[dict[str,
 
 
 INTERPRETERS: Mapping[type, Callable[[Any, Setting, Scope, Place], Running]] = MappingProxyType(
-    {Call: _call, Retrieve: _retrieve, UseTool: _tool, Repeat: _repeat, Switch: _switch, Map: _map, Sample: _sample}
+    {
+        Call: _call,
+        Retrieve: _retrieve,
+        UseTool: _tool,
+        Repeat: _repeat,
+        Switch: _switch,
+        Map: _map,
+        Sample: _sample,
+        Rerank: _rerank,
+    }
 )
 """A node kind is added by a function here."""

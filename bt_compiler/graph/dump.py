@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from bt_compiler.graph.program import (
+    RANKED_PASSAGE,
+    RANKED_QUERY,
     Binding,
     Block,
     Call,
@@ -16,6 +18,7 @@ from bt_compiler.graph.program import (
     Program,
     Ref,
     Repeat,
+    Rerank,
     Retrieve,
     Sample,
     Switch,
@@ -65,6 +68,9 @@ def _body(body: Sequence[Node], indent: str) -> Iterator[str]:
             case UseTool():
                 given = ", ".join(_bound(item) for item in node.inputs)
                 yield f"{indent}{node.name} = tool {node.tool}({given}){gives}"
+            case Rerank():
+                yield f"{indent}{node.name} = {_head(node)}{gives}"
+                yield from _body(node.body, f"{indent}  ")
             case Repeat() | Map() | Sample():
                 yield f"{indent}{node.name} = {_head(node)}{gives}"
                 yield from _body(node.body, f"{indent}  ")
@@ -99,6 +105,9 @@ def _head(node: Block) -> str:
         case Sample():
             pick = "majority" if node.best is None else f"best {node.best}"
             return f"sample {node.times} at {node.temperature:g}, pick {pick}"
+        case Rerank():
+            asked = f"{node.retriever}(query={_shown(node.query)}, k={node.k})"
+            return f"retrieve {asked} of {node.depth} by {_shown(node.score.value)}"
 
 
 def _module(module: Module) -> Iterator[str]:
@@ -160,7 +169,7 @@ def _boxes(body: Sequence[Node], prefix: str, indent: str, using: Mapping[str, s
                 yield f'{indent}{_id(path)}[("{node.name}<br/>retrieve {node.retriever}, k={node.k}")]'
             case UseTool():
                 yield f'{indent}{_id(path)}{{{{"{node.name}<br/>tool {node.tool}"}}}}'
-            case Repeat() | Map() | Sample():
+            case Repeat() | Map() | Sample() | Rerank():
                 yield f'{indent}subgraph {_id(path)}["{node.name}: {_quoted(_head(node))}"]'
                 yield from _boxes(node.body, f"{path}/", f"{indent}  ", using)
                 yield f"{indent}end"
@@ -187,6 +196,8 @@ def _arrows(body: Sequence[Node], prefix: str, outside: dict[str, str]) -> Itera
             yield from _loop_arrows(node, path, names)
         elif isinstance(node, Map):
             yield from _arrows(node.body, f"{path}/", {**names, node.item: ""})
+        elif isinstance(node, Rerank):
+            yield from _arrows(node.body, f"{path}/", {**names, RANKED_QUERY: "", RANKED_PASSAGE: ""})
         elif isinstance(node, Block):
             for inner, inside in bodies(node):
                 yield from _arrows(inside, f"{path}/{inner}", names)

@@ -12,6 +12,8 @@ from typing import Any
 
 from bt_compiler.canonical import digest
 from bt_compiler.graph.program import (
+    RANKED_PASSAGE,
+    RANKED_QUERY,
     Binding,
     Call,
     Carry,
@@ -21,6 +23,7 @@ from bt_compiler.graph.program import (
     Node,
     Program,
     Repeat,
+    Rerank,
     Retrieve,
     Sample,
     Switch,
@@ -60,13 +63,14 @@ def _hashed_node(node: Node, program: Program, names: _Names) -> Node:
                 content["slots"] = [module_to_json(program.module(slot)) for slot in node.slots]
             return replace(node, hash=digest(content))
         case Retrieve():
-            retriever = next((item for item in program.retrievers if item.name == node.retriever), None)
-            content = {
-                "retrieve": [node.retriever, retriever.kind if retriever is not None else None],
-                "query": _value(node.query, names),
-                "k": node.k,
-            }
-            return replace(node, hash=digest(content))
+            return replace(node, hash=digest(_asked(node, program, names)))
+        case Rerank():
+            asked = _asked(node, program, names)
+            element = {RANKED_QUERY: ["ranked query", asked], RANKED_PASSAGE: ["ranked passage", asked]}
+            body, inside = _hashed_body(node.body, program, {**names, **element})
+            return replace(
+                node, body=body, hash=digest({**asked, "depth": node.depth, "out": _bindings(node.out, inside)})
+            )
         case UseTool():
             tool = next((item for item in program.tools if item.name == node.tool), None)
             content = {"tool": [node.tool, None if tool is None else tool.kind], "in": _bindings(node.inputs, names)}
@@ -85,6 +89,15 @@ def _hashed_node(node: Node, program: Program, names: _Names) -> Node:
                 "out": _bindings(node.out, inside),
             }
             return replace(node, body=body, hash=digest(content))
+
+
+def _asked(node: Retrieve | Rerank, program: Program, names: _Names) -> dict[str, Any]:
+    retriever = next((item for item in program.retrievers if item.name == node.retriever), None)
+    return {
+        "retrieve": [node.retriever, retriever.kind if retriever is not None else None],
+        "query": _value(node.query, names),
+        "k": node.k,
+    }
 
 
 def _hashed_switch(node: Switch, program: Program, names: _Names) -> Switch:

@@ -21,6 +21,7 @@ from bt_compiler.graph.program import (
     Node,
     Program,
     Ref,
+    Rerank,
     Retrieve,
     RetrieverRef,
     ToolRef,
@@ -198,7 +199,7 @@ def _assemble(name: str, structure: _Structure, declared: Declared) -> Program:
                         tools.setdefault(used.name, replace(used, description=None))
                     else:
                         retrievers.setdefault(used.name, _retriever(declared, used.name))
-        elif isinstance(node, Retrieve):
+        elif isinstance(node, Retrieve | Rerank):
             retrievers.setdefault(node.retriever, _retriever(declared, node.retriever))
         elif isinstance(node, UseTool):
             tool = declared.tools[node.tool]

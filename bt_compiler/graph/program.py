@@ -20,6 +20,11 @@ THOUGHT, TOOL, ARGUMENTS = "thought", "tool", "arguments"
 """What one turn of a `react` module holds, in order."""
 OBSERVATION = "observation"
 """What came of a turn, as text; in the trajectory."""
+RANKED_QUERY = "query"
+RANKED_PASSAGE = "passage"
+"""Names inside a `Rerank`."""
+RANKS = ("bool", "int", "float", "enum")
+"""Kinds of types that passages can be ranked by."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -287,7 +292,33 @@ class Sample:
     span: Span | None = field(default=None, compare=False)
 
 
-Block = Repeat | Switch | Map | Sample
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rerank:
+    """Asks a retriever for `depth` passages and gives the `k` that a module scores highest.
+
+    The body, one call, runs for every passage, all at the same time. Equal scores stay in the retriever's order.
+    """
+
+    name: str
+    retriever: str
+    query: Value
+    k: int
+    depth: int
+    body: tuple[Node, ...]
+    """Refers to the query and to its passage as `$query` and `$passage`."""
+    score: Binding
+    """An output of the call: a bool, a number, or an enum whose first value is best."""
+    outputs: tuple[Field, ...]
+    hash: str = ""
+    span: Span | None = field(default=None, compare=False)
+
+    @property
+    def out(self) -> tuple[Binding, ...]:
+        """What each run of the body gives."""
+        return (self.score,)
+
+
+Block = Repeat | Switch | Map | Sample | Rerank
 """Nodes with bodies."""
 Node = Call | Retrieve | UseTool | Block
 

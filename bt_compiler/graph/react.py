@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from bt_compiler.diagnostics import did_you_mean
 from bt_compiler.graph.findings import Findings, SpecPath
 from bt_compiler.graph.program import FINISH, ToolRef
+from bt_compiler.graph.ranking import ranking_module
 from bt_compiler.spec import Field, Sections
 from bt_compiler.spec.types import PASSAGES, STR
 
@@ -57,6 +58,14 @@ def lower_reach(
             help="write what it may call and how often: `tools: [calculator, wiki]`, `at_most: 4`",
         )
     known = _known(sections)
+    for place, item in enumerate(raw.get("tools", ())):
+        if item in {section.name for section in sections.retrievers if ranking_module(section) is not None}:
+            findings.add(
+                "BTC244",
+                f"retriever `{item}` is ranked by a module, which is no tool",
+                (*path, "tools", place),
+                help="name the retriever below it, its `of`, or search in a step before this one",
+            )
     tools = [_tool(item, (*path, "tools", place), findings, known) for place, item in enumerate(raw.get("tools", ()))]
     if missing or None in tools:
         return None

@@ -22,6 +22,7 @@ from bt_compiler.graph.program import (
     Program,
     Ref,
     Repeat,
+    Rerank,
     Retrieve,
     RetrieverRef,
     Sample,
@@ -205,6 +206,9 @@ def _node_to_json(node: Node) -> dict[str, Any]:
             data |= {"sample": node.times, "temperature": node.temperature, **_inside_to_json(node.body, node.out)}
             if node.best is not None:
                 data["best"] = _value_to_json(node.best)
+        case Rerank():
+            data |= {"rerank": node.retriever, "query": _value_to_json(node.query), "k": node.k, "depth": node.depth}
+            data |= _inside_to_json(node.body, node.out)
     return data
 
 
@@ -233,6 +237,9 @@ def _node_from_json(data: Mapping[str, Any]) -> Node:
         value, cases = _ref_from_json(data["switch"]), tuple(_case_from_json(case) for case in data["cases"])
         return Switch(name=name, value=value, cases=cases, outputs=outputs, hash=hash)
     body, out = _body_from_json(data["body"]), _bindings_from_json(data["out"])
+    if "rerank" in data:
+        asked = {"retriever": data["rerank"], "query": _value_from_json(data["query"]), "k": data["k"]}
+        return Rerank(name=name, **asked, depth=data["depth"], body=body, score=out[0], outputs=outputs, hash=hash)
     if "map" in data:
         return Map(
             name=name,

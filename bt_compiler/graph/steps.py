@@ -25,7 +25,8 @@ from bt_compiler.graph.blocks import (
 )
 from bt_compiler.graph.findings import Findings, SpecPath
 from bt_compiler.graph.loops import declare_loop, lower_loop_parts
-from bt_compiler.graph.program import Call, Module, Node, Repeat, Retrieve, UseTool
+from bt_compiler.graph.program import Call, Module, Node, Repeat, Rerank, Retrieve, UseTool
+from bt_compiler.graph.ranking import ranked, ranking_module
 from bt_compiler.graph.react import QUERY, RETRIEVED
 from bt_compiler.graph.scope import Outputs, Scope, order
 from bt_compiler.spec.sections import RetrieverSection, ToolSection
@@ -185,7 +186,7 @@ def _slots(raw: Mapping[str, Any], path: SpecPath, scope: Scope, findings: Findi
 
 def _lower_retrieve(
     name: str, raw: Mapping[str, Any], path: SpecPath, scope: Scope, declared: Declared
-) -> Retrieve | None:
+) -> Retrieve | Rerank | None:
     asked, findings = raw["retrieve"], declared.findings
     retriever = declared.retrievers.get(asked)
     if retriever is None:
@@ -199,9 +200,13 @@ def _lower_retrieve(
     inputs = bind_inputs(
         raw.get("in"), QUERY, what=f"retriever `{asked}`", step=name, path=path, scope=scope, findings=findings
     )
+    judge = None if retriever is None else ranking_module(retriever)
+    if judge is not None and judge not in declared.modules:
+        help = did_you_mean(judge, declared.modules, what="modules")
+        findings.add("BTC202", f"unknown module `{judge}`", ("retrievers", asked, "module"), help=help)
     if retriever is None or inputs is None:
         return None
-    return Retrieve(
+    step = Retrieve(
         name=name,
         retriever=asked,
         query=inputs[0].value,
@@ -209,6 +214,11 @@ def _lower_retrieve(
         outputs=RETRIEVED,
         span=findings.spec.span(path),
     )
+    if judge is None:
+        return step
+    declared.called.add(judge)
+    module = declared.modules.get(judge)
+    return None if module is None else ranked(step, retriever, module, findings)
 
 
 def _lower_tool(name: str, raw: Mapping[str, Any], path: SpecPath, scope: Scope, declared: Declared) -> UseTool | None:

@@ -8,6 +8,9 @@ from typing import Any
 
 from bt_compiler.graph.hashing import hashed
 from bt_compiler.graph.program import (
+    RANKED_PASSAGE,
+    RANKED_QUERY,
+    RANKS,
     Binding,
     Call,
     Carry,
@@ -18,6 +21,7 @@ from bt_compiler.graph.program import (
     Program,
     Ref,
     Repeat,
+    Rerank,
     Retrieve,
     Sample,
     Switch,
@@ -26,7 +30,7 @@ from bt_compiler.graph.program import (
 )
 from bt_compiler.graph.walk import nodes
 from bt_compiler.spec import Field, Type, assignable, convert, show_type
-from bt_compiler.spec.types import PASSAGES, STR
+from bt_compiler.spec.types import PASSAGE, PASSAGES, STR
 
 
 class InvalidProgram(Exception):
@@ -55,7 +59,7 @@ def verify(program: Program) -> None:
         _fits(binding.value, binding.type, visible, f"output `{binding.name}`")
     used = {name for _, node in nodes(program) if isinstance(node, Call) for name in (node.module, *node.slots)}
     offered = [tool for module in program.modules for tool in module.tools]
-    used_retrievers = {node.retriever for _, node in nodes(program) if isinstance(node, Retrieve)}
+    used_retrievers = {node.retriever for _, node in nodes(program) if isinstance(node, Retrieve | Rerank)}
     used_retrievers |= {tool.name for tool in offered if tool.k is not None}
     for module in program.modules:
         if (module.kind == "react") != bool(module.tools) or bool(module.tools) != (module.at_most > 0):
@@ -102,11 +106,10 @@ def _verify_node(node: Node, program: Program, names: _Names) -> None:
                 raise InvalidProgram(f"outputs of `{node.name}` are not those of module `{module.name}`")
             _verify_slots(node, module, program, names)
         case Retrieve():
-            if node.retriever not in [item.name for item in program.retrievers]:
-                raise InvalidProgram(f"`{node.name}` asks unknown retriever `{node.retriever}`")
-            _fits(node.query, STR, names, f"query of `{node.name}`")
-            if node.k < 1 or [(item.name, item.type) for item in node.outputs] != [("passages", PASSAGES)]:
-                raise InvalidProgram(f"`{node.name}` retrieves {node.k} into {node.outputs}")
+            _verify_search(node, program, names)
+        case Rerank():
+            _verify_search(node, program, names)
+            _verify_ranking(node, program, names)
         case UseTool():
             tool = next((item for item in program.tools if item.name == node.tool), None)
             if tool is None or tool.outputs != node.outputs:
@@ -122,6 +125,23 @@ def _verify_node(node: Node, program: Program, names: _Names) -> None:
             _verify_map(node, program, names)
         case Sample():
             _verify_sample(node, program, names)
+
+
+def _verify_search(node: Retrieve | Rerank, program: Program, names: _Names) -> None:
+    if node.retriever not in [item.name for item in program.retrievers]:
+        raise InvalidProgram(f"`{node.name}` asks unknown retriever `{node.retriever}`")
+    _fits(node.query, STR, names, f"query of `{node.name}`")
+    if node.k < 1 or [(item.name, item.type) for item in node.outputs] != [("passages", PASSAGES)]:
+        raise InvalidProgram(f"`{node.name}` retrieves {node.k} into {node.outputs}")
+
+
+def _verify_ranking(node: Rerank, program: Program, outside: _Names) -> None:
+    inside = _verify_body(node.body, program, {**outside, RANKED_QUERY: STR, RANKED_PASSAGE: PASSAGE})
+    if node.depth < node.k or len(node.body) != 1 or not isinstance(node.body[0], Call):
+        raise InvalidProgram(f"`{node.name}` ranks {node.depth} passages for {node.k} by {len(node.body)} steps")
+    _fits(node.score.value, node.score.type, inside, f"score of `{node.name}`")
+    if node.score.type.kind not in RANKS:
+        raise InvalidProgram(f"`{node.name}` ranks by what has no order")
 
 
 def _verify_slots(node: Call, first: Module, program: Program, names: _Names) -> None:

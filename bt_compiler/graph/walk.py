@@ -14,6 +14,7 @@ from bt_compiler.graph.program import (
     Program,
     Ref,
     Repeat,
+    Rerank,
     Retrieve,
     Sample,
     Switch,
@@ -39,7 +40,7 @@ def nodes_of(body: Sequence[Node], prefix: str = "") -> Iterator[tuple[str, Node
 def bodies(node: Node) -> Iterator[tuple[str, tuple[Node, ...]]]:
     """The bodies of a block, each with what comes between the block's path and its steps (`billing/` in a switch)."""
     match node:
-        case Repeat() | Map() | Sample():
+        case Repeat() | Map() | Sample() | Rerank():
             yield "", node.body
         case Switch():
             yield from ((f"{case.label}/", case.body) for case in node.cases)
@@ -58,6 +59,8 @@ def visits(program: Program) -> dict[str, int]:
                 times[path] = node.times
             case Map():
                 times[path] = node.at_most
+            case Rerank():
+                times[path] = node.depth
     return found
 
 
@@ -66,7 +69,7 @@ def values_of(node: Node) -> list[Value]:
     match node:
         case Call() | UseTool():
             return [binding.value for binding in node.inputs]
-        case Retrieve():
+        case Retrieve() | Rerank():
             return [node.query]
         case Repeat():
             return [carry.start for carry in node.carry if carry.start is not None]
@@ -92,6 +95,8 @@ def inner_values_of(node: Block) -> list[Value]:
         case Sample():
             given: list[Value] = [binding.value for binding in node.out]
             return given if node.best is None else [*given, node.best]
+        case Rerank():
+            return [node.score.value]
 
 
 def references(body: Sequence[Node], out: Sequence[Binding] = ()) -> Iterator[Ref]:

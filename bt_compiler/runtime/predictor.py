@@ -26,7 +26,7 @@ from bt_compiler.runtime.inputs import InputCheck
 from bt_compiler.runtime.outputs import Outputs, finished
 from bt_compiler.runtime.session import Session
 from bt_compiler.spec import Sections, build_sections, json_schema_of_fields, load_spec
-from bt_compiler.spec.sections import ModelSection, RetrieverSection
+from bt_compiler.spec.sections import ModelSection
 from bt_compiler.spec.types import Field
 
 if TYPE_CHECKING:
@@ -197,8 +197,27 @@ class Predictor:
         return replace(section, dtype=facts.dtype)
 
     def _retrievers(self) -> dict[str, Retriever]:
-        sections = {section.name: section for section in self._sections.retrievers}
-        return {one.name: self._retriever(sections[one.name]) for one in self.bundle.program.retrievers}
+        """Carried indexes from the bundle, the others from their corpora; all have to be the compile's."""
+        if not self.bundle.program.retrievers:
+            return {}
+        from bt_compiler.engine.retrieval import mend, open_retrievers, reachable
+        from bt_compiler.engine.retrieval.corpus_rows import in_hub
+
+        names = [retriever.name for retriever in self.bundle.program.retrievers]
+        for section in reachable(names, self._sections.retrievers):
+            corpus = section.corpus
+            if corpus is None or section.name in self.bundle.indexes or in_hub(corpus) or Path(corpus.path).exists():
+                continue
+            message = f"corpus `{corpus.path}` of retriever `{section.name}` is gone, and the bundle carries no index"
+            raise BundleError.of("BTC563", message, help=mend(section))
+        return open_retrievers(
+            names,
+            self._sections.retrievers,
+            cache_root=self._cache_root,
+            progress=self._progress,
+            carried=self.bundle.indexes,
+            expected=self.bundle.manifest.identity["retrievers"],
+        )
 
     def _tools(self) -> dict[str, Tool]:
         """Checked before one is run."""
@@ -216,26 +235,6 @@ class Predictor:
                     help="give the same file or package version, or compile again with this one",
                 )
         return open_tools(sections, file=self._tools_file)
-
-    def _retriever(self, section: RetrieverSection) -> Retriever:
-        from bt_compiler.engine.retrieval import open_retriever
-
-        corpus, mend = (
-            section.corpus,
-            f"put it back, or give its place with `--set retrievers.{section.name}.corpus.path=…`",
-        )
-        if corpus is not None and not Path(corpus.path).exists():
-            raise BundleError.of("BTC563", f"corpus `{corpus.path}` of retriever `{section.name}` is gone", help=mend)
-        others = self._sections.retrievers
-        found = open_retriever(section, cache_root=self._cache_root, progress=self._progress, others=others)
-        expected = self.bundle.manifest.identity["retrievers"].get(section.name)
-        if expected is not None and found.digest != expected:
-            raise BundleError.of(
-                "BTC563",
-                f"retriever `{section.name}` has digest {found.digest[:12]}, the bundle's has {expected[:12]}",
-                help=mend,
-            )
-        return found
 
 
 def outputs_of(trace: Trace) -> Outputs:

@@ -114,7 +114,7 @@ def _retriever(retriever: RetrieverSection) -> dict[str, Any]:
         described |= _given({"where": _where(corpus.where)})
     head = {"kind": retriever.kind, "corpus": described, "of": retriever.of, "k": retriever.k}
     head |= {"description": retriever.description}
-    return _given({**head, **retriever.options})
+    return {**_given(head), **retriever.options}  # an option that is null says something: `stemmer: null`
 
 
 def _module(spec: Spec, name: str, models: Mapping[str, ModelSection], default: str) -> dict[str, Any]:

@@ -157,7 +157,9 @@ def _check_split(split: Mapping[str, float], findings: Findings) -> None:
 
 
 def build_retrievers(spec: Spec, findings: Findings) -> tuple[RetrieverSection, ...]:
-    """Every entry of `retrievers`. Findings BTC141: `of` names what is not there, or goes in a circle."""
+    """Every entry of `retrievers`. Findings BTC141: `of` names what is not there, or goes in a circle; BTC388: it names
+    what a module ranks.
+    """
     written = spec.get(("retrievers",), {})
     sections = tuple(_retriever(spec, name) for name in written)
     by_name = {section.name: section for section in sections}
@@ -170,6 +172,9 @@ def build_retrievers(spec: Spec, findings: Findings) -> tuple[RetrieverSection, 
             elif _reaches(name, section.name, by_name):
                 message = f"retriever `{section.name}` is made of itself"
                 findings.add("BTC141", message, place, help="combine retrievers that search a corpus")
+            elif by_name[name].kind == "rerank" and "module" in by_name[name].options:
+                message = f"the passages of `{name}` are ranked by a module, so that no retriever can be made of it"
+                findings.add("BTC388", message, place, help="name what it is made of, and rank last")
     return sections
 
 

@@ -4,34 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from tiny_encoders import WORDS, write_encoders
 
 from bt_compiler.engine.progress import Silent
 from bt_compiler.engine.retrieval import Retriever, check_retriever, open_retriever, reachable
 from bt_compiler.errors import BackendError, SpecError
 from bt_compiler.spec.sections import CorpusSection, RetrieverSection
 
-WORDS = [
-    "tower",
-    "paris",
-    "museum",
-    "bell",
-    "london",
-    "river",
-    "church",
-    "spain",
-    "red",
-    "blue",
-    "big",
-    "old",
-    "the",
-    "in",
-    "a",
-    "of",
-]
 ROWS = [
     {"title": f"p{n}", "text": f"{WORDS[n % 16]} {WORDS[n * 5 % 16]} {WORDS[n * 3 % 13]} in {WORDS[n // 4 % 16]}"}
     for n in range(40)
@@ -91,28 +73,9 @@ def test_fusion_of_two_rankings(corpus: CorpusSection, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`encoder`, `pairs` (one label) and `classes` (three): random weights."""
-    library = pytest.importorskip("sentence_transformers", reason="needs the extra `dense`")
-    import torch
-    from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizerFast
-
+    pytest.importorskip("sentence_transformers", reason="needs the extra `dense`")
     folder = tmp_path_factory.mktemp("models")
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    (folder / "vocab.txt").write_text("\n".join([*special, *WORDS]), encoding="utf-8")
-    tokenizer = BertTokenizerFast(str(folder / "vocab.txt"))
-    sizes: dict[str, Any] = dict(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
-    )
-    torch.manual_seed(0)
-    BertModel(BertConfig(**sizes)).save_pretrained(folder / "bare")
-    tokenizer.save_pretrained(folder / "bare")
-    modules = library.models if hasattr(library, "models") else library.sentence_transformer.modules
-    word = modules.Transformer(str(folder / "bare"))
-    library.SentenceTransformer(modules=[word, modules.Pooling(32)]).save(str(folder / "encoder"))
-    for name, labels in (("pairs", 1), ("classes", 3)):
-        config = BertConfig(**sizes, num_labels=labels)
-        BertForSequenceClassification(config).save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
+    write_encoders(folder)
     return folder
 
 

@@ -20,7 +20,7 @@ from bt_compiler.engine.retrieval.wire import Wire
 from bt_compiler.errors import BackendError, SpecError
 from bt_compiler.spec.sections import RetrieverSection
 
-STORED = [
+STORED: list[dict[str, Any]] = [
     {"title": "Louvre", "text": "A museum in Paris.", "year": 1793},
     {"title": "Big Ben", "text": "A bell in London.", "year": None},
 ]
@@ -49,6 +49,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/_msearch":
             lines = [json.loads(line) for line in body.splitlines()]
             hits = [{"_id": f"d{n}", "_score": 2.0 - n, "_source": row} for n, row in enumerate(STORED)]
+            if self.server.mode == "empty" or (self.server.mode == "rare" and "multi_match" in body):
+                hits = []
             sizes = [line["size"] for line in lines[1::2]]
             self.answer({"took": 1, "responses": [{"hits": {"hits": hits[:size]}, "status": 200} for size in sizes]})
         else:
@@ -66,7 +68,15 @@ class Handler(BaseHTTPRequestHandler):
         if mode == "refuses":
             self.send_error(404, "index_not_found_exception")
             return
-        bodies = {"html": "<html>", "other": '{"hello": 1}', "list": "[1]", "error": '{"responses": [{"error": "no"}]}'}
+        bad_score = '{"responses": [{"hits": {"hits": [{"_id": "a", "_score": NaN, "_source": {"text": "b"}}]}}]}'
+        bodies = {
+            "nan": bad_score,
+            "hits": '{"responses": [{"hits": {"hits": 3}}]}',
+            "html": "<html>",
+            "other": '{"hello": 1}',
+            "list": "[1]",
+            "error": '{"responses": [{"error": "no"}]}',
+        }
         data = bodies.get(mode, json.dumps(value)).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(data)))
@@ -169,6 +179,9 @@ def test_a_server_that_is_busy_is_asked_again(server: Server) -> None:
         ("list", {}, "BTC382", "without the 1 results"),
         ("error", {}, "BTC382", "refuses the search"),
         ("well", {"title": "name"}, "BTC382", "without the field `name`; its fields: `text`, `title`, `year`"),
+        ("nan", {}, "BTC382", "gives `nan` as a passage's score"),
+        ("hits", {}, "BTC382", "without a list of passages"),
+        ("empty", {"filter": [{"term": {"yaer": 1793}}]}, "BTC389", "has no passage to give"),
         ("slow", {"timeout": 0.05}, "BTC381", "does not answer within 0.05 s"),
         ("well", {"api_key": {"env": "BTC_TEST_NO_SUCH"}}, "BTC383", "is not set"),
     ],
@@ -182,6 +195,30 @@ def test_what_a_server_does_wrong_is_said_when_it_is_opened(
     (item,) = caught.value.diagnostics
     assert item.code == code
     assert words in item.message
+
+
+def test_a_server_that_fails_later_stops_the_work_and_may_come_back(server: Server) -> None:
+    retriever = opened(section(server, timeout=0.05))
+    for mode, code in (("slow", "BTC381"), ("html", "BTC382"), ("busy", None), ("well", None)):
+        server.mode = mode
+        server.asked.clear()
+        if code is None:
+            assert len(retriever.search(["x"], 2)[0]) == 2
+            continue
+        with pytest.raises(BackendError) as caught:
+            retriever.search(["x"], 2)
+        assert caught.value.diagnostics[0].code == code
+
+
+def test_lists_of_sentences_are_joined_as_in_a_corpus(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(STORED[0], "text", ["One.", "Two."])
+    assert opened(section(server)).search(["x"], 1)[0][0]["text"] == "One. Two."
+
+
+def test_a_word_that_no_passage_has_is_no_empty_index(server: Server) -> None:
+    server.mode = "rare"
+    assert opened(section(server)).search(["x"], 2) == [[]]
+    assert '"match_all"' in server.asked[1][1]
 
 
 def test_a_server_that_is_down(server: Server) -> None:

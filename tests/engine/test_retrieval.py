@@ -119,12 +119,43 @@ def test_scores_are_those_of_bm25s_itself(tmp_path: Path, options: dict[str, Any
             }
 
 
-def test_top_agrees_with_a_full_stable_sort() -> None:
+@pytest.mark.parametrize("part", [1, 50, 1 << 20])
+@pytest.mark.parametrize("options", [{}, {"k1": 0.9, "b": 0.4, "stemmer": None, "stopwords": "german"}])
+def test_an_index_made_in_parts_is_that_of_bm25s_bit_for_bit(
+    tmp_path: Path, options: dict[str, Any], part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bt_compiler.engine.retrieval.bm25_index._PART", part)
+    path = random_corpus(tmp_path / "c.jsonl")
+    with path.open("a", encoding="utf-8") as file:
+        file.write('{"text": "the"}\n{"text": ""}\n{"text": "Ärger, STRASSE naïve x 42"}\n')
+    texts = [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
+    opened(path, tmp_path, id=None, text="{text}", options=options)
+    (folder,) = (folder for folder in (tmp_path / "indexes").iterdir() if folder.is_dir())
+    vocabulary: dict[str, int] = json.loads((folder / "vocab.index.json").read_text(encoding="utf-8"))
+    settings = {"stemmer": "english", "stopwords": "english", "k1": 1.5, "b": 0.75, **options}
+    stemmer = Stemmer.Stemmer(settings["stemmer"]) if settings["stemmer"] else None
+    tokens = bm25s.tokenize(
+        texts, stopwords=settings["stopwords"], stemmer=stemmer, return_ids=False, show_progress=False
+    )
+    assert list(vocabulary) == list(dict.fromkeys(token for passage in tokens for token in passage))
+    index = bm25s.BM25(k1=settings["k1"], b=settings["b"])
+    ids = [[vocabulary[token] for token in passage] for passage in tokens]
+    index.index((ids, vocabulary), create_empty_token=False, show_progress=False)
+    for name, file_name in (("data", "data"), ("indices", "indices"), ("indptr", "indptr")):
+        ours = np.load(folder / f"{file_name}.csc.index.npy")
+        assert ours.dtype == index.scores[name].dtype
+        np.testing.assert_array_equal(ours, index.scores[name])
+
+
+def test_top_agrees_with_a_full_stable_sort(monkeypatch: pytest.MonkeyPatch) -> None:
     random = Random(1)
-    for _ in range(200):
-        scores = np.array([random.choice([0.0, 0.5, 1.0, 1.5]) for _ in range(random.randint(1, 20))], dtype=np.float32)
-        k = random.randint(0, 25)
-        assert top(scores, k) == sorted(range(len(scores)), key=lambda number: -scores[number])[:k]
+    for block in (1, 3, 4, 1024):
+        monkeypatch.setattr("bt_compiler.engine.retrieval.index_folder._BLOCK", block)
+        for _ in range(100):
+            values = [random.choice([0.0, 0.5, 1.0, 1.5]) for _ in range(random.randint(1, 40))]
+            scores = np.array(values, dtype=np.float32)
+            k = random.randint(0, 45)
+            assert top(scores, k) == sorted(range(len(scores)), key=lambda number: -scores[number])[:k]
 
 
 class Recorder(Silent):

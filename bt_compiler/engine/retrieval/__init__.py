@@ -1,11 +1,23 @@
 """Retrievers: queries in, passages out. A kind is a file here and one entry in `registry`."""
 
+from bt_compiler.engine.retrieval.opening import mend
 from bt_compiler.engine.retrieval.registry import (
     check_retriever,
     open_retriever,
+    open_retrievers,
     reachable,
     retriever_kinds,
 )
-from bt_compiler.engine.retrieval.retriever import Passage, Retriever
+from bt_compiler.engine.retrieval.retriever import Indexed, Passage, Retriever
 
-__all__ = ["Passage", "Retriever", "check_retriever", "open_retriever", "reachable", "retriever_kinds"]
+__all__ = [
+    "Indexed",
+    "Passage",
+    "Retriever",
+    "check_retriever",
+    "mend",
+    "open_retriever",
+    "open_retrievers",
+    "reachable",
+    "retriever_kinds",
+]

@@ -11,18 +11,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from bt_compiler.canonical import digest
-from bt_compiler.data.table import shown_name
 from bt_compiler.engine.progress import Progress
+from bt_compiler.engine.retrieval.bm25_index import Postings, Words
 from bt_compiler.engine.retrieval.corpus import read_corpus
+from bt_compiler.engine.retrieval.corpus_rows import count_rows, shown_corpus
 from bt_compiler.engine.retrieval.index_folder import (
-    corpus_digest,
+    Index,
     corpus_settings,
-    count_lines,
+    find_index,
     in_chunks,
-    prepare,
     top,
 )
+from bt_compiler.engine.retrieval.opening import Opening
 from bt_compiler.engine.retrieval.passages import Passages, write_passages
 from bt_compiler.errors import BackendError, DataError
 from bt_compiler.spec.sections import CorpusSection, RetrieverSection
@@ -30,32 +30,31 @@ from bt_compiler.spec.sections import CorpusSection, RetrieverSection
 Tokenize = Callable[[Sequence[str]], list[list[str]]]
 
 
-def open_bm25(section: RetrieverSection, *, cache_root: Path, progress: Progress) -> Bm25Retriever:
-    """The retriever, from its index under `cache_root/indexes`, built first where there is none.
+def open_bm25(opening: Opening) -> Bm25Retriever:
+    """The retriever over its index; see `find_index`.
 
-    Raises DataError (BTC373 to BTC377) for the corpus and BackendError BTC379 where packages are missing.
+    Raises DataError (BTC373 to BTC377) for the corpus, BackendError BTC379 where packages are missing, BundleError.
     """
-    corpus = section.corpus
+    section, corpus = opening.section, opening.section.corpus
     if corpus is None:
         raise ValueError("a bm25 retriever without a corpus: `check_retriever` comes first")
     settings = _settings(section, corpus)
-    identity = digest({"corpus": corpus_digest(corpus), **settings})
-    folder = cache_root / "indexes" / identity
     tokenize = _tokenizer(settings["stemmer"], settings["stopwords"])
-    prepare(folder, corpus, lambda building: _build(building, corpus, settings, tokenize, progress))
-    return Bm25Retriever(folder, identity, tokenize)
+    index = find_index(opening, corpus, settings, lambda folder: _build(folder, corpus, settings, opening.progress))
+    return Bm25Retriever(index, tokenize)
 
 
 class Bm25Retriever:
     """A `Retriever` over one index folder."""
 
-    def __init__(self, folder: Path, digest: str, tokenize: Tokenize) -> None:
+    def __init__(self, index: Index, tokenize: Tokenize) -> None:
         import bm25s
 
-        self.digest = digest
+        self.digest = index.digest
+        self.folder = index.folder
         self._tokenize = tokenize
-        self._index = bm25s.BM25.load(folder, mmap=True, show_progress=False)
-        self._passages = Passages(folder)
+        self._index = bm25s.BM25.load(index.folder, mmap=True, show_progress=False)
+        self._passages = Passages(index.folder)
 
     def search(self, queries: Sequence[str], k: int) -> list[list[dict[str, Any]]]:
         """See `Retriever`. Equal queries are searched once."""
@@ -64,10 +63,10 @@ class Bm25Retriever:
         return [[dict(passage) for passage in found[query]] for query in queries]
 
     def _best(self, tokens: list[str], k: int) -> list[dict[str, Any]]:
-        import numpy as np
-
         ids = self._index.get_tokens_ids(tokens)
-        scores = self._index.get_scores_from_ids(ids) if ids else np.zeros(len(self._passages), dtype=np.float32)
+        if not ids:
+            return [self._passage(number, 0.0) for number in range(min(k, len(self._passages)))]
+        scores = self._index.get_scores_from_ids(ids)
         return [self._passage(number, float(scores[number])) for number in top(scores, k)]
 
     def _passage(self, number: int, score: float) -> dict[str, Any]:
@@ -116,25 +115,30 @@ def _tokenizer(language: str | None, stopwords: str | list[str] | None) -> Token
     return tokenize
 
 
-def _build(
-    folder: Path, corpus: CorpusSection, settings: dict[str, Any], tokenize: Tokenize, progress: Progress
-) -> None:
+def _build(folder: Path, corpus: CorpusSection, settings: dict[str, Any], progress: Progress) -> None:
     import bm25s
 
-    progress.begin(f"index {Path(corpus.path).name}", count_lines(Path(corpus.path)))
-    vocabulary: dict[str, int] = {}
-    documents: list[list[int]] = []
+    progress.begin(f"index {Path(corpus.path).name}", count_rows(corpus))
+    words, postings = _words(settings["stemmer"], settings["stopwords"]), Postings()
     for chunk in in_chunks(write_passages(folder, read_corpus(corpus))):
-        for tokens in tokenize([text.text for text in chunk]):
-            documents.append([vocabulary.setdefault(token, len(vocabulary)) for token in tokens])
+        postings.add([words.numbers(text.text) for text in chunk])
         progress.advance(len(chunk))
-    if not vocabulary:
+    if not words.stems:
         raise DataError.of(
             "BTC377",
-            f"no passage of corpus `{shown_name(Path(corpus.path))}` holds a word to search for",
+            f"no passage of corpus `{shown_corpus(corpus)}` holds a word to search for",
             span=corpus.span,
             help="words of two letters or more count, stop words do not; see `text`, `stopwords`",
         )
-    index = bm25s.BM25(k1=settings["k1"], b=settings["b"], method="lucene", backend="numpy", csc_backend="numpy")
-    index.index((documents, vocabulary), create_empty_token=False, show_progress=False)
+    k1, b = settings["k1"], settings["b"]
+    index = bm25s.BM25(k1=k1, b=b, method="lucene", backend="numpy", csc_backend="numpy")
+    index.scores = postings.scored(len(words.stems), k1=k1, b=b)
+    index.vocab_dict, index.nonoccurrence_array = words.stems, None
     index.save(folder, show_progress=False)
+
+
+def _words(language: str | None, stopwords: str | list[str] | None) -> Words:
+    from bm25s.tokenization import Tokenizer
+    from Stemmer import Stemmer
+
+    return Words(Tokenizer(stopwords=stopwords).stopwords, Stemmer(language).stemWord if language else None)

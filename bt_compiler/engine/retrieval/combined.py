@@ -6,14 +6,12 @@ Fusion: Cormack, Clarke & Büttcher 2009: a passage's score is the sum over the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from bt_compiler.canonical import digest
-from bt_compiler.engine.progress import Progress
 from bt_compiler.engine.retrieval.encoder import PairScorer, find_encoder, library_version
+from bt_compiler.engine.retrieval.opening import Opening
 from bt_compiler.engine.retrieval.retriever import Retriever
-from bt_compiler.spec.sections import RetrieverSection
 
 RANK_CONSTANT = 60
 DEPTH = 50
@@ -67,18 +65,21 @@ class Reranked:
         return [{**found[place], "score": scores[place]} for place in places]
 
 
-def open_reranked(section: RetrieverSection, part: Retriever, *, cache_root: Path, progress: Progress) -> Reranked:
+def open_reranked(opening: Opening) -> Reranked:
     """Raises BackendError BTC384, BTC385, BTC500 to BTC503."""
+    section = opening.section
     library = library_version("rerank")
-    model = find_encoder(section, cache_root=cache_root, progress=progress)
+    model = find_encoder(section, cache_root=opening.cache_root, progress=opening.progress)
     depth = int(section.options.get("depth", DEPTH))
-    return Reranked(part, PairScorer(section, model.path), depth=depth, identity=[model.digest, library])
+    identity = [model.digest, library]
+    return Reranked(opening.parts[0], PairScorer(section, model.path), depth=depth, identity=identity)
 
 
-def open_hybrid(section: RetrieverSection, parts: Sequence[Retriever]) -> HybridRetriever:
+def open_hybrid(opening: Opening) -> HybridRetriever:
     """The fusion as the section says."""
+    options = opening.section.options
     return HybridRetriever(
-        parts,
-        depth=int(section.options.get("depth", DEPTH)),
-        rank_constant=int(section.options.get("rank_constant", RANK_CONSTANT)),
+        opening.parts,
+        depth=int(options.get("depth", DEPTH)),
+        rank_constant=int(options.get("rank_constant", RANK_CONSTANT)),
     )

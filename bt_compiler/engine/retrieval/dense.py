@@ -10,51 +10,48 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bt_compiler.canonical import digest
 from bt_compiler.engine.progress import Progress
 from bt_compiler.engine.retrieval.corpus import read_corpus
+from bt_compiler.engine.retrieval.corpus_rows import count_rows
 from bt_compiler.engine.retrieval.encoder import Encoder, find_encoder, library_version
 from bt_compiler.engine.retrieval.index_folder import (
-    corpus_digest,
+    Index,
     corpus_settings,
-    count_lines,
+    find_index,
     in_chunks,
-    prepare,
     top,
 )
+from bt_compiler.engine.retrieval.opening import Opening
 from bt_compiler.engine.retrieval.passages import Passages, write_passages
-from bt_compiler.spec.sections import CorpusSection, RetrieverSection
+from bt_compiler.spec.sections import CorpusSection
 
 _VECTORS = "vectors.f32"
 
 
-def open_dense(section: RetrieverSection, *, cache_root: Path, progress: Progress) -> DenseRetriever:
-    """The retriever, from its index under `cache_root/indexes`, built first where there is none.
+def open_dense(opening: Opening) -> DenseRetriever:
+    """The retriever over its index; see `find_index`. The model is needed where the index is carried, too.
 
-    Raises DataError for the corpus and BackendError where the model or a package is missing (BTC384, BTC500 to BTC503).
+    Raises DataError for the corpus, BackendError where the model or a package is missing (BTC384, BTC500 to BTC503),
+    BundleError.
     """
-    corpus = section.corpus
+    section, corpus = opening.section, opening.section.corpus
     if corpus is None:
         raise ValueError("a dense retriever without a corpus: `check_retriever` comes first")
     library = library_version("dense")
-    model = find_encoder(section, cache_root=cache_root, progress=progress)
-    identity = digest(
-        {
-            "kind": "dense",
-            "corpus": corpus_digest(corpus),
-            **corpus_settings(corpus),
-            "model": model.digest,
-            "versions": {"sentence-transformers": library},
-        }
-    )
-    folder = cache_root / "indexes" / identity
+    model = find_encoder(section, cache_root=opening.cache_root, progress=opening.progress)
+    settings = {
+        "kind": "dense",
+        **corpus_settings(corpus),
+        "model": model.digest,
+        "versions": {"sentence-transformers": library},
+    }
     encoder = Encoder(model.path)
-    prepare(folder, corpus, lambda building: _build(building, corpus, encoder, progress))
-    return DenseRetriever(folder, identity, encoder)
+    index = find_index(opening, corpus, settings, lambda folder: _build(folder, corpus, encoder, opening.progress))
+    return DenseRetriever(index, encoder)
 
 
 def _build(folder: Path, corpus: CorpusSection, encoder: Encoder, progress: Progress) -> None:
-    progress.begin(f"embed {Path(corpus.path).name}", count_lines(Path(corpus.path)))
+    progress.begin(f"embed {Path(corpus.path).name}", count_rows(corpus))
     with (folder / _VECTORS).open("wb") as file:
         for chunk in in_chunks(write_passages(folder, read_corpus(corpus))):
             file.write(encoder.passages([text.text for text in chunk]).astype("<f4").tobytes())
@@ -64,13 +61,14 @@ def _build(folder: Path, corpus: CorpusSection, encoder: Encoder, progress: Prog
 class DenseRetriever:
     """A `Retriever` over one index folder."""
 
-    def __init__(self, folder: Path, digest: str, encoder: Encoder) -> None:
+    def __init__(self, index: Index, encoder: Encoder) -> None:
         import numpy as np
 
-        self.digest = digest
+        self.digest = index.digest
+        self.folder = index.folder
         self._encoder = encoder
-        self._passages = Passages(folder)
-        self._vectors = np.memmap(folder / _VECTORS, dtype="<f4", mode="r").reshape(len(self._passages), -1)
+        self._passages = Passages(index.folder)
+        self._vectors = np.memmap(index.folder / _VECTORS, dtype="<f4", mode="r").reshape(len(self._passages), -1)
 
     def search(self, queries: Sequence[str], k: int) -> list[list[dict[str, Any]]]:
         """See `Retriever`. Equal queries are searched once."""

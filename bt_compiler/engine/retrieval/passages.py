@@ -21,12 +21,11 @@ def write_passages(folder: Path, texts: Iterable[Text]) -> Iterator[Text]:
     """Writes every passage as it goes through; the table is written when the last one has."""
     import numpy as np
 
-    starts = array("q", [0])
+    starts, written = array("q", [0]), json.JSONEncoder(ensure_ascii=False).encode
     with (folder / TEXTS).open("wb") as file:
         for text in texts:
-            line = json.dumps([text.id, text.title, text.text], ensure_ascii=False)
-            file.write(line.encode("utf-8", "surrogatepass") + b"\n")
-            starts.append(file.tell())
+            line = f"{written([text.id, text.title, text.text])}\n"
+            starts.append(starts[-1] + file.write(line.encode("utf-8", "surrogatepass")))
             yield text
     np.save(folder / STARTS, np.frombuffer(starts, dtype=np.int64), allow_pickle=False)
 

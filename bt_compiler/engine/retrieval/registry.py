@@ -9,34 +9,27 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from bt_compiler.diagnostics import Diagnostic, did_you_mean
 from bt_compiler.engine.progress import Progress
 from bt_compiler.engine.retrieval.corpus import check_corpus
+from bt_compiler.engine.retrieval.opening import Opening
 from bt_compiler.engine.retrieval.retriever import Retriever
 from bt_compiler.errors import SpecError
 from bt_compiler.spec.sections import RetrieverSection
 
 
-class _Opening(NamedTuple):
-    """What a kind is opened with."""
-
-    section: RetrieverSection
-    parts: tuple[Retriever, ...]
-    """The retrievers of `of`, open."""
-    cache_root: Path
-    progress: Progress
-
-
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    open: Callable[[_Opening], Retriever]
+    open: Callable[[Opening], Retriever]
     needs: Literal["corpus", "several", "one", "server"]
     """What it searches: a corpus, other retrievers (two or more, or one), or a server."""
     options: Mapping[str, Callable[[Any], str | None]]
     """Option -> what is wrong with a value (words that follow the option's name), or None."""
     required: tuple[str, ...] = ()
+    one_of: tuple[str, ...] = ()
+    """Options of which exactly one is given."""
 
 
 def retriever_kinds() -> tuple[str, ...]:
@@ -44,8 +37,8 @@ def retriever_kinds() -> tuple[str, ...]:
     return tuple(sorted(_KINDS))
 
 
-def check_retriever(section: RetrieverSection) -> None:
-    """Kind, options, and the head of the corpus, without indexing anything.
+def check_retriever(section: RetrieverSection, *, corpus: bool = True) -> None:
+    """Kind, options, and, unless told otherwise, the head of the corpus, without indexing anything.
 
     Raises SpecError with every finding (BTC370 to BTC373, BTC378, BTC386), else DataError (BTC373 to BTC375).
     """
@@ -59,16 +52,27 @@ def check_retriever(section: RetrieverSection) -> None:
         )
     found = [item for name, value in section.options.items() if (item := _check_option(section, kind, name, value))]
     found += [_lacking(section, name) for name in kind.required if name not in section.options]
+    found += _check_choice(section, kind)
     found += _check_sources(section, kind)
     if found:
         raise SpecError(found)
-    if section.corpus is not None:
+    if corpus and section.corpus is not None:
         check_corpus(section.corpus)
 
 
 def _lacking(section: RetrieverSection, option: str) -> Diagnostic:
     message = f"retriever `{section.name}` of kind `{section.kind}` needs the option `{option}`"
     return Diagnostic(code="BTC372", message=message, span=section.span)
+
+
+def _check_choice(section: RetrieverSection, kind: _Kind) -> list[Diagnostic]:
+    given = [name for name in kind.one_of if name in section.options]
+    if not kind.one_of or len(given) == 1:
+        return []
+    names = " or ".join(f"`{name}`" for name in kind.one_of)
+    what = "has more than one of the options" if given else "needs one of the options"
+    message = f"retriever `{section.name}` of kind `{section.kind}` {what} {names}"
+    return [Diagnostic(code="BTC372", message=message, span=section.span)]
 
 
 def _check_sources(section: RetrieverSection, kind: _Kind) -> list[Diagnostic]:
@@ -100,25 +104,48 @@ def reachable(names: Collection[str], sections: Sequence[RetrieverSection]) -> t
     return tuple(section for section in sections if section.name in wanted)
 
 
-def open_retriever(
-    section: RetrieverSection,
+def open_retrievers(
+    names: Collection[str],
+    sections: Sequence[RetrieverSection],
     *,
     cache_root: Path,
     progress: Progress,
-    others: Sequence[RetrieverSection] = (),
-) -> Retriever:
-    """The retriever of a spec, indexed unless an index of the same content lies under `cache_root`.
+    carried: Mapping[str, Path] = MappingProxyType({}),
+    expected: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Retriever]:
+    """The retrievers of these names and all that they are made of, each opened once; parts come before what they make.
 
-    `others`: the spec's retrievers, for those that are made of others. Raises what `check_retriever` raises, DataError
-    for the rest of the corpus (BTC374 to BTC377) and BackendError where the kind's packages or its model are missing,
-    or its server does not answer as it should (BTC379 to BTC385, BTC500 to BTC503).
+    An index is built unless one of the same content lies under `cache_root`, or `carried` has its folder by the
+    retriever's name: then the corpus is not looked at. `expected` has the digests that retrievers must have. Raises
+    what `check_retriever` raises, DataError for the rest of the corpus (BTC374 to BTC377), BackendError where packages
+    or a model are missing or a server does not answer as it should (BTC379 to BTC385, BTC500 to BTC503), and
+    BundleError BTC563 or BTC568 where a retriever is not the one expected.
     """
-    check_retriever(section)
-    by_name = {other.name: other for other in others}
-    parts = tuple(
-        open_retriever(by_name[name], cache_root=cache_root, progress=progress, others=others) for name in section.of
-    )
-    return _KINDS[section.kind].open(_Opening(section, parts, cache_root, progress))
+    opened: dict[str, Retriever] = {}
+    left = list(reachable(names, sections))
+    while left:
+        section = next(one for one in left if all(part in opened for part in one.of))  # `build` refuses circles
+        left.remove(section)
+        opening = Opening(
+            section=section,
+            parts=tuple(opened[part] for part in section.of),
+            cache_root=cache_root,
+            progress=progress,
+            carried=carried.get(section.name),
+            expected=expected.get(section.name),
+        )
+        check_retriever(section, corpus=opening.carried is None)
+        opened[section.name] = _KINDS[section.kind].open(opening)
+        opening.refuse_another(opened[section.name].digest)
+    return opened
+
+
+def open_retriever(
+    section: RetrieverSection, *, cache_root: Path, progress: Progress, others: Sequence[RetrieverSection] = ()
+) -> Retriever:
+    """One retriever; `others` are those it may be made of. See `open_retrievers`."""
+    sections = [section, *(other for other in others if other.name != section.name)]
+    return open_retrievers([section.name], sections, cache_root=cache_root, progress=progress)[section.name]
 
 
 def _check_option(section: RetrieverSection, kind: _Kind, name: str, value: Any) -> Diagnostic | None:
@@ -137,34 +164,36 @@ def _check_option(section: RetrieverSection, kind: _Kind, name: str, value: Any)
     )
 
 
-def _open_bm25(opening: _Opening) -> Retriever:
+def _open_bm25(opening: Opening) -> Retriever:
     from bt_compiler.engine.retrieval.bm25 import open_bm25
 
-    return open_bm25(opening.section, cache_root=opening.cache_root, progress=opening.progress)
+    return open_bm25(opening)
 
 
-def _open_dense(opening: _Opening) -> Retriever:
+def _open_dense(opening: Opening) -> Retriever:
     from bt_compiler.engine.retrieval.dense import open_dense
 
-    return open_dense(opening.section, cache_root=opening.cache_root, progress=opening.progress)
+    return open_dense(opening)
 
 
-def _open_hybrid(opening: _Opening) -> Retriever:
+def _open_hybrid(opening: Opening) -> Retriever:
     from bt_compiler.engine.retrieval.combined import open_hybrid
 
-    return open_hybrid(opening.section, opening.parts)
+    return open_hybrid(opening)
 
 
-def _open_reranked(opening: _Opening) -> Retriever:
+def _open_reranked(opening: Opening) -> Retriever:
+    if "module" in opening.section.options:
+        return opening.parts[0]  # the program asks the module about each of its passages
     from bt_compiler.engine.retrieval.combined import open_reranked
 
-    return open_reranked(opening.section, opening.parts[0], cache_root=opening.cache_root, progress=opening.progress)
+    return open_reranked(opening)
 
 
-def _open_remote(opening: _Opening) -> Retriever:
+def _open_remote(opening: Opening) -> Retriever:
     from bt_compiler.engine.retrieval.remote import open_remote
 
-    return open_remote(opening.section, opening.cache_root, opening.progress)
+    return open_remote(opening)
 
 
 def _language(allowed: str) -> Callable[[Any], str | None]:
@@ -266,6 +295,6 @@ _KINDS: Mapping[str, _Kind] = MappingProxyType(
             {**_SERVER, **_STORED, **_MODEL, "collection": _text, "vector": _text},
             ("endpoint", "collection", "model"),
         ),
-        "rerank": _Kind(_open_reranked, "one", {**_DEPTH, **_MODEL}, ("model",)),
+        "rerank": _Kind(_open_reranked, "one", {**_DEPTH, **_MODEL, "module": _text}, one_of=("model", "module")),
     }
 )

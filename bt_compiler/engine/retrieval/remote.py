@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from math import isfinite
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from bt_compiler.canonical import digest
-from bt_compiler.engine.progress import Progress
 from bt_compiler.engine.retrieval.encoder import Encoder, find_encoder, library_version
+from bt_compiler.engine.retrieval.opening import Opening
 from bt_compiler.engine.retrieval.wire import Wire
+from bt_compiler.errors import BackendError
 from bt_compiler.spec.sections import RetrieverSection
 
 Found = list[list[dict[str, Any]]]
 _PROBE = "test"
+_ANYTHING: Mapping[str, Any] = MappingProxyType({"match_all": {}})
 
 
 class QueryEncoder(Protocol):
@@ -45,35 +48,54 @@ class RemoteRetriever:
         return [[dict(passage) for passage in found[query]] for query in queries]
 
 
-def open_remote(section: RetrieverSection, cache_root: Path, progress: Progress) -> RemoteRetriever:
-    """The retriever, after one question that shows the server to be there and to answer as its kind does."""
+def open_remote(opening: Opening) -> RemoteRetriever:
+    """The retriever, after a question that shows the server to be there, to answer as its kind does, to hold passages.
+
+    Raises BackendError BTC380 to BTC384, BTC389.
+    """
+    section = opening.section
     wire = Wire(section)
     identity: list[Any] = [section.kind, section.options.get("revision") or section.options["endpoint"]]
     identity += [{key: value for key, value in section.options.items() if key not in _PLACES}]
     if section.kind == "elasticsearch":
-        retriever = RemoteRetriever(digest(identity), lambda queries, k: _elasticsearch(section, wire, queries, k))
+        retriever = RemoteRetriever(
+            digest(identity), lambda queries, k: _elasticsearch(section, wire, [_match(section, q) for q in queries], k)
+        )
     elif section.kind == "colbert":
         retriever = RemoteRetriever(digest(identity), lambda queries, k: _colbert(section, wire, queries, k))
     else:
         library = library_version(section.kind)
-        model = find_encoder(section, cache_root=cache_root, progress=progress)
+        model = find_encoder(section, cache_root=opening.cache_root, progress=opening.progress)
         encoder = Encoder(model.path)
         key = digest([*identity, model.digest, library])
         retriever = RemoteRetriever(key, lambda queries, k: ask_qdrant(section, wire, encoder, queries, k))
-    retriever.search([_PROBE], 1)
+    found = retriever.search([_PROBE], 1)[0]
+    if not found and section.kind == "elasticsearch":  # the word may be in no passage
+        found = _elasticsearch(section, wire, [_ANYTHING], 1)[0]
+    if not found:
+        raise BackendError.of(
+            "BTC389",
+            f"the server of retriever `{section.name}` has no passage to give",
+            span=section.span,
+            help="see that it holds some, and that `filter` names fields as they are stored: one that is not there "
+            "lets nothing through",
+        )
     return retriever
 
 
 _PLACES = ("endpoint", "api_key", "timeout", "revision", "model")
 
 
-def _elasticsearch(section: RetrieverSection, wire: Wire, queries: Sequence[str], k: int) -> Found:
-    """`_msearch`: one line of header and one of body for each query."""
+def _match(section: RetrieverSection, query: str) -> dict[str, Any]:
+    return {"multi_match": {"query": query, "fields": list(section.options.get("search", ["title", "text"]))}}
+
+
+def _elasticsearch(section: RetrieverSection, wire: Wire, matches: Sequence[Mapping[str, Any]], k: int) -> Found:
+    """`_msearch`: one line of header and one of body for each clause in the server's language."""
     options = section.options
     lines = []
-    for query in queries:
-        match = {"multi_match": {"query": query, "fields": list(options.get("search", ["title", "text"]))}}
-        wanted: dict[str, Any] = {"must": [match]}
+    for match in matches:
+        wanted: dict[str, Any] = {"must": [dict(match)]}
         if "filter" in options:
             wanted["filter"] = options["filter"]
         lines += [json.dumps({"index": options["index"]}), json.dumps({"query": {"bool": wanted}, "size": k})]
@@ -84,7 +106,7 @@ def _elasticsearch(section: RetrieverSection, wire: Wire, queries: Sequence[str]
         headers={"Content-Type": "application/x-ndjson"},
     )
     found: Found = []
-    for one in _lists(answer, "responses", wire, len(queries)):
+    for one in _lists(answer, "responses", wire, len(matches)):
         if isinstance(one, Mapping) and "error" in one:
             raise wire.nonsense(f"refuses the search: {json.dumps(one['error'])[:300]}")
         hits = one.get("hits", {}).get("hits") if isinstance(one, Mapping) else None
@@ -150,7 +172,7 @@ def _passage(section: RetrieverSection, wire: Wire, stored: Any, id: Any, score:
     options = section.options
     if not isinstance(stored, Mapping):
         raise wire.nonsense("gives a passage without its stored fields")
-    values = {key: "" if value is None else str(value) for key, value in stored.items()}
+    values = {key: _as_text(value) for key, value in stored.items()}
     try:
         text = str(options.get("text", "{text}")).format_map(values)
         named = values[options["id"]] if "id" in options else str(id)
@@ -161,7 +183,13 @@ def _passage(section: RetrieverSection, wire: Wire, stored: Any, id: Any, score:
     return {"id": named, "title": title, "text": text, "score": _score(score, wire)}
 
 
+def _as_text(value: Any) -> str:
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return " ".join(value)  # as in a corpus file
+    return "" if value is None else str(value)
+
+
 def _score(score: Any, wire: Wire) -> float:
-    if isinstance(score, bool) or not isinstance(score, int | float):
+    if isinstance(score, bool) or not isinstance(score, int | float) or not isfinite(score):
         raise wire.nonsense(f"gives `{score!r:.40}` as a passage's score")
     return float(score)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 Passage = dict[str, Any]
 """`id`, `title`, `text` (str) and `score` (float): a value of the type `Passage`."""
@@ -23,4 +24,19 @@ class Retriever(Protocol):
         """For every query its k best passages (all of them where the corpus has fewer), best first; equal scores in
         the order of the corpus. Where words are searched, a query without a known word gets the first k with score 0.
         """
+        ...
+
+
+@runtime_checkable
+class Indexed(Protocol):
+    """A retriever over an index of its own, which a bundle may carry."""
+
+    @property
+    def digest(self) -> str:
+        """As `Retriever.digest`."""
+        ...
+
+    @property
+    def folder(self) -> Path:
+        """The index: plain files, none of them in a folder below it."""
         ...
