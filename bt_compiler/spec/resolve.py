@@ -68,6 +68,8 @@ def _model(model: ModelSection) -> dict[str, Any]:
             "api_key": {"env": model.api_key_env} if model.api_key_env else None,
             "dtype": model.dtype,
             "batch": model.batch,
+            "weights": model.weights,
+            "vllm": None if model.vllm is None else _given(asdict(model.vllm)),
             "generation": asdict(model.generation),
         }
     )
@@ -175,8 +177,9 @@ def identity(spec: Spec) -> dict[str, Any]:
 
 
 def _model_identity(model: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in model.items() if key not in ("endpoints", "api_key")}
-    return {**kept, "id": _last_part(kept["id"])}
+    kept = {key: value for key, value in model.items() if key not in ("endpoints", "api_key", "weights", "vllm")}
+    length = model.get("vllm", {}).get("max_model_len")  # the one setting of vLLM that decides what fails
+    return {**kept, "id": _last_part(kept["id"]), **({"max_model_len": length} if length is not None else {})}
 
 
 def _retriever_identity(retriever: Mapping[str, Any]) -> dict[str, Any]:
