@@ -111,7 +111,23 @@ def _openai(section: ModelSection, around: Surroundings) -> Backend:
                 span=section.span,
                 help="set it to the key of the server; keys are never written in a spec",
             )
+    weights = None
+    if section.weights is not None:
+        missing = [name for name in ("torch", "transformers", "peft") if find_spec(name) is None]
+        if missing:
+            raise BackendError.of(
+                "BTC535",
+                f"training on `weights` needs the package `{missing[0]}`, which is not installed",
+                span=section.span,
+                help="`pip install 'bt-compiler[local]'`, or remove `weights` and search prompts alone",
+            )
+        from bt_compiler.engine.backends.base_weights import BaseWeights
+
+        weights = BaseWeights(
+            model_id=section.weights, revision=None, cache_root=around.cache_root, progress=around.progress
+        )
     return OpenAIBackend(
+        weights=weights,
         model=section.id,
         endpoints=section.endpoints,
         revision=section.revision,

@@ -62,7 +62,11 @@ class VllmBackend:
         self._rejected: list[Finished] = []
         self._lent = False
         progress.say(f"starting vLLM on {model_id}")
-        self._driver: Driver | None = start(self._arguments(), self._log, copies=settings.data_parallel_size > 1)
+        try:
+            self._driver: Driver | None = start(self._arguments(), self._log, copies=settings.data_parallel_size > 1)
+        except BackendError:
+            self._log.close()
+            raise
 
     def _arguments(self) -> dict[str, Any]:
         """What vLLM is started with."""
@@ -164,13 +168,13 @@ class VllmBackend:
         if len(ids) + request.max_tokens > self.context_window:
             raise ExampleError(
                 "BTC510",
-                f"the prompt has {len(ids)} tokens and the answer may take {request.max_tokens}, together more than the "
-                f"{self.context_window} that the model reads",
+                f"the prompt has {len(ids)} tokens and the answer may take {request.max_tokens}, together more than "
+                f"the {self.context_window} that the model reads",
             )
         return ids
 
     def _params(self, request: Request) -> Any:
-        """vLLM's form of sampling and grammar. Lark with its token budgets goes to llguidance as it is."""
+        """VLLM's form of sampling and grammar. Lark with its token budgets goes to llguidance as it is."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
@@ -187,7 +191,7 @@ class VllmBackend:
         )
 
     def _lora(self, adapter: Adapter) -> Any:
-        """The request of this version: its name and number are its own. Raises BackendError (BTC508, BTC509, BTC591)."""
+        """The request of this version: its name and number are its own. Raises BackendError."""
         from vllm.lora.request import LoRARequest
 
         known = self._adapters.get(adapter.sha256)
@@ -198,8 +202,8 @@ class VllmBackend:
         if adapter.rank > self._settings.max_lora_rank:
             raise BackendError.of(
                 "BTC591",
-                f"adapter `{adapter.name}` has rank {adapter.rank}, vLLM was started for {self._settings.max_lora_rank} "
-                "at most",
+                f"adapter `{adapter.name}` has rank {adapter.rank}, vLLM was started for "
+                f"{self._settings.max_lora_rank} at most",
                 help="raise `max_lora_rank` in the model's `vllm`",
             )
         number = len(self._adapters) + 1

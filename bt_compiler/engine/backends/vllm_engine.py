@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any, NamedTuple, Protocol
@@ -29,14 +30,16 @@ class Ended(NamedTuple):
 
 
 class Driver(Protocol):
-    """A running engine. What vLLM raises for one request is a ValueError or comes as that request's outcome."""
+    """A running engine. What is wrong with one request is a ValueError, what is with the engine a RuntimeError; either
+    may also be a request's outcome.
+    """
 
     def add(self, id: str, ids: Sequence[int], params: Any, lora: Any) -> None:
         """Takes a request of token ids. Raises ValueError where vLLM refuses it."""
         ...
 
     def wait(self) -> list[Ended]:
-        """Works until at least one request ends; empty only where none is under way."""
+        """Works until at least one request ends; empty only where none is under way. Raises RuntimeError."""
         ...
 
     def abort(self, ids: Sequence[str]) -> None:
@@ -104,11 +107,13 @@ class _InProcess:
     def add(self, id: str, ids: Sequence[int], params: Any, lora: Any) -> None:
         from vllm.inputs import tokens_input
 
-        self._engine.add_request(id, tokens_input(list(ids)), params, lora_request=lora)
+        with _plain_errors():
+            self._engine.add_request(id, tokens_input(list(ids)), params, lora_request=lora)
 
     def wait(self) -> list[Ended]:
         while self._engine.has_unfinished_requests():
-            ended = [Ended(output.request_id, output) for output in self._engine.step() if output.finished]
+            with _plain_errors():
+                ended = [Ended(output.request_id, output) for output in self._engine.step() if output.finished]
             if ended:
                 return ended
         return []
@@ -117,7 +122,8 @@ class _InProcess:
         self._engine.abort_request(list(ids))
 
     def load(self, lora: Any) -> None:
-        self._engine.add_lora(lora)
+        with _plain_errors():
+            self._engine.add_lora(lora)
 
     def sleep(self) -> None:
         self._engine.sleep(1)
@@ -160,8 +166,9 @@ class _Copies:
 
         outcome: Any = None
         try:
-            async for output in self._engine.generate(tokens_input(ids), params, id, lora_request=lora):
-                outcome = output
+            with _plain_errors():
+                async for output in self._engine.generate(tokens_input(ids), params, id, lora_request=lora):
+                    outcome = output
         except (ValueError, RuntimeError) as error:
             outcome = error
         self._ended.put(Ended(id, outcome))
@@ -181,7 +188,8 @@ class _Copies:
                 task.cancel()
 
     def load(self, lora: Any) -> None:
-        self._run(self._engine.add_lora(lora))
+        with _plain_errors():
+            self._run(self._engine.add_lora(lora))
 
     def sleep(self) -> None:
         self._run(self._engine.sleep(1))
@@ -205,6 +213,19 @@ class _Copies:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """VLLM's own exceptions (0.32 on) as those that say the same in Python."""
+    from vllm.exceptions import VLLMClientError, VLLMError
+
+    try:
+        yield
+    except VLLMClientError as error:
+        raise ValueError(str(error)) from error
+    except VLLMError as error:
+        raise RuntimeError(str(error)) from error
 
 
 def _not_started(error: BaseException, log: VllmLog) -> BackendError:
