@@ -190,3 +190,21 @@ def test_the_bound_over_all_holds_and_who_leaves_the_queue_takes_no_place() -> N
         assert len(again) == 3
 
     on_a_clock(story)
+
+
+def test_base_and_adapters_never_share_an_endpoint() -> None:
+    async def story(loop: Clock) -> None:
+        fleet, there = Fleet("ab", most=None, loop=loop), {url: Counter[bool]() for url in "ab"}
+
+        async def one(number: int) -> None:
+            adapted = number % 3 == 0
+            url = await fleet.take("p", adapted=adapted)
+            there[url][adapted] += 1
+            assert not there[url][not adapted]
+            await asyncio.sleep(1 + number % 5)
+            there[url][adapted] -= 1
+            fleet.done(url)
+
+        await asyncio.gather(*(one(number) for number in range(300)))
+
+    on_a_clock(story)

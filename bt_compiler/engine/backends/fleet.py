@@ -32,6 +32,8 @@ class _Endpoint:
     url: str
     limit: int = FIRST_LIMIT
     load: int = 0
+    adapted: bool = False
+    """Whether what is in flight there is for adapters."""
     down_until: float = 0.0
     paused_until: float = 0.0
     prefixes: OrderedDict[str, None] = field(default_factory=OrderedDict)
@@ -49,6 +51,7 @@ class _Endpoint:
 @dataclass(slots=True)
 class _Waiting:
     prefix: str
+    adapted: bool
     avoid: Collection[str]
     place: asyncio.Future[str]
 
@@ -69,9 +72,13 @@ class Fleet:
         """Requests at once that each endpoint was found to take."""
         return [endpoint.limit for endpoint in self._endpoints.values()]
 
-    async def take(self, prefix: str, avoid: Collection[str] = ()) -> str:
-        """Waits for a place and gives the endpoint's URL. `avoid`: endpoints that failed this request before."""
-        waiting = _Waiting(prefix, avoid, self._loop.create_future())
+    async def take(self, prefix: str, avoid: Collection[str] = (), *, adapted: bool = False) -> str:
+        """Waits for a place and gives the endpoint's URL. `avoid`: endpoints that failed this request before.
+
+        `adapted`: whether an adapter is to answer. Those never share an endpoint with requests of the base model: on
+        CPUs vLLM 0.32 computes rows of the base with the weights of an adapter in the same batch.
+        """
+        waiting = _Waiting(prefix, adapted, avoid, self._loop.create_future())
         self._waiting.append(waiting)
         self._assign()
         try:
@@ -144,6 +151,7 @@ class Fleet:
                 return
             self._waiting.popleft()
             endpoint.load += 1
+            endpoint.adapted = first.adapted
             endpoint.prefixes[first.prefix] = None
             endpoint.prefixes.move_to_end(first.prefix)
             if len(endpoint.prefixes) > _PREFIXES:
@@ -161,6 +169,7 @@ class Fleet:
         up = [one for one in everyone if one.down_until <= now] or list(everyone)
         up = [one for one in up if one.url not in waiting.avoid] or up
         free = [one for one in up if one.load < one.limit and one.paused_until <= now]
+        free = [one for one in free if one.load == 0 or one.adapted == waiting.adapted]
         if free:
             return min(free, key=lambda one: self._score(one, waiting.prefix))
         paused = [one.paused_until for one in up if one.paused_until > now]

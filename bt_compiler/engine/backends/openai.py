@@ -190,7 +190,7 @@ class OpenAIBackend:
         prefix = _prefix(request)
         seen, avoid, why = _Tries(self._patience), set[str](), ""
         while not seen.over():
-            endpoint = await self._fleet.take(prefix, avoid)
+            endpoint = await self._fleet.take(prefix, avoid, adapted=request.adapter is not None)
             answer = await self._once(request, endpoint, seen)
             if not isinstance(answer, Again):
                 return answer

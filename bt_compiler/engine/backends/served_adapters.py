@@ -53,6 +53,8 @@ class ServedAdapters:
         self._model = model
         self._loading: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._proven: dict[str, list[_Proven]] = {}
+        self._bases: dict[str, tuple[Print, float]] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
 
     async def served(self, adapter: Adapter, endpoint: str) -> str:
         """The name that `endpoint` answers with this adapter under, loaded and proven there by the first who asks.
@@ -71,6 +73,7 @@ class ServedAdapters:
         """The server does not know an adapter that it had: it was restarted, and has to be given all of them again."""
         for key in [key for key in self._loading if key[0] == endpoint]:
             del self._loading[key]
+        self._bases.pop(endpoint, None)
 
     async def _load(self, adapter: Adapter, name: str, endpoint: str) -> None:
         """The name holds the content's hash, so one that is there already is the right one."""
@@ -86,25 +89,32 @@ class ServedAdapters:
                 help="start vLLM with `--enable-lora --max-lora-rank` at least the adapter's rank and "
                 "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, with the adapter's folder readable there",
             )
-        await self._prove(adapter, name, endpoint)
+        async with self._locks.setdefault(endpoint, asyncio.Lock()):
+            await self._prove(adapter, name, endpoint)
 
     async def _prove(self, adapter: Adapter, name: str, endpoint: str) -> None:
-        before = await self._print(self._model, endpoint)
+        base, noise = await self._base(endpoint)
         own = await self._print(name, endpoint)
-        again = await self._print(self._model, endpoint)
         if changes_nothing(adapter):
             return
-        if _apart(before, own) <= max(_LEAST, 3 * _apart(before, again)):
+        if _apart(base, own) <= max(_LEAST, 3 * noise):
             raise BackendError.of(
                 "BTC595",
                 f"the server at {endpoint} answers as the base model where adapter `{name}` is asked for",
                 help="start vLLM with `--enable-lora`; a proxy between has to pass the model's name on",
             )
-        mine = _Proven(endpoint, before, own)
+        mine = _Proven(endpoint, base, own)
         others = [one for one in self._proven.get(name, []) if one.endpoint != endpoint]
         for other in others:
             _compare(name, mine, other)
         self._proven[name] = [*others, mine]
+
+    async def _base(self, endpoint: str) -> tuple[Print, float]:
+        """What the base model answers, and how far a second answer is from it. Asked before any adapter works there."""
+        if endpoint not in self._bases:
+            first = await self._print(self._model, endpoint)
+            self._bases[endpoint] = first, _apart(first, await self._print(self._model, endpoint))
+        return self._bases[endpoint]
 
     async def _print(self, model: str, endpoint: str) -> Print:
         """Raises BackendError (BTC595) where the server gives no log probabilities."""

@@ -58,7 +58,9 @@ class VllmBackend:
         self.context_window = min(self._base.context_window, settings.max_model_len or self._base.context_window)
         self._log = VllmLog()
         self._adapters: dict[str, Any] = {}
+        self._numbers = 0
         self._asked: dict[str, tuple[Request, int]] = {}
+        self._held: list[tuple[Request, Any]] = []
         self._rejected: list[Finished] = []
         self._lent = False
         progress.say(f"starting vLLM on {model_id}")
@@ -148,15 +150,39 @@ class VllmBackend:
         """See `Backend.submit`. Raises BackendError (BTC508, BTC509, BTC512, BTC591)."""
         for request in requests:
             lora = None if request.adapter is None else self._lora(request.adapter)
-            try:
-                ids = self._prompt(request)
-                self._running().add(request.id, ids, self._params(request), lora)
-            except ExampleError as error:
-                self._rejected.append(Finished(request.id, error))
-            except ValueError as error:
-                self._rejected.append(Finished(request.id, _refused(error)))
+            self._running()
+            if self._mixes(lora):
+                self._held.append((request, lora))
             else:
-                self._asked[request.id] = (request, len(ids))
+                self._add(request, lora)
+
+    def _mixes(self, lora: Any) -> bool:
+        """Whether a request has to wait for others. On CPUs vLLM 0.32 computes rows of the base model with the weights
+        of an adapter in the same batch (its kernels take the index -1 for the last adapter), so they never share one.
+        """
+        if self._base.device != "cpu":
+            return False
+        return bool(self._held) or any((one.adapter is None) != (lora is None) for one, _ in self._asked.values())
+
+    def _add(self, request: Request, lora: Any) -> None:
+        try:
+            ids = self._prompt(request)
+            self._running().add(request.id, ids, self._params(request), lora)
+        except ExampleError as error:
+            self._rejected.append(Finished(request.id, error))
+        except ValueError as error:
+            self._rejected.append(Finished(request.id, _refused(error)))
+        else:
+            self._asked[request.id] = (request, len(ids))
+
+    def _release(self) -> None:
+        """Once nothing is under way, the kind that has waited longest goes on."""
+        held, self._held = self._held, []
+        for request, lora in held:
+            if (lora is None) == (held[0][1] is None):
+                self._add(request, lora)
+            else:
+                self._held.append((request, lora))
 
     def _running(self) -> Driver:
         if self._lent or self._driver is None:
@@ -206,8 +232,9 @@ class VllmBackend:
                 f"{self._settings.max_lora_rank} at most",
                 help="raise `max_lora_rank` in the model's `vllm`",
             )
-        number = len(self._adapters) + 1
-        lora = LoRARequest(f"{adapter.name}-{adapter.sha256[:12]}", number, str(Path(adapter.path).resolve()))
+        self._numbers += 1  # one that failed to load may be half known to vLLM under its number
+        path = str(Path(adapter.path).resolve())
+        lora = LoRARequest(f"{adapter.name}-{adapter.sha256[:12]}", self._numbers, path)
         try:
             self._running().load(lora)
         except (ValueError, RuntimeError, OSError, KeyError) as error:
@@ -223,7 +250,11 @@ class VllmBackend:
     def poll(self) -> list[Finished]:
         """See `Backend.poll`. Raises BackendError (BTC593, BTC594)."""
         finished, self._rejected = self._rejected, []
-        while not finished and self._asked:
+        while not finished and (self._asked or self._held):
+            if not self._asked:
+                self._release()
+                finished, self._rejected = self._rejected, []
+                continue
             try:
                 ended = self._running().wait()
             except RuntimeError as error:  # vLLM's own for workers and cores that died
@@ -258,6 +289,7 @@ class VllmBackend:
         """See `Backend.cancel`."""
         gone = frozenset(ids)
         self._rejected = [item for item in self._rejected if item.id not in gone]
+        self._held = [item for item in self._held if item[0].id not in gone]
         under_way = [id for id in ids if self._asked.pop(id, None) is not None]
         if under_way and self._driver is not None:
             self._driver.abort(under_way)
@@ -274,7 +306,7 @@ class VllmBackend:
     @contextmanager
     def borrow(self) -> Iterator[Any]:
         """See `WeightHost.borrow`. A GPU's memory is the trainer's meanwhile; a CPU's workers keep theirs."""
-        if self._asked:
+        if self._asked or self._held:
             raise RuntimeError("requests are in flight while the model is to be lent")
         driver, on_gpu = self._running(), self._base.device == "cuda"
         if on_gpu:

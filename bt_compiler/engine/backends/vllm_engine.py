@@ -72,7 +72,7 @@ def start(arguments: Mapping[str, Any], log: VllmLog, *, copies: bool) -> Driver
         try:
             config = EngineArgs(**arguments).create_engine_config(UsageContext.LLM_CLASS)
             return _Copies(config) if copies else _InProcess(config)
-        except (ValueError, RuntimeError, TypeError, OSError, ImportError, KeyError, AssertionError) as error:
+        except Exception as error:  # a worker that cannot start is a bare Exception in vLLM
             raise _not_started(error, log) from error
 
 

@@ -79,7 +79,9 @@ def test_base_and_adapters_answer_as_on_the_embedded_engine(beside: Beside) -> N
         )
         seen.append(mine["free 0"])
     assert len(set(seen)) == 4
-    mixed = [replace(one, id=f"{one.id} {a}") for a in range(3) for one in asked(beside.tuned[a])]
+    everyone = (None, *beside.tuned)
+    mixed = [replace(one, id=f"{one.id} {a}") for a in range(4) for one in asked(everyone[a])]
+    mixed = [mixed[number * 7 % len(mixed)] for number in range(len(mixed))]  # base and adapters in turn
     assert texts(beside.vllm, mixed) == texts(embedded, mixed)
 
 
