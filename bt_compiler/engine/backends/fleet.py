@@ -13,7 +13,7 @@ from collections import OrderedDict, deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-FIRST_LIMIT = 8
+FIRST_LIMIT = 16
 """Requests at once that an endpoint starts with."""
 MOST = 512
 """Requests at once beyond which no endpoint is tried."""

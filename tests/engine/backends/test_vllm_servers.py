@@ -62,11 +62,11 @@ def test_a_compile_trains_on_weights_at_hand_and_runs_on_both_servers(place: Pat
     write_spec(place, f"id: fruit-lm, engine: openai, endpoints: [{endpoints}], weights: {place / 'model'}")
     ran = btc("compile", str(place / "fruit.yaml"), "-o", str(place / "bundle"), cache=place / "cache")
     assert ran.code == 0, ran.said
-    report = json.loads((place / "bundle" / "report.json").read_text())
-    assert [step["kind"] for step in report["steps"]] == ["prompts", "weights", "prompts"]
+    manifest = json.loads((place / "bundle" / "manifest.json").read_text())
+    assert manifest["strategy"] == ["prompts", "weights", "prompts"]
     for server in two:
         listed = httpx.get(f"{server.url}/models").json()["data"]
-        assert any(one["id"].startswith("step1-shared") for one in listed)  # pushed to every endpoint
+        assert any(one["id"].startswith("step2-shared") for one in listed)  # pushed to every endpoint
     asked = btc("run", str(place / "bundle"), "--input", '{"size": 3.2, "weight": 55.0}', cache=place / "cache")
     assert asked.code == 0, asked.said
 

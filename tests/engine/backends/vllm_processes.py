@@ -151,9 +151,7 @@ def btc(*arguments: str, cache: Path) -> Ran:
     """`btc` as a process."""
     command = [sys.executable, "-m", "bt_compiler", *arguments]
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as said:
-        code = subprocess.call(
-            command, env=environment(BTC_CACHE=str(cache)) | dict(env or {}), stdout=out, stderr=said
-        )
+        code = subprocess.call(command, env=environment(BTC_CACHE=str(cache)), stdout=out, stderr=said)
         out.seek(0)
         said.seek(0)
         return Ran(code, out.read().decode(), said.read().decode())
