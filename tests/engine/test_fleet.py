@@ -208,3 +208,14 @@ def test_base_and_adapters_never_share_an_endpoint() -> None:
         await asyncio.gather(*(one(number) for number in range(300)))
 
     on_a_clock(story)
+
+
+def test_an_endpoint_that_hangs_gets_less_and_nothing_for_a_while() -> None:
+    async def story(loop: Clock) -> None:
+        fleet = Fleet("ab", most=None, loop=loop)
+        assert await fleet.take("p") == "a"
+        fleet.hung("a")
+        assert fleet.limits == [FIRST_LIMIT // 2, FIRST_LIMIT]
+        assert {await fleet.take("p") for _ in range(FIRST_LIMIT)} == {"b"}
+
+    on_a_clock(story)

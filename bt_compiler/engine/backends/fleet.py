@@ -103,13 +103,24 @@ class Fleet:
         self._leave(self._endpoints[url])
 
     def overloaded(self, url: str, wait: float) -> None:
-        """The server asked for `wait` seconds without requests, or did not answer in time (0)."""
+        """The server asked for `wait` seconds without requests."""
         endpoint = self._endpoints[url]
+        self._halve(endpoint)
+        endpoint.paused_until = max(endpoint.paused_until, self._loop.time() + wait)
+        self._leave(endpoint)
+
+    def hung(self, url: str) -> None:
+        """The server did not answer in time: it gets less, and nothing for a while."""
+        self._halve(self._endpoints[url])
+        self.unreachable(url)
+
+    def _halve(self, endpoint: _Endpoint) -> None:
+        """Once for all that were in flight together."""
+        if max(endpoint.paused_until, endpoint.down_until) > self._loop.time():
+            return
         endpoint.ceiling = max(1, endpoint.limit)
         endpoint.limit = max(1, endpoint.limit // 2)
         endpoint.settled, endpoint.began, endpoint.round = True, None, 0
-        endpoint.paused_until = max(endpoint.paused_until, self._loop.time() + wait)
-        self._leave(endpoint)
 
     def unreachable(self, url: str) -> None:
         """No connection: left out for a while."""

@@ -230,7 +230,7 @@ class OpenAIBackend:
             seen.unreachable += 1
             return Again(why=str(error))
         except httpx.TimeoutException as error:
-            release = partial(self._fleet.overloaded, wait=0.0)
+            release = self._fleet.hung
             seen.failed += 1
             seen.hung += 1
             return Again(why=f"no answer within {self._patience.timeout:g} s ({type(error).__name__})")
