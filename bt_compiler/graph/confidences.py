@@ -67,7 +67,7 @@ def check_confidences(
             ("modules", module, "signature"),
             help="give the answer to a `predict` module that names the label and says how likely it is",
         )
-    if confidences and model.engine in REMOTE_ENGINES:
+    if confidences and model.engine in (*REMOTE_ENGINES, "vllm"):
         findings.add(
             "BTC366",
             f"`{confidences[0].name}` of `{module}` is a probability, which the engine `{model.engine}` cannot tell",

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bt_compiler.canonical import seed_of
 from bt_compiler.engine.executor import Engine
-from bt_compiler.engine.request import WeightHost
+from bt_compiler.engine.request import WeightHost, weight_host
 from bt_compiler.engine.scoring import evaluate
 from bt_compiler.engine.trace import Report
 from bt_compiler.errors import CompileError
@@ -92,9 +92,9 @@ def weight_hosts(program: Program, engine: Engine) -> dict[str, WeightHost]:
     hosts: dict[str, WeightHost] = {}
     distant: list[Module] = []
     for module in trainable(program):
-        backend = engine.backends[module.model]
-        if isinstance(backend, WeightHost):
-            hosts[module.name] = backend
+        host = weight_host(engine.backends[module.model])
+        if host is not None:
+            hosts[module.name] = host
         else:
             distant.append(module)
     if distant or not hosts:
@@ -102,8 +102,8 @@ def weight_hosts(program: Program, engine: Engine) -> dict[str, WeightHost]:
         raise CompileError.of(
             "BTC406",
             f"the weights of {what} are not at hand" if distant else "no module of the program may train its weights",
-            help="use `engine: transformers` for these modules, keep them frozen with `train: [prompt]`, or take "
-            "`weights` out of `optimize.strategy`"
+            help="use `engine: transformers` or `vllm` for these modules, say where their weights are (`weights`), "
+            "keep them frozen with `train: [prompt]`, or take `weights` out of `optimize.strategy`"
             if distant
             else "put `weights` into the `train` of a module, or take it out of `optimize.strategy`",
         )

@@ -15,7 +15,15 @@ from bt_compiler.spec.declared import named_types
 from bt_compiler.spec.document import Spec
 from bt_compiler.spec.judging import build_metric_section, judging_modules
 from bt_compiler.spec.optimizing import Findings, build_optimize
-from bt_compiler.spec.sections import Generation, ModelSection, Price, Sections
+from bt_compiler.spec.sections import (
+    LORA_RANKS,
+    Generation,
+    ModelSection,
+    Price,
+    Sections,
+    VllmSection,
+    WeightsSection,
+)
 from bt_compiler.spec.sourcing import build_data, build_retrievers, model_id
 from bt_compiler.spec.tools import build_tools
 from bt_compiler.spec.tree import Place
@@ -90,6 +98,9 @@ def _model(spec: Spec, name: str, place: Place, findings: Findings) -> ModelSect
     if endpoints and engine != "openai":
         help = "write `engine: openai`, or remove the endpoints"
         findings.add("BTC127", f"the engine `{engine}` has no endpoints", (*place, "endpoints"), key=True, help=help)
+    if "weights" in settings and engine != "openai":
+        help = "write `engine: openai`, or remove `weights`: other engines train on the weights that they run"
+        findings.add("BTC590", f"the engine `{engine}` takes no `weights`", (*place, "weights"), key=True, help=help)
     return ModelSection(
         name=name,
         id=model_id(spec, place, settings.get("id", DEFAULT_MODEL), engine),
@@ -99,10 +110,39 @@ def _model(spec: Spec, name: str, place: Place, findings: Findings) -> ModelSect
         api_key_env=settings.get("api_key", {}).get("env"),
         dtype=settings.get("dtype", "auto"),
         batch=settings.get("batch"),
+        weights=model_id(spec, (*place, "weights"), settings["weights"]) if "weights" in settings else None,
+        vllm=_vllm(spec, settings.get("vllm", {}), engine, (*place, "vllm"), findings),
         generation=Generation(**settings.get("generation", {})),
         price=Price(**settings["price"]) if "price" in settings else None,
         span=spec.span(place),
     )
+
+
+def _vllm(spec: Spec, settings: Mapping[str, Any], engine: str, place: Place, findings: Findings) -> VllmSection | None:
+    """None for other engines. Findings BTC590 (options of another engine), BTC591 (ranks that do not fit)."""
+    if engine != "vllm":
+        if settings:
+            help = "write `engine: vllm`, or remove `vllm`"
+            findings.add("BTC590", f"the engine `{engine}` takes no `vllm`", place, key=True, help=help)
+        return None
+    strategy = spec.get(("optimize", "strategy"), ("weights",))
+    rank = spec.get(("optimize", "weights", "r"), WeightsSection().r) if "weights" in strategy else LORA_RANKS[0]
+    enough = next((known for known in LORA_RANKS if known >= rank), None)
+    if enough is None:
+        findings.add(
+            "BTC591",
+            f"vLLM runs no adapters of rank {rank}",
+            ("optimize", "weights", "r"),
+            help=f"the highest rank is {LORA_RANKS[-1]}",
+        )
+    elif settings.get("max_lora_rank", enough) < rank:
+        findings.add(
+            "BTC591",
+            f"adapters of rank {rank} are more than `max_lora_rank: {settings['max_lora_rank']}` lets through",
+            (*place, "max_lora_rank"),
+            help=f"write `max_lora_rank: {enough}`, remove it, or lower `optimize.weights.r`",
+        )
+    return VllmSection(**{"max_lora_rank": enough or LORA_RANKS[-1], **settings})
 
 
 def output_names(spec: Spec, named: Mapping[str, Type]) -> list[str] | None:

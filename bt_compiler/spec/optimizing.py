@@ -21,7 +21,7 @@ from bt_compiler.spec.sections import (
 from bt_compiler.spec.tree import Place, position
 
 REMOTE_ENGINES = ("openai",)
-"""Engines that answer from elsewhere: there are no weights to train."""
+"""Engines that answer from elsewhere: there are no weights to train unless the spec says where else they are."""
 OF_ADAPTERS = ("r", "alpha", "dropout", "target_modules")
 """Settings of `optimize.weights` that say nothing where all parameters are trained."""
 
@@ -97,7 +97,8 @@ def _first_remote(spec: Spec, models: tuple[ModelSection, ...], judges: frozense
         if name in judges:
             continue
         model = by_name.get(module.get("model", models[0].name))
-        if model is not None and model.engine in REMOTE_ENGINES and "weights" in module.get("train", ("weights",)):
+        distant = model is not None and model.engine in REMOTE_ENGINES and model.weights is None
+        if distant and "weights" in module.get("train", ("weights",)):
             return model
     return None
 
@@ -112,7 +113,7 @@ def _strategy(written: Mapping[str, Any], remote: ModelSection | None, findings:
             "BTC125",
             f"`weights` of model `{remote.name}`, whose weights are not at hand",
             ("optimize", "strategy", strategy.index("weights")),
-            help=f"the engine `{remote.engine}` only answers; search prompts alone, or run the model by `transformers`",
+            help="search prompts alone, or say where the servers' weights are at hand: `weights: FOLDER` in the model",
         )
     return strategy
 

@@ -28,6 +28,26 @@ class Generation:
     """Token budget of each text field that has none of its own."""
 
 
+IN_PROCESS = ("transformers", "vllm")
+"""Engines that hold the model's weights themselves."""
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""Highest ranks that vLLM can be started for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VllmSection:
+    """`vllm` of a model: what vLLM is told of the devices; None: vLLM's own default."""
+
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+    data_parallel_size: int = 1
+    distributed_executor_backend: str | None = None
+    gpu_memory_utilization: float | None = None
+    max_model_len: int | None = None
+    max_lora_rank: int = 32
+    """Filled in from `optimize.weights.r` where the spec does not say."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Price:
     """What a million tokens of a model cost, in the user's currency."""
@@ -56,6 +76,10 @@ class ModelSection:
     """`auto` (measured once, journalled), `float32`, `bfloat16` or `float16`."""
     batch: int | None = None
     """Rows decoded together in process, or requests in flight to a server; None: the engine's choice."""
+    weights: str | None = None
+    """Of a model that servers run: where its weights are at hand for training, a local folder or a hub id."""
+    vllm: VllmSection | None = None
+    """Set where the engine is `vllm`."""
     generation: Generation = field(default_factory=Generation)
     price: Price | None = None
     """For `--budget` in money and reports."""

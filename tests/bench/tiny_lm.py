@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
@@ -11,8 +12,11 @@ CHAT_TEMPLATE = (
 )
 
 
-def make_tiny_lm(folder: Path, texts: Iterable[str], *, seed: int = 0) -> Path:
-    """Writes config, weights and tokenizer to `folder`: two layers of width 32 over a vocabulary of at most 384."""
+def make_tiny_lm(folder: Path, texts: Iterable[str], *, seed: int = 0, **changes: Any) -> Path:
+    """Writes config, weights and tokenizer to `folder`: two layers of width 32 over a vocabulary of at most 384.
+
+    `changes`: of the configuration.
+    """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -33,18 +37,18 @@ def make_tiny_lm(folder: Path, texts: Iterable[str], *, seed: int = 0) -> Path:
     fast.chat_template = CHAT_TEMPLATE
     fast.save_pretrained(folder)
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(fast),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=1024,
-        initializer_range=0.2,
-        eos_token_id=fast.eos_token_id,
-        pad_token_id=fast.pad_token_id,
-        bos_token_id=fast.bos_token_id,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    settings = {
+        "vocab_size": len(fast),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 1024,
+        "initializer_range": 0.2,
+        "eos_token_id": fast.eos_token_id,
+        "pad_token_id": fast.pad_token_id,
+        "bos_token_id": fast.bos_token_id,
+    }
+    LlamaForCausalLM(LlamaConfig(**(settings | changes))).save_pretrained(folder)
     return folder

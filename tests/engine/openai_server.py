@@ -1,21 +1,25 @@
 """A server process that speaks OpenAI's API over a canned function, good and bad manners included.
 
 What it does is chosen by a word in the last turn: `hang`, `flaky` (500, then well), `limited` (429 with Retry-After,
-then well), `hidden` (an error inside a 200), `nonsense`, `broken` (always 500), `long` (400), `filtered`, `empty`.
+then well), `hidden` (an error inside a 200), `nonsense`, `broken` (always 500), `long` (400), `filtered`, `empty`,
+`halfway` (half an answer, then silence). An adapter with `sleeper` in its name answers as the base model does.
 Paths: `/v1` (vLLM's ways), `/secret/v1` (wants a key), `/plain/v1` (knows no structured outputs, no adapters, no list
-of models). `GET /log` tells what came in.
+of models). `GET /log` tells what came in, `POST /forget` does to adapters what a restart does. With a second argument
+the server's base model is another one.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 import sys
 from collections import Counter
+from collections.abc import AsyncIterator
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 
 app = FastAPI()
 log: list[dict[str, Any]] = []
@@ -31,6 +35,12 @@ def error(status: int, message: str, **headers: str) -> JSONResponse:
 @app.get("/log")
 def read_log() -> dict[str, Any]:
     return {"requests": log, "adapters": adapters, "most": active["most"]}
+
+
+@app.post("/forget")
+def forget() -> dict[str, Any]:
+    adapters.clear()
+    return {}
 
 
 @app.get("/v1/models")
@@ -59,6 +69,8 @@ async def complete(rest: str, request: Request) -> Any:
 
 
 async def answer(path: str, body: dict[str, Any], key: str | None) -> Any:
+    if body.get("echo"):
+        return log_probabilities(body)
     chat = path.endswith("/chat")
     text = body["messages"][-1]["content"] if chat else body["prompt"]
     log.append({"path": path, "body": body})
@@ -72,9 +84,31 @@ async def answer(path: str, body: dict[str, Any], key: str | None) -> Any:
     return await manners(text, body, chat=chat)
 
 
+def log_probabilities(body: dict[str, Any]) -> Any:
+    """Of the prompt's words, one generated behind them; an adapter's are its own."""
+    model, base = body["model"], f"base{''.join(sys.argv[2:])}"
+    if model != "lm" and model not in adapters:
+        return error(404, f"The model `{model}` does not exist.")
+    count = len(body["prompt"].split())
+    values = [random.Random(f"{base} {word}").uniform(-8, 0) for word in range(count)]
+    if model != "lm" and "sleeper" not in model:
+        own = random.Random(adapters[model] if "stale" in model else model)
+        values = [value + own.uniform(-1, 1) for value in values]
+    said = {"text": body["prompt"], "index": 0, "finish_reason": "length"}
+    said["logprobs"] = {"token_logprobs": [None, *values[1:], -0.5]}
+    return {"model": "lm" if "impostor" in model else model, "choices": [said]}
+
+
+async def half_an_answer() -> AsyncIterator[bytes]:
+    yield b'{"choices": [{"mess'
+    await asyncio.sleep(30)
+
+
 async def manners(text: str, body: dict[str, Any], *, chat: bool) -> Any:
     if "hang" in text:
         await asyncio.sleep(30)
+    if "halfway" in text:
+        return StreamingResponse(half_an_answer(), media_type="application/json")
     if "broken" in text or ("flaky" in text and seen[text] == 1):
         return error(500, "out of order")
     if "limited" in text and seen[text] == 1:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import json
 import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from engine_parts import SPECIES, candidate_of, examples, module, single
 from bt_compiler.canonical import digest
 from bt_compiler.engine.backends import engine_names, open_backend
 from bt_compiler.engine.backends.openai import OpenAIBackend, Patience
+from bt_compiler.engine.backends.served_adapters import changes_nothing
 from bt_compiler.engine.executor import Engine
 from bt_compiler.engine.progress import Silent
 from bt_compiler.engine.request import Message, PromptText, Request
@@ -37,8 +41,14 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
+    with served() as url:
+        yield url
+
+
+@contextmanager
+def served(*more: str) -> Iterator[str]:
     port = free_port()
-    process = subprocess.Popen([sys.executable, str(Path(__file__).parent / "openai_server.py"), str(port)])
+    process = subprocess.Popen([sys.executable, str(Path(__file__).parent / "openai_server.py"), str(port), *more])
     url = f"http://127.0.0.1:{port}"
     try:
         for _ in range(200):
@@ -131,6 +141,7 @@ def test_passing_troubles_are_tried_again(server, word):
         ("nonsense", "BTC532", "not JSON: '<html>hello'", 4),
         ("empty", "BTC532", "no completion", 4),
         ("hang", "BTC532", "no answer within 0.5 s", 2),
+        ("halfway", "BTC532", "no answer within 0.5 s", 2),
         ("long", "BTC534", "maximum context length is 4096", 1),
         ("filtered", "BTC534", "content_filter", 1),
     ],
@@ -189,18 +200,54 @@ def test_adapters_are_loaded_once_and_answer_under_their_name(server):
 
 
 @pytest.mark.parametrize(
-    ("path", "name", "said"),
+    ("path", "name", "code", "said"),
     [
-        ("v1", "too-large", "max_lora_rank"),
-        ("plain/v1", "any", "status 404"),
-        ("v1", "impostor", "answered as `lm`"),
+        ("v1", "too-large", "BTC531", "max_lora_rank"),
+        ("plain/v1", "any", "BTC531", "status 404"),
+        ("v1", "impostor", "BTC595", "answered as `lm`"),
+        ("v1", "sleeper", "BTC595", "answers as the base model"),
     ],
 )
-def test_an_adapter_that_does_not_answer_is_never_taken_for_one_that_does(server, path, name, said):
+def test_an_adapter_that_does_not_answer_is_never_taken_for_one_that_does(server, path, name, code, said):
     with pytest.raises(BackendError) as caught:
         run(opened(f"{server}/{path}"), "which", adapter=adapter(name))
-    assert caught.value.diagnostics[0].code == "BTC531"
+    assert caught.value.diagnostics[0].code == code
     assert said in caught.value.diagnostics[0].message
+
+
+@pytest.mark.parametrize(("values", "allowed"), [([0.0, 0.0], True), ([0.0, 1e-9], False)])
+def test_an_adapter_that_changes_nothing_answers_as_the_base_by_right(tmp_path, values, allowed):
+    data = struct.pack("<2f", *values)
+    header = json.dumps({"x.lora_B.weight": {"dtype": "F32", "shape": [2], "data_offsets": [0, len(data)]}}).encode()
+    (tmp_path / "adapter_model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + data)
+    assert changes_nothing(replace(adapter("sleeper"), path=tmp_path)) == allowed
+
+
+def test_a_server_that_was_restarted_gets_its_adapters_again(server):
+    tuned, backend = adapter("restarted"), opened(f"{server}/v1")
+    program = single(LABEL)
+    candidate = replace(candidate_of(program), adapters={SHARED: tuned})
+    engine = Engine(backends={"default": backend})
+    try:
+        for number in range(3):
+            rows = examples([{"text": f"restarted {number} {row}"} for row in range(4)])
+            assert [trace.outputs for trace in engine.run(program, candidate, rows)] == [{"species": "virginica"}] * 4
+            httpx.post(f"{server}/forget")
+    finally:
+        backend.close()
+
+
+def test_endpoints_that_do_not_answer_alike_are_an_error(server, tmp_path):
+    rows = [f"alike {number}" for number in range(16)]
+    with served("other base") as other, pytest.raises(BackendError, match=r"BTC596(.|\n)*different models"):
+        run(opened(f"{server}/v1", f"{other}/v1"), *rows, adapter=adapter("alike"))
+    with served() as same:
+        body = {"lora_name": f"stale-{adapter('stale').sha256[:12]}", "lora_path": "/old"}
+        httpx.post(f"{same}/v1/load_lora_adapter", json=body)
+        with pytest.raises(BackendError, match=r"BTC596(.|\n)*answer differently"):
+            run(opened(f"{server}/v1", f"{same}/v1"), *rows, adapter=adapter("stale"))
+        traces = run(opened(f"{server}/v1", f"{same}/v1"), *rows, adapter=adapter("alike"))
+        assert [trace.outputs for trace in traces] == [{"species": "virginica"}] * 16
 
 
 def section(**settings: Any) -> ModelSection:
@@ -230,7 +277,7 @@ def test_the_key_comes_from_the_environment_and_is_never_in_an_error(server, mon
     ("settings", "kind", "code", "help"),
     [
         ({"engine": "openal"}, SpecError, "BTC527", "did you mean `openai`?"),
-        ({"engine": "vllm"}, SpecError, "BTC527", "engines: `openai`, `scripted`, `transformers`"),
+        ({"engine": "gguf"}, SpecError, "BTC527", "engines: `openai`, `scripted`, `transformers`, `vllm`"),
         ({}, BackendError, "BTC527", "endpoints"),
         ({"engine": "scripted", "id": "/nowhere.json"}, BackendError, "BTC525", "schema_version"),
     ],
@@ -255,4 +302,4 @@ def test_closing_does_not_wait_for_an_answer(server):
 
 
 def test_engines():
-    assert engine_names() == ("openai", "scripted", "transformers")
+    assert engine_names() == ("openai", "scripted", "transformers", "vllm")

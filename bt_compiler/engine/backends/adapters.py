@@ -44,13 +44,7 @@ class Adapters:
         """Loads an adapter that rows will name. Raises BackendError (BTC508, BTC509) where it cannot serve."""
         if adapter.sha256 in self._known:
             return
-        if adapter.base_digest != self.base_digest:
-            raise BackendError.of(
-                "BTC509",
-                f"adapter `{adapter.name}` was trained on other base weights ({adapter.base_digest[:12]}) than those "
-                f"loaded ({self.base_digest[:12]})",
-                help=f"load the base model it was trained on: `{adapter.base_model}`",
-            )
+        check_base_weights(adapter, self.base_digest)
         self._load(adapter)
         self._known[adapter.sha256] = adapter
 
@@ -94,29 +88,9 @@ class Adapters:
             for parameter in layer.parameters():
                 parameter.requires_grad_(False)
 
-    def _read_config(self, adapter: Adapter) -> dict[str, Any]:
-        """The adapter's config; of kinds that are served alone, and of the rank that is said."""
-        try:
-            said = json.loads((Path(adapter.path) / "adapter_config.json").read_text(encoding="utf-8"))
-        except (ValueError, OSError) as error:
-            raise _unreadable(adapter, error) from error
-        if not isinstance(said, dict) or said.get("peft_type") not in ("LORA", FULL):
-            raise BackendError.of(
-                "BTC508",
-                f"adapter `{adapter.name}` is neither a LoRA adapter nor a full set of weights",
-                help="train it with a `method` of `optimize.weights`; other kinds of adapter are not served",
-            )
-        if said.get("r") != adapter.rank:
-            raise BackendError.of(
-                "BTC508",
-                f"adapter `{adapter.name}` is said to have rank {adapter.rank}, its folder says {said.get('r')}",
-                help="the folder was changed after training: write the bundle again",
-            )
-        return said
-
     def _load(self, adapter: Adapter) -> None:
         """Into memory; what was active no longer is, the base model alone."""
-        said = self._read_config(adapter)
+        said = check_folder(adapter)
         self._full.use(None)
         if said["peft_type"] == FULL:
             self._enable(False)
@@ -171,6 +145,38 @@ class Adapters:
             layer.delete_adapter(name)
         del self.model.peft_config[name]
         del self._loaded[sha256]
+
+
+def check_base_weights(adapter: Adapter, base_digest: str) -> None:
+    """Raises BackendError (BTC509) where the adapter was trained on other weights than those of that digest."""
+    if adapter.base_digest != base_digest:
+        raise BackendError.of(
+            "BTC509",
+            f"adapter `{adapter.name}` was trained on other base weights ({adapter.base_digest[:12]}) than those "
+            f"loaded ({base_digest[:12]})",
+            help=f"load the base model it was trained on: `{adapter.base_model}`",
+        )
+
+
+def check_folder(adapter: Adapter) -> dict[str, Any]:
+    """The folder's config. Raises BackendError (BTC508) where it says something else of itself than the adapter."""
+    try:
+        said = json.loads((Path(adapter.path) / "adapter_config.json").read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise _unreadable(adapter, error) from error
+    if not isinstance(said, dict) or said.get("peft_type") not in ("LORA", FULL):
+        raise BackendError.of(
+            "BTC508",
+            f"adapter `{adapter.name}` is neither a LoRA adapter nor a full set of weights",
+            help="train it with a `method` of `optimize.weights`; other kinds of adapter are not served",
+        )
+    if said.get("r") != adapter.rank:
+        raise BackendError.of(
+            "BTC508",
+            f"adapter `{adapter.name}` is said to have rank {adapter.rank}, its folder says {said.get('r')}",
+            help="the folder was changed after training: write the bundle again",
+        )
+    return said
 
 
 def _unreadable(adapter: Adapter, error: BaseException) -> BackendError:

@@ -5,14 +5,14 @@ Never runs code that comes with a model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from bt_compiler.engine.backends.quiet import quiet
 from bt_compiler.errors import BackendError
@@ -58,17 +58,18 @@ def load(path: Path, *, dtype: str, device: str) -> Loaded:
             help="`auto`, `float32`, `bfloat16` or `float16`",
         )
     config = read_config(path)
-    tokenizer = _tokenizer(path)
+    tokenizer = load_tokenizer(path)
     model = _model(path, config, DTYPES[dtype], device)
     return Loaded(
         model=model,
         tokenizer=tokenizer,
         context_window=context_window(config),
-        stop_ids=stop_ids(model, tokenizer),
+        stop_ids=stop_ids((getattr(model, "generation_config", None), model.config), tokenizer),
     )
 
 
-def _tokenizer(path: Path) -> Any:
+def load_tokenizer(path: Path) -> Any:
+    """The folder's tokenizer in its fast form. Raises BackendError (BTC503)."""
     with quiet():
         try:
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
@@ -124,6 +125,21 @@ def _model(path: Path, config: Any, dtype: torch.dtype, device: str) -> Any:
     return model.eval().to(device)
 
 
+def generation_config(path: Path) -> Any:
+    """What the folder says of generating; None where it says nothing."""
+    if not (path / "generation_config.json").is_file():
+        return None
+    with quiet():
+        try:
+            return GenerationConfig.from_pretrained(path)
+        except (ValueError, OSError, TypeError) as error:
+            raise BackendError.of(
+                "BTC505",
+                f"`generation_config.json` in `{path}` cannot be read: {_line(error)}",
+                help="remove it, or save it again with `GenerationConfig.save_pretrained`",
+            ) from error
+
+
 def context_window(config: Any) -> int:
     """Tokens that the model was made for. Scaled rotary embeddings that change with length are held to the length
     before they change, for else a row's numbers would depend on its neighbours.
@@ -144,10 +160,10 @@ def context_window(config: Any) -> int:
     return window
 
 
-def stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """End tokens of the generation config, the tokenizer, and the usual names of an end of turn."""
+def stop_ids(configs: Sequence[Any], tokenizer: Any) -> frozenset[int]:
+    """End tokens of the configs (generation's and the model's), of the tokenizer, and the usual ends of a turn."""
     found: set[int] = set()
-    for holder in (getattr(model, "generation_config", None), model.config):
+    for holder in configs:
         ids = getattr(holder, "eos_token_id", None)
         if isinstance(ids, int):
             found.add(ids)

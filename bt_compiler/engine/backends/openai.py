@@ -1,7 +1,8 @@
 """The `openai` engine: any OpenAI-compatible server over HTTP, or several that serve the same model.
 
-An event loop in a thread of its own keeps a window of requests in flight, each to the least loaded endpoint, and
-retries with back-off. What an answer means is read by `wire`; whether it fits the grammar is seen by `Format.parse`.
+An event loop in a thread of its own keeps requests in flight and tries again, elsewhere where it can. Which endpoint
+a request goes to is up to `fleet`, adapters are up to `served_adapters`, what an answer means is read by `wire`;
+whether it fits the grammar is seen by `Format.parse`.
 """
 
 from __future__ import annotations
@@ -9,15 +10,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from functools import partial
 from queue import SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bt_compiler.canonical import canonical_json
+from bt_compiler.canonical import canonical_json, digest
+from bt_compiler.diagnostics import did_you_mean
+from bt_compiler.engine.backends.fleet import MOST, Fleet
+from bt_compiler.engine.backends.served_adapters import ServedAdapters
 from bt_compiler.engine.backends.wire import LONGEST_WAIT, Again, body_of, key_refused, path_of, read
-from bt_compiler.engine.request import Completion, Finished, PromptText, Request
+from bt_compiler.engine.request import Completion, Finished, PromptText, Request, WeightHost
 from bt_compiler.errors import BackendError, ExampleError
-from bt_compiler.graph.candidate import Adapter
 
 if TYPE_CHECKING:
     import httpx
@@ -26,8 +31,6 @@ Result = Completion | ExampleError
 
 DEFAULT_WINDOW = 8192
 """Context window of a server that does not say."""
-DOWN_FOR = 10.0
-"""Seconds that an endpoint which cannot be connected to gets no work while another can be."""
 
 
 class Patience(NamedTuple):
@@ -35,10 +38,35 @@ class Patience(NamedTuple):
 
     attempts: int = 6
     """Tries of one request; half as many where the server hangs."""
+    waits: int = 60
+    """Times that a request may be refused for the server's load, which are no tries."""
     backoff: float = 0.5
     """Seconds before the second try, doubled for each further one, unless the server says how long."""
     timeout: float = 300.0
     """Seconds without a byte of the answer."""
+
+
+@dataclass(slots=True)
+class _Tries:
+    """What has been tried for one request."""
+
+    patience: Patience
+    failed: int = 0
+    unreachable: int = 0
+    """Of those that failed: no connection."""
+    hung: int = 0
+    """Of those that failed: no answer in time."""
+    limited: int = 0
+    """Refused for load or for a reason that the next try leaves out."""
+
+    def over(self) -> bool:
+        """Whether to give up."""
+        patience = self.patience
+        return self.failed >= patience.attempts or 2 * self.hung >= patience.attempts or self.limited >= patience.waits
+
+    def only_unreachable(self) -> bool:
+        """Whether no server was there at all."""
+        return self.unreachable == self.failed > 0
 
 
 class OpenAIBackend:
@@ -54,9 +82,11 @@ class OpenAIBackend:
         revision: str | None = None,
         api_key: str | None = None,
         batch: int | None = None,
+        weights: WeightHost | None = None,
         patience: Patience | None = None,
     ) -> None:
-        """`endpoints`: base URLs such as `http://host:8000/v1`. `batch`: requests in flight over all of them.
+        """`endpoints`: base URLs such as `http://host:8000/v1`. `batch`: requests in flight over all of them; None: as
+        many as they take. `weights`: where the servers' weights are at hand.
 
         Asks each endpoint for its models once. Raises BackendError where none answers or the key is refused.
         """
@@ -66,22 +96,21 @@ class OpenAIBackend:
         self._endpoints = tuple(url.rstrip("/") for url in endpoints)
         self._revision = revision
         self._patience = patience or Patience()
-        self._window = batch or 32
+        self._batch = batch
+        self._base = weights
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self.context_window = self._ask_windows()
-        self._loads = dict.fromkeys(self._endpoints, 0)
-        self._down_until = dict.fromkeys(self._endpoints, 0.0)
         self._refused: frozenset[str] = frozenset()
-        self._adapters: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._tasks: dict[str, Future[Result]] = {}
         self._ended: SimpleQueue[tuple[str, Future[Result]]] = SimpleQueue()
-        self._free = asyncio.Semaphore(self._window)
         self._client = httpx.AsyncClient(
             headers=self._headers,
             timeout=httpx.Timeout(self._patience.timeout, connect=10.0, pool=None),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=self._window),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=batch or MOST),
         )
+        self._adapters = ServedAdapters(self._client, model)
         self._loop = asyncio.new_event_loop()
+        self._fleet = Fleet(self._endpoints, most=batch, loop=self._loop)
         self._thread = Thread(target=self._loop.run_forever, name="openai", daemon=True)
         self._thread.start()
 
@@ -95,12 +124,17 @@ class OpenAIBackend:
         return {
             "engine": self.name,
             "endpoints": len(self._endpoints),
-            "in_flight": self._window,
+            "in_flight": self._batch or self._fleet.limits,
             "row_invariant": False,
             "enforces_grammar": False,
             "tokens": "estimated",
             "constraints_refused": sorted(self._refused),
         }
+
+    @property
+    def weights(self) -> WeightHost | None:
+        """The servers' weights, where the spec says that they are at hand."""
+        return self._base
 
     def prompt_key(self, prompt: PromptText) -> str:
         """Canonical JSON of the text or of the messages."""
@@ -148,87 +182,76 @@ class OpenAIBackend:
         self._loop.close()
 
     async def _complete(self, request: Request) -> Result:
-        async with self._free:
-            return await self._tried(request)
+        """One request with its retries. Raises BackendError.
 
-    async def _tried(self, request: Request) -> Result:
-        """One request with its retries. Raises BackendError."""
-        import httpx
-
-        why, unreachable, hung = "", 0, 0
-        for attempt in range(self._patience.attempts):
-            wait = self._patience.backoff * 2**attempt
-            try:
-                answer = await self._once(request)
-                if not isinstance(answer, Again):
-                    return answer
-                why, wait = answer.why, wait if answer.after is None else answer.after
-            except httpx.ConnectError as error:
-                unreachable += 1
-                why = str(error)
-            except httpx.TimeoutException as error:
-                hung += 1
-                why = f"no answer within {self._patience.timeout:g} s ({type(error).__name__})"
-            except httpx.TransportError as error:
-                why = f"the connection broke: {error or type(error).__name__}"
-            if 2 * hung >= self._patience.attempts:
-                break
-            if attempt + 1 < self._patience.attempts:
-                await asyncio.sleep(min(wait, LONGEST_WAIT))
-        if unreachable == self._patience.attempts:
+        Where another endpoint is up it is asked at once; waiting is for those that were asked before. What a server
+        refuses for its load does not count as a try, for the fleet waits as long as the server says.
+        """
+        prefix = _prefix(request)
+        seen, avoid, why = _Tries(self._patience), set[str](), ""
+        while not seen.over():
+            endpoint = await self._fleet.take(prefix, avoid, adapted=request.adapter is not None)
+            answer = await self._once(request, endpoint, seen)
+            if not isinstance(answer, Again):
+                return answer
+            why = answer.why
+            avoid.add(endpoint)
+            if self._fleet.others(avoid):
+                continue
+            avoid.clear()
+            if answer.after is None and not seen.over():
+                await asyncio.sleep(min(self._patience.backoff * 2 ** (seen.failed - 1), LONGEST_WAIT))
+        if seen.only_unreachable():
             raise _unreachable(self._endpoints, why)
         return ExampleError("BTC532", f"the server gave no completion: {why}")
 
-    async def _once(self, request: Request) -> Result | Again:
+    async def _once(self, request: Request, endpoint: str, seen: _Tries) -> Result | Again:
+        """One try at one endpoint, whose place is given back. Raises BackendError."""
         import httpx
 
-        now = self._loop.time()
-        endpoint = min(self._endpoints, key=lambda url: (self._down_until[url] > now, self._loads[url]))
-        self._loads[endpoint] += 1
+        release = self._fleet.failed
         try:
-            served = self._model if request.adapter is None else await self._served(request.adapter, endpoint)
-            body = body_of(request, served, self._refused)
-            answer = read(await self._client.post(f"{endpoint}/{path_of(request)}", json=body), request, served)
-        except httpx.ConnectError:
-            self._down_until[endpoint] = self._loop.time() + DOWN_FOR
-            raise
+            answer = await self._answer(request, endpoint)
+            if not isinstance(answer, Again):
+                release = self._fleet.done
+            elif answer.overloaded:
+                seen.limited += 1
+                wait = self._patience.backoff if answer.after is None else answer.after
+                release = partial(self._fleet.overloaded, wait=wait)
+                return replace(answer, after=0.0)
+            elif answer.after is None:
+                seen.failed += 1
+            else:
+                seen.limited += 1
+            return answer
+        except httpx.ConnectError as error:
+            release = self._fleet.unreachable
+            seen.failed += 1
+            seen.unreachable += 1
+            return Again(why=str(error))
+        except httpx.TimeoutException as error:
+            release = self._fleet.hung
+            seen.failed += 1
+            seen.hung += 1
+            return Again(why=f"no answer within {self._patience.timeout:g} s ({type(error).__name__})")
+        except httpx.TransportError as error:
+            seen.failed += 1
+            return Again(why=f"the connection broke: {error or type(error).__name__}")
         finally:
-            self._loads[endpoint] -= 1
+            release(endpoint)
+
+    async def _answer(self, request: Request, endpoint: str) -> Result | Again:
+        adapter = request.adapter
+        served = self._model if adapter is None else await self._adapters.served(adapter, endpoint)
+        body = body_of(request, served, self._refused)
+        response = await self._client.post(f"{endpoint}/{path_of(request)}", json=body)
+        if adapter is not None and response.status_code == 404:
+            self._adapters.forget(endpoint)
+            return Again(why=f"the server does not know adapter `{served}` any more")
+        answer = read(response, request, served)
         if isinstance(answer, Again) and answer.without is not None:
             self._refused |= {answer.without}
         return answer
-
-    async def _served(self, adapter: Adapter, endpoint: str) -> str:
-        """The name that `endpoint` answers with this adapter under, loaded there by the first who asks."""
-        name = f"{adapter.name}-{adapter.sha256[:12]}"
-        loading = self._adapters.get((endpoint, name))
-        if loading is None or (loading.done() and (loading.cancelled() or loading.exception() is not None)):
-            loading = asyncio.ensure_future(self._load(adapter, name, endpoint))
-            self._adapters[(endpoint, name)] = loading
-        await asyncio.shield(loading)
-        return name
-
-    async def _load(self, adapter: Adapter, name: str, endpoint: str) -> None:
-        """Loads over vLLM's API. The name holds the content's hash, so one that is there already is the right one."""
-        if not adapter.rank:
-            raise BackendError.of(
-                "BTC409",
-                f"`{adapter.name}` is a full set of weights, and servers load LoRA adapters alone",
-                help="use `engine: transformers`, or train with `optimize.weights.method: lora`",
-            )
-        body = {"lora_name": name, "lora_path": str(adapter.path.resolve())}
-        response = await self._client.post(f"{endpoint}/load_lora_adapter", json=body)
-        if response.status_code == 200 or "already" in response.text:
-            return
-        if response.status_code in (401, 403):
-            raise key_refused(endpoint, response.status_code)
-        raise BackendError.of(
-            "BTC531",
-            f"the server at {endpoint} does not load adapter `{name}` (status {response.status_code}): "
-            f"{response.text[:300]}",
-            help="start vLLM with `--enable-lora --max-lora-rank` at least the adapter's rank and "
-            "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, with the adapter's folder readable there",
-        )
 
     def _ask_windows(self) -> int:
         """The least `max_model_len` that the endpoints name for the model."""
@@ -244,18 +267,37 @@ class OpenAIBackend:
                 continue
             if response.status_code in (401, 403):
                 raise key_refused(endpoint, response.status_code)
-            windows += _windows(response, self._model)
+            windows += _windows(response, self._model, endpoint)
         if len(errors) == len(self._endpoints):
             raise _unreachable(self._endpoints, "; ".join(errors))
         return min(windows, default=DEFAULT_WINDOW)
 
 
-def _windows(response: httpx.Response, model: str) -> list[int]:
+def _prefix(request: Request) -> str:
+    """What tells apart prompts whose start can be computed once: the adapter, and the text that all examples share."""
+    prompt = request.prompt
+    shared = (
+        prompt.text[: prompt.shared]
+        if prompt.text is not None
+        else canonical_json([[turn.role, turn.content] for turn in prompt.messages[: prompt.shared]])
+    )
+    return digest([request.adapter.sha256 if request.adapter else None, shared])
+
+
+def _windows(response: httpx.Response, model: str, endpoint: str) -> list[int]:
+    """The window that the server names for the model. Raises BackendError (BTC530) where it lists others alone."""
     try:
-        listed = response.json()["data"]
-        return [int(one["max_model_len"]) for one in listed if one.get("id") == model and one.get("max_model_len")]
+        listed = {str(one["id"]): one.get("max_model_len") for one in response.json()["data"]}
     except (ValueError, KeyError, TypeError, AttributeError):
         return []  # a server without a list of models, or with another idea of one
+    if listed and model not in listed:
+        raise BackendError.of(
+            "BTC530",
+            f"the server at {endpoint} has no model `{model}`",
+            help=did_you_mean(model, listed, what="models there"),
+        )
+    window = listed.get(model)
+    return [int(window)] if window else []
 
 
 def _unreachable(endpoints: Sequence[str], why: str) -> BackendError:

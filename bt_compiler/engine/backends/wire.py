@@ -30,6 +30,8 @@ class Again:
     """Seconds that the server asked for."""
     without: str | None = None
     """Kind of constraint that the server does not take: the next try leaves it out."""
+    overloaded: bool = False
+    """Whether the server was asked too much."""
 
 
 def path_of(request: Request) -> str:
@@ -124,7 +126,9 @@ def _refusal(response: httpx.Response, request: Request, served: str) -> Again |
             help="`model.id` has to be a name that its `/models` lists, and the endpoint usually ends in `/v1`",
         )
     if status in _RETRIED or status >= 500:
-        return Again(why=f"status {status}: {said}", after=_retry_after(response))
+        after = _retry_after(response)
+        overloaded = status == 429 or (status == 503 and after is not None)
+        return Again(why=f"status {status}: {said}", after=after if overloaded else None, overloaded=overloaded)
     kind = constraint_kind(request.grammar)
     words = ("structured_outputs", "response_format", "regex", "grammar", "schema", "unrecognized", "extra_forbidden")
     if status in (400, 422) and kind is not None and any(word in said.lower() for word in words):

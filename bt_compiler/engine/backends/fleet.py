@@ -1,0 +1,193 @@
+"""Which endpoint a request goes to, and how many go to each at once. Knows clocks and loads; nothing of HTTP.
+
+An endpoint takes as many requests at once as still make it faster: its limit doubles while a round of full load ends
+more requests a second than the round before, and is halved where the server says that it is too much (as TCP does,
+Chiu & Jain 1989). Requests that share a prefix go where it has been computed, unless others are less loaded by more
+than computing it anew is worth.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+FIRST_LIMIT = 16
+"""Requests at once that an endpoint starts with."""
+MOST = 512
+"""Requests at once beyond which no endpoint is tried."""
+DOWN_FOR = 10.0
+"""Seconds that an endpoint which cannot be connected to gets no work while another can be."""
+NEW_PREFIX = 1.5
+"""Requests in flight that computing a prefix anew is worth."""
+_FASTER = 1.05
+"""What a round has to gain for the limit to be doubled again."""
+_PREFIXES = 256
+"""Prefixes remembered for each endpoint."""
+
+
+@dataclass(slots=True)
+class _Endpoint:
+    url: str
+    limit: int = FIRST_LIMIT
+    load: int = 0
+    adapted: bool = False
+    """Whether what is in flight there is for adapters."""
+    down_until: float = 0.0
+    paused_until: float = 0.0
+    prefixes: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    settled: bool = False
+    """Whether doubling has stopped paying; from there on the limit creeps up by one a round."""
+    ceiling: int = MOST
+    round: int = 0
+    """Requests that ended since the endpoint was last found full."""
+    began: float | None = None
+    """When it was."""
+    rate: float = 0.0
+    """Requests a second of the fastest round."""
+
+
+@dataclass(slots=True)
+class _Waiting:
+    prefix: str
+    adapted: bool
+    avoid: Collection[str]
+    place: asyncio.Future[str]
+
+
+class Fleet:
+    """The endpoints of one backend. All methods run on one event loop."""
+
+    def __init__(self, urls: Sequence[str], *, most: int | None, loop: asyncio.AbstractEventLoop) -> None:
+        """`most`: requests in flight over all endpoints; None: as many as they take."""
+        self._endpoints = {url: _Endpoint(url) for url in urls}
+        self._most = most
+        self._loop = loop
+        self._waiting: deque[_Waiting] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def limits(self) -> list[int]:
+        """Requests at once that each endpoint was found to take."""
+        return [endpoint.limit for endpoint in self._endpoints.values()]
+
+    async def take(self, prefix: str, avoid: Collection[str] = (), *, adapted: bool = False) -> str:
+        """Waits for a place and gives the endpoint's URL. `avoid`: endpoints that failed this request before.
+
+        `adapted`: whether an adapter is to answer. Those never share an endpoint with requests of the base model: on
+        CPUs vLLM 0.32 computes rows of the base with the weights of an adapter in the same batch.
+        """
+        waiting = _Waiting(prefix, adapted, avoid, self._loop.create_future())
+        self._waiting.append(waiting)
+        self._assign()
+        try:
+            return await waiting.place
+        except asyncio.CancelledError:
+            if waiting.place.done() and not waiting.place.cancelled():
+                self._leave(self._endpoints[waiting.place.result()])
+            raise
+
+    def done(self, url: str) -> None:
+        """A request ended well."""
+        endpoint = self._endpoints[url]
+        endpoint.down_until = 0.0
+        if endpoint.began is not None:
+            endpoint.round += 1
+            if endpoint.round >= endpoint.limit:
+                self._end_round(endpoint)
+        self._leave(endpoint)
+
+    def failed(self, url: str) -> None:
+        """A request failed there for a reason that says nothing of the others."""
+        self._leave(self._endpoints[url])
+
+    def overloaded(self, url: str, wait: float) -> None:
+        """The server asked for `wait` seconds without requests."""
+        endpoint = self._endpoints[url]
+        self._halve(endpoint)
+        endpoint.paused_until = max(endpoint.paused_until, self._loop.time() + wait)
+        self._leave(endpoint)
+
+    def hung(self, url: str) -> None:
+        """The server did not answer in time: it gets less, and nothing for a while."""
+        self._halve(self._endpoints[url])
+        self.unreachable(url)
+
+    def _halve(self, endpoint: _Endpoint) -> None:
+        """Once for all that were in flight together."""
+        if max(endpoint.paused_until, endpoint.down_until) > self._loop.time():
+            return
+        endpoint.ceiling = max(1, endpoint.limit)
+        endpoint.limit = max(1, endpoint.limit // 2)
+        endpoint.settled, endpoint.began, endpoint.round = True, None, 0
+
+    def unreachable(self, url: str) -> None:
+        """No connection: left out for a while."""
+        endpoint = self._endpoints[url]
+        endpoint.down_until = self._loop.time() + DOWN_FOR
+        endpoint.prefixes.clear()  # what comes back has computed nothing
+        self._leave(endpoint)
+
+    def others(self, avoid: Collection[str]) -> bool:
+        """Whether an endpoint is up that is not among `avoid`."""
+        now = self._loop.time()
+        return any(one.down_until <= now and one.url not in avoid for one in self._endpoints.values())
+
+    def _end_round(self, endpoint: _Endpoint) -> None:
+        began = self._loop.time() if endpoint.began is None else endpoint.began
+        rate = endpoint.round / max(self._loop.time() - began, 1e-6)
+        if endpoint.settled:
+            endpoint.limit = min(endpoint.limit + 1, endpoint.ceiling)
+        elif rate > _FASTER * endpoint.rate:
+            endpoint.rate = rate
+            endpoint.limit = min(endpoint.limit * 2, endpoint.ceiling)
+        else:
+            endpoint.settled, endpoint.ceiling = True, endpoint.limit
+        endpoint.began, endpoint.round = None, 0
+
+    def _leave(self, endpoint: _Endpoint) -> None:
+        endpoint.load -= 1
+        self._assign()
+
+    def _assign(self) -> None:
+        """Gives places to those that wait, the first first."""
+        while self._waiting:
+            first = self._waiting[0]
+            if first.place.done():  # cancelled
+                self._waiting.popleft()
+                continue
+            endpoint = self._choose(first)
+            if endpoint is None:
+                return
+            self._waiting.popleft()
+            endpoint.load += 1
+            endpoint.adapted = first.adapted
+            endpoint.prefixes[first.prefix] = None
+            endpoint.prefixes.move_to_end(first.prefix)
+            if len(endpoint.prefixes) > _PREFIXES:
+                endpoint.prefixes.popitem(last=False)
+            if endpoint.load >= endpoint.limit and endpoint.began is None:
+                endpoint.began, endpoint.round = self._loop.time(), 0
+            first.place.set_result(endpoint.url)
+
+    def _choose(self, waiting: _Waiting) -> _Endpoint | None:
+        """The least loaded for its limit that is up and has room; None: none has, or none may be asked yet."""
+        now = self._loop.time()
+        everyone = self._endpoints.values()
+        if self._most is not None and sum(one.load for one in everyone) >= self._most:
+            return None
+        up = [one for one in everyone if one.down_until <= now] or list(everyone)
+        up = [one for one in up if one.url not in waiting.avoid] or up
+        free = [one for one in up if one.load < one.limit and one.paused_until <= now]
+        free = [one for one in free if one.load == 0 or one.adapted == waiting.adapted]
+        if free:
+            return min(free, key=lambda one: self._score(one, waiting.prefix))
+        paused = [one.paused_until for one in up if one.paused_until > now]
+        if paused and (self._timer is None or self._timer.when() <= now):
+            self._timer = self._loop.call_at(min(paused), self._assign)
+        return None
+
+    def _score(self, endpoint: _Endpoint, prefix: str) -> float:
+        anew = 0.0 if prefix in endpoint.prefixes else NEW_PREFIX
+        return (endpoint.load + anew) / endpoint.limit
