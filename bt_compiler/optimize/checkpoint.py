@@ -61,6 +61,8 @@ class Position:
     best: float | None = None
     """Highest mean probability of validation tokens so far."""
     best_epoch: int | None = None
+    planned: int | None = None
+    """Epochs that fit the time given, known after the first; None: all that were asked for."""
 
     @property
     def step(self) -> int:

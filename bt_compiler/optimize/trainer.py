@@ -36,6 +36,7 @@ from bt_compiler.optimize.checkpoint import (
 )
 from bt_compiler.optimize.full import full_attached
 from bt_compiler.optimize.lora import lora_attached
+from bt_compiler.optimize.noise import noisy_embeddings
 from bt_compiler.optimize.objective import PART_TOKENS, Objective
 from bt_compiler.optimize.row_loss import Precision, RowLoss, Validated
 from bt_compiler.optimize.rows import Row
@@ -66,6 +67,7 @@ def train_adapter(
     progress: Progress | None = None,
     start: Adapter | None = None,
     precision: Precision = "float32",
+    minutes: float | None = None,
     checkpoint_seconds: float = 60.0,
     clock: Callable[[], float] = time.monotonic,
 ) -> Training:
@@ -75,14 +77,16 @@ def train_adapter(
     `validation` rows the weights of the epoch that gives their completion tokens the highest mean probability are kept,
     else the last: on few rows the loss is ruled by a single answer that is wrong and sure, and rises while answers
     still get better. `start`: weights to go on from instead of fresh ones. `precision` is that of matrix products; what
-    is trained and its optimiser are always float32. The adapter's name is `name` and the start of its digest. Raises
-    CompileError: BTC402 loss not finite, BTC403 no such target module, BTC404 `start` does not fit.
+    is trained and its optimiser are always float32. `minutes`: the first epoch shows how many fit, at least one. The
+    adapter's name is `name` and the start of its digest. Raises CompileError: BTC402 loss not finite, BTC403 no such
+    target module, BTC404 `start` does not fit.
     """
     base_model, base_digest = host.base_model()
     shown = progress or Silent()
     tokens = [_encoded(host, row) for row in rows]
     held = [_encoded(host, row)._replace(rejected=None) for row in validation]
     facts = [base_digest, tokens, held, _settings(settings), seed, precision, start.sha256 if start else None]
+    facts += [] if minutes is None else [minutes]
     key = digest(facts)
     target = folder / "adapter"
     done = read_done(folder, key)
@@ -99,6 +103,7 @@ def train_adapter(
                 store=_Store(folder=folder, key=key, seconds=checkpoint_seconds, clock=clock),
                 progress=shown,
                 name=name,
+                minutes=minutes,
             )
             history = run.train()
             shutil.rmtree(target, ignore_errors=True)
@@ -169,6 +174,7 @@ def _settings(settings: WeightsSection) -> list[Any]:
         settings.r,
         settings.alpha,
         settings.dropout,
+        settings.noise,
         modules if isinstance(modules, str) else sorted(modules),
         settings.epochs,
         settings.learning_rate,
@@ -206,7 +212,10 @@ class _Run:
         store: _Store,
         progress: Progress,
         name: str,
+        minutes: float | None,
     ) -> None:
+        self._model = model
+        self._minutes = minutes
         self._tunable = tunable
         self._rows = rows
         self._validation = validation
@@ -222,19 +231,43 @@ class _Run:
         self._objective = Objective(self._loss, rows, settings.preference, batch=settings.batch)
         self._position = Position()
         self._best: dict[str, torch.Tensor] = {}
-        self._total = settings.epochs * math.ceil(len(rows) / settings.batch)
+        self._length = sum(len(row.ids) for row in rows) / len(rows)
         self._saved = store.clock()
+
+    @property
+    def _epochs(self) -> int:
+        return self._settings.epochs if self._position.planned is None else self._position.planned
+
+    @property
+    def _total(self) -> int:
+        """Optimiser steps of all epochs."""
+        return self._epochs * math.ceil(len(self._rows) / self._settings.batch)
 
     def train(self) -> tuple[LossPoint, ...]:
         """Trains to the end, from a checkpoint where there is one; leaves the adapter to keep in the model."""
         self._resume()
         self._progress.begin(f"training {self._name}", self._total)
         self._progress.advance(self._position.step)
-        while self._position.epoch < self._settings.epochs and not self._patience_is_over():
+        began, done = self._store.clock(), self._position.step
+        while self._position.epoch < self._epochs and not self._patience_is_over():
             self._epoch()
+            if self._position.planned is None:
+                self._plan((self._store.clock() - began) / (self._position.step - done))
         if self._best:
             self._tunable.load(self._best)
         return self._position.history
+
+    def _plan(self, step_seconds: float) -> None:
+        """Fits the epochs into the time given; the checkpoint remembers it."""
+        if self._minutes is None:
+            return
+        fitting = int(60 * self._minutes / (step_seconds * math.ceil(len(self._rows) / self._settings.batch)))
+        self._position = replace(self._position, planned=max(self._position.epoch, min(self._settings.epochs, fitting)))
+        self._save()
+        if self._epochs < self._settings.epochs:
+            self._progress.say(
+                f"training {self._name}: {self._epochs} of {self._settings.epochs} epochs fit the budget"
+            )
 
     def _epoch(self) -> None:
         batches = epoch_batches(self._rows, batch=self._settings.batch, seed=self._seed, epoch=self._position.epoch)
@@ -254,7 +287,15 @@ class _Run:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(number, self._total, self._settings)
         total, preferred = 0.0, 0
-        with self._tunable.dropout(seed_of(self._seed, "dropout", number)):
+        with (
+            self._tunable.dropout(seed_of(self._seed, "dropout", number)),
+            noisy_embeddings(
+                self._model,
+                alpha=self._settings.noise,
+                length=self._length,
+                seed=seed_of(self._seed, "noise", number),
+            ),
+        ):
             for share in self._objective.shares(indices):
                 share.loss.backward()
                 total += share.loss.item()

@@ -174,6 +174,7 @@ def _train(context: StepContext, candidate: Candidate, lesson: Lesson, precision
         progress=context.progress,
         start=start,
         precision="bfloat16" if precision == "bfloat16" else "float32",
+        minutes=context.budget.minutes(f"step {context.index} training of {lesson.key}"),
     )
 
 

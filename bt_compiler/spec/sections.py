@@ -253,6 +253,8 @@ class WeightsSection:
     r: int = 32
     alpha: int = 64
     dropout: float = 0.0
+    noise: float = 0.0
+    """NEFTune's alpha, noise on embeddings while training (arXiv 2310.05914); 0: none."""
     target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     epochs: int = 5
     learning_rate: float = 1e-4

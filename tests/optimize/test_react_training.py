@@ -11,11 +11,11 @@ import pytest
 from bt_compiler.artifact.bundle import read_bundle
 from bt_compiler.compiler.check import CheckedSpec, checked
 from bt_compiler.compiler.compile import CompileSettings, compile_with
-from bt_compiler.compiler.opening import open_retrievers
 from bt_compiler.engine.backends.scripted import ScriptedBackend
 from bt_compiler.engine.executor import Engine
 from bt_compiler.engine.progress import Silent
 from bt_compiler.engine.request import Request
+from bt_compiler.engine.retrieval import open_retrievers
 from bt_compiler.engine.tools import open_tools
 from bt_compiler.engine.trace import Trace
 from bt_compiler.graph import spec_candidate
@@ -53,7 +53,7 @@ def traces(spec: CheckedSpec, tmp_path_factory: pytest.TempPathFactory) -> list[
     cache = tmp_path_factory.mktemp("cache")
     engine = Engine(
         backends={"default": ScriptedBackend(function=shopkeeper)},
-        retrievers=open_retrievers(spec.sections.retrievers, cache_root=cache, progress=Silent()),
+        retrievers=open_retrievers(["prices"], spec.sections.retrievers, cache_root=cache, progress=Silent()),
         tools=open_tools(spec.sections.tools),
     )
     return engine.run(spec.program, spec_candidate(spec.program), spec.splits.train)

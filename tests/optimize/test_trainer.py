@@ -17,6 +17,7 @@ from tiny_host import TinyHost, rows, tiny_model
 
 from bt_compiler.errors import CompileError
 from bt_compiler.optimize.lora import target_modules
+from bt_compiler.optimize.noise import noisy_embeddings
 from bt_compiler.optimize.rows import Row
 from bt_compiler.optimize.trainer import Training, learning_rate, train_adapter
 from bt_compiler.spec.sections import PreferenceSection, WeightsSection
@@ -154,6 +155,36 @@ def test_training_can_start_from_an_adapter_that_fits(tmp_path: Path) -> None:
         train(tmp_path / "d", replace(SETTINGS, r=2), start=first)
 
 
+def test_noise_reaches_training_alone_and_follows_from_the_seed(tmp_path: Path) -> None:
+    noisy = replace(SETTINGS, noise=10.0)
+    host = TinyHost()
+    first = train(tmp_path / "a", noisy, host=host)
+    assert not host.model.get_input_embeddings()._forward_hooks
+    assert train(tmp_path / "b", noisy).adapter.sha256 == first.adapter.sha256
+    assert train(tmp_path / "c").adapter.sha256 != first.adapter.sha256
+
+
+def test_noise_has_the_size_that_its_source_gives() -> None:
+    model = tiny_model()
+    tokens = torch.zeros(1, 5000, dtype=torch.long)
+    layer = model.get_input_embeddings()
+    plain = layer(tokens)
+    with noisy_embeddings(model, alpha=3.0, length=25, seed=1):
+        noise = layer(tokens) - plain
+    most = 3.0 / (25 * plain.shape[-1]) ** 0.5
+    assert 0.99 * most < noise.abs().max() <= most
+    assert abs(noise.mean()) < 0.01 * most
+    assert torch.equal(layer(tokens), plain)
+
+
+@pytest.mark.parametrize(("minutes", "epochs"), [(0.0, 1), (2.0, 2), (100.0, 3)])
+def test_epochs_fit_the_time_given(tmp_path: Path, minutes: float, epochs: int) -> None:
+    """Every look at the clock is 10 s: a step and its saving take about 10, an epoch of 4 steps about a minute."""
+    ticks = iter(range(0, 10**6, 10))
+    result = train(tmp_path, minutes=minutes, clock=lambda: float(next(ticks)), checkpoint_seconds=1e9)
+    assert result.history[-1].epoch == epochs
+
+
 def test_a_finished_training_is_read_and_not_done_again(tmp_path: Path) -> None:
     host = TinyHost()
     first = train(tmp_path, host=host)
@@ -179,7 +210,7 @@ def test_the_rate_warms_up_and_then_falls_to_nothing() -> None:
 
 
 KILLED = {
-    "lora": {"dropout": 0.1},
+    "lora": {"dropout": 0.1, "noise": 5.0},
     "dora on pairs": {"method": "dora", "dropout": 0.1, "preference": PreferenceSection()},
     "full": {"method": "full", "learning_rate": 1e-3},
 }
