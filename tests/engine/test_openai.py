@@ -203,6 +203,12 @@ def test_an_adapter_that_does_not_answer_is_never_taken_for_one_that_does(server
     assert said in caught.value.diagnostics[0].message
 
 
+def test_a_full_set_of_weights_is_not_a_servers_to_load(server):
+    with pytest.raises(BackendError) as caught:
+        run(opened(f"{server}/v1"), "which", adapter=replace(adapter("whole"), rank=0))
+    assert caught.value.diagnostics[0].code == "BTC409"
+
+
 def section(**settings: Any) -> ModelSection:
     return ModelSection(name="default", id="lm", **({"engine": "openai"} | settings))
 
