@@ -70,7 +70,7 @@ PASSAGES = Type(kind="list", item=PASSAGE)
 
 _SHOWN = 20
 """Values or fields that a message names of one type."""
-_PLAIN_VALUE = re.compile(r"[^\W\d][\w.-]*")
+_PLAIN_VALUE = re.compile(r"[^\W\d]\w*")
 
 
 def _show_value(value: str) -> str:

@@ -250,6 +250,12 @@ def test_endpoints_that_do_not_answer_alike_are_an_error(server, tmp_path):
         assert [trace.outputs for trace in traces] == [{"species": "virginica"}] * 16
 
 
+def test_a_full_set_of_weights_is_not_a_servers_to_load(server):
+    with pytest.raises(BackendError) as caught:
+        run(opened(f"{server}/v1"), "which", adapter=replace(adapter("whole"), rank=0))
+    assert caught.value.diagnostics[0].code == "BTC409"
+
+
 def section(**settings: Any) -> ModelSection:
     return ModelSection(name="default", id="lm", **({"engine": "openai"} | settings))
 
