@@ -16,6 +16,9 @@ from bt_compiler.cli.progress import TerminalProgress
 @set_option
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of every random choice.")
 @tools_option
+@click.option(
+    "--budget", metavar="AMOUNT", help="The most to spend: 30m, 2h, '500k tokens', or '2.5 usd' by `model.price`."
+)
 @click.option("--fresh", is_flag=True, help="Start over instead of resuming.")
 @json_option
 def compile_command(
@@ -24,6 +27,7 @@ def compile_command(
     overrides: tuple[str, ...],
     seed: int,
     tools: Path | None,
+    budget: str | None,
     fresh: bool,
     as_json: bool,
 ) -> None:
@@ -33,11 +37,20 @@ def compile_command(
     """
     from bt_compiler.artifact.bundle import verify_bundle
     from bt_compiler.compiler.compile import compile_spec
+    from bt_compiler.optimize.budget import parse_limit
 
+    limit = None if budget is None else parse_limit(budget)
     progress = TerminalProgress()
     try:
         folder = compile_spec(
-            spec, out=out, overrides=overrides, seed=seed, fresh=fresh, progress=progress, tools=tools
+            spec,
+            out=out,
+            overrides=overrides,
+            seed=seed,
+            fresh=fresh,
+            progress=progress,
+            tools=tools,
+            budget=limit,
         )
     except KeyboardInterrupt:
         progress.end()

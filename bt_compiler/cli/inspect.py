@@ -1,4 +1,4 @@
-"""`btc check` and `btc plan`: what can be said of a spec without loading a model."""
+"""`btc check` and `btc plan`, which load no model, and `btc bench`, which tries the models on this machine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from bt_compiler.cli.output import json_option, print_diagnostics, print_json, set_option
+from bt_compiler.cli.output import json_option, print_diagnostics, print_json, set_option, tools_option
+from bt_compiler.cli.progress import TerminalProgress
 from bt_compiler.diagnostics import Diagnostic, to_json
 from bt_compiler.errors import BtcError
 
@@ -69,3 +70,27 @@ def plan_command(spec: Path, overrides: tuple[str, ...], out: Path | None, merma
         return
     print_diagnostics(result.warnings)
     click.echo(planned.to_text())
+
+
+@click.command("bench")
+@click.argument("spec", type=click.Path(path_type=Path))
+@set_option
+@click.option("--examples", default=32, show_default=True, type=click.IntRange(min=1), help="Train examples to run.")
+@tools_option
+@json_option
+def bench_command(spec: Path, overrides: tuple[str, ...], examples: int, tools: Path | None, as_json: bool) -> None:
+    """Measure how fast this machine runs and trains the program of SPEC, beside its bound.
+
+    Nothing is cached and nothing is kept. The advice names what would make a compile faster.
+    """
+    from bt_compiler.compiler.bench import bench_spec
+
+    progress = TerminalProgress()
+    try:
+        found = bench_spec(spec, overrides=overrides, examples=examples, progress=progress, tools=tools)
+    finally:
+        progress.end()
+    if as_json:
+        print_json("bench", {"bench": found.to_json()})
+        return
+    click.echo(found.to_text())

@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("bt_compiler.cli.start", "Write a working starter spec with data and a CI workflow."),
     "check": ("bt_compiler.cli.inspect", "Validate specs and look at their data; no model is loaded."),
     "plan": ("bt_compiler.cli.inspect", "Show the graph and the work that a compile will need."),
+    "bench": ("bt_compiler.cli.inspect", "Measure generating and training on this machine, with advice."),
     "compile": ("bt_compiler.cli.compile", "Optimise prompts and weights, write the bundle; resumes by itself."),
     "sweep": ("bt_compiler.cli.sweep", "Compare strategies over seeds and models; shared steps run once."),
     "eval": ("bt_compiler.cli.bundle", "Score a bundle on a split or a data file."),

@@ -21,12 +21,13 @@ from bt_compiler.artifact.bundle import verify_bundle, write_bundle
 from bt_compiler.artifact.contents import BundleContents
 from bt_compiler.compiler.check import CheckedSpec, checked
 from bt_compiler.compiler.handover import Finding, bundle_contents
-from bt_compiler.compiler.identity import compile_identity
+from bt_compiler.compiler.identity import compile_identity, used_models
 from bt_compiler.compiler.opening import OpenBackend
 from bt_compiler.compiler.workbench import open_workbench
 from bt_compiler.engine.cache import cache_root
 from bt_compiler.engine.progress import Progress, Silent
-from bt_compiler.errors import BundleError, CompileError
+from bt_compiler.errors import BundleError, CompileError, UsageError
+from bt_compiler.optimize.budget import Limit
 from bt_compiler.optimize.journal import Journal, journal_folder
 from bt_compiler.optimize.step import OptimizerStep
 from bt_compiler.optimize.strategy import STEPS, run_strategy
@@ -54,6 +55,8 @@ class CompileSettings:
     """Opens the models; None: as the spec names them."""
     tools: Path | None = None
     """Python file of the spec's tools of kind `function`."""
+    budget: Limit | None = None
+    """The most that it may spend."""
     steps: Mapping[str, OptimizerStep] = field(default_factory=lambda: STEPS)
 
 
@@ -66,18 +69,22 @@ def compile_spec(
     fresh: bool = False,
     progress: Progress | None = None,
     tools: Path | None = None,
+    budget: Limit | None = None,
 ) -> Path:
     """Compiles the spec at `path` into the bundle folder `out` and returns it.
 
-    `tools` is the Python file of the spec's tools of kind `function`.
+    `tools` is the Python file of the spec's tools of kind `function`; `budget` the most that may be spent.
 
     An unfinished compile of the same spec, data, seed, packages and model into the same folder is resumed; a finished
     one whose bundle is intact is left as it is, and `progress.say` tells so. Raises SpecError, DataError, BackendError,
-    BundleError and CompileError (BTC460 another compile runs into this folder, BTC461 it cannot be written, BTC462 the
-    disk is full). A KeyboardInterrupt passes through: whatever was finished is in the journal by then.
+    BundleError, UsageError (BTC467 a budget in money, but no prices) and CompileError (BTC460 another compile runs into
+    this folder, BTC461 it cannot be written, BTC462 the disk is full, BTC466 the budget is too small). A
+    KeyboardInterrupt passes through: whatever was finished is in the journal by then.
     """
     told = Silent() if progress is None else progress
-    settings = CompileSettings(out=out, overrides=overrides, seed=seed, fresh=fresh, progress=told, tools=tools)
+    settings = CompileSettings(
+        out=out, overrides=overrides, seed=seed, fresh=fresh, progress=told, tools=tools, budget=budget
+    )
     return compile_with(path, settings)
 
 
@@ -85,22 +92,31 @@ def compile_with(path: Path, settings: CompileSettings) -> Path:
     """As `compile_spec`, with every part that can be replaced."""
     spec = checked(path, settings.overrides)
     out = (settings.out or ARTIFACTS / spec.program.name).absolute()
+    _check_prices(spec, settings.budget)
     root = cache_root(os.environ) if settings.cache is None else settings.cache
     identity = compile_identity(
         spec, seed=settings.seed, cache_root=root, progress=settings.progress, tools=settings.tools
     )
     with disk_errors(out), Journal.open(journal_folder(out), identity, fresh=settings.fresh) as journal:
         tell_opening(journal, settings.progress)
-        if _up_to_date(journal, out):
+        if _up_to_date(journal, out, settings.budget):
             settings.progress.say(f"{out} is up to date; `--fresh` compiles again")
             return out
-        manifest = write_bundle(out, _optimised(spec, journal, root, settings))
-        journal.finish({"digest": manifest.digest})
+        contents, cut_short = _optimised(spec, journal, root, settings)
+        manifest = write_bundle(out, contents)
+        # what a budget cut short goes on under another one
+        ended = {"budget": settings.budget.text} if cut_short and settings.budget is not None else {}
+        journal.finish({"digest": manifest.digest, **ended})
     return out
 
 
-def _optimised(spec: CheckedSpec, journal: Journal, root: Path, settings: CompileSettings) -> BundleContents:
-    """Opens everything, runs the strategy, and closes it all before the bundle is written."""
+def _optimised(
+    spec: CheckedSpec, journal: Journal, root: Path, settings: CompileSettings
+) -> tuple[BundleContents, bool]:
+    """Opens everything, runs the strategy, and closes it all before the bundle is written.
+
+    True beside the contents: something was left out for want of budget.
+    """
     started = settings.clock()
     with open_workbench(
         spec,
@@ -111,9 +127,9 @@ def _optimised(spec: CheckedSpec, journal: Journal, root: Path, settings: Compil
         tools=settings.tools,
         clock=settings.clock,
     ) as bench:
-        task = bench.task(journal, seed=settings.seed)
+        task = bench.task(journal, seed=settings.seed, limit=settings.budget)
         result = run_strategy(task, steps=settings.steps)
-        return bundle_contents(
+        contents = bundle_contents(
             Finding(
                 spec=spec,
                 engine=task.engine,
@@ -123,6 +139,17 @@ def _optimised(spec: CheckedSpec, journal: Journal, root: Path, settings: Compil
                 seconds=settings.clock() - started,
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
             )
+        )
+        return contents, task.budget.cut_short
+
+
+def _check_prices(spec: CheckedSpec, budget: Limit | None) -> None:
+    models = used_models(spec.sections, spec.program)
+    if budget is not None and budget.unit == "money" and not any(model.price for model in models):
+        raise UsageError.of(
+            "BTC467",
+            f"a budget of {budget.text}, but no model has a price",
+            help=f"write `price: {{prompt: 0.15, completion: 0.6}}` (a million tokens) into model `{models[0].name}`",
         )
 
 
@@ -134,9 +161,9 @@ def tell_opening(journal: Journal, progress: Progress) -> None:
         progress.say(f"starting over, for this has changed since the last compile: {', '.join(journal.changed)}")
 
 
-def _up_to_date(journal: Journal, out: Path) -> bool:
+def _up_to_date(journal: Journal, out: Path, budget: Limit | None) -> bool:
     record = journal.finished()
-    if record is None:
+    if record is None or ("budget" in record and record["budget"] != (budget.text if budget else None)):
         return False
     try:
         return bool(verify_bundle(out).digest == record["digest"])

@@ -25,11 +25,12 @@ from bt_compiler.engine.cache import CompletionCache, CompletionStore, cache_pat
 from bt_compiler.engine.executor import Engine
 from bt_compiler.engine.metrics import Metric, build_metric
 from bt_compiler.engine.progress import Progress
-from bt_compiler.engine.request import Backend
+from bt_compiler.engine.request import Backend, Completion
 from bt_compiler.engine.retrieval import Retriever
 from bt_compiler.engine.tools import Tool
 from bt_compiler.graph import spec_candidate
 from bt_compiler.optimize.accounts import AccountedStore
+from bt_compiler.optimize.budget import Limit, LimitedBudget, Unlimited
 from bt_compiler.optimize.journal import Journal, StepJournal
 from bt_compiler.optimize.strategy import StrategyTask
 from bt_compiler.optimize.whole_runs import WholeRuns
@@ -56,33 +57,52 @@ class Workbench:
         """Whether rows of a model depend on their batch, so that runs are kept whole."""
         return any(in_fixed_parts(backend) for backend in self.backends.values())
 
-    def task(self, journal: StepJournal, *, seed: int, strategy: tuple[StepKind, ...] | None = None) -> StrategyTask:
-        """A task whose steps keep to `journal`; `strategy`: another than the spec's."""
+    def task(
+        self,
+        journal: StepJournal,
+        *,
+        seed: int,
+        strategy: tuple[StepKind, ...] | None = None,
+        limit: Limit | None = None,
+    ) -> StrategyTask:
+        """A task whose steps keep to `journal`; `strategy`: another than the spec's; `limit`: what it may spend."""
         settings = self.spec.sections.optimize
         engine, store = self._engine(journal)
+        splits = self.spec.splits
         return StrategyTask(
             program=self.spec.program,
             zero_shot=spec_candidate(self.spec.program),
             engine=engine,
             store=store,
-            splits=self.spec.splits,
+            splits=splits,
             metric=self.metric,
             accept=self.accept,
             settings=settings if strategy is None else replace(settings, strategy=strategy),
             journal=journal,
             seed=seed,
             progress=self.progress,
+            budget=Unlimited()
+            if limit is None
+            else LimitedBudget(
+                limit, account=store.account, journal=journal, reserve=len(splits.dev) + 2 * len(splits.test)
+            ),
         )
 
     def _engine(self, journal: StepJournal) -> tuple[Engine, AccountedStore]:
         """The engine with its one store: journal, then cache. Without the cache where runs are kept whole."""
         engine = Engine(backends=self.backends, retrievers=self.retrievers, tools=self.tools)
+        prices = {model.name: model.price for model in self.models if model.price is not None}
+
+        def bought(model: str, completion: Completion) -> None:
+            if model in prices:
+                store.pay(prices[model].of(completion.prompt_tokens, completion.completion_tokens))
+
         if not self.fixed_parts:
             store = AccountedStore((journal.completions, self.cache), clock=self.clock)
-            return replace(engine, stores=(store,)), store
+            return replace(engine, stores=(store,), bought=bought), store
         runs = WholeRuns(journal.completions)
         store = AccountedStore((runs,), clock=self.clock)
-        return replace(engine, stores=(store,), ended=runs.commit), store
+        return replace(engine, stores=(store,), ended=runs.commit, bought=bought), store
 
 
 @contextmanager

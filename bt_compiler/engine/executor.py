@@ -45,6 +45,8 @@ class Engine:
     """Asked in order; a hit is written to those before it, a new completion to all."""
     ended: Callable[[], None] | None = None
     """Called after each whole `run`, for stores that keep runs whole."""
+    bought: Callable[[str, Completion], None] | None = None
+    """Called with the model's name and each completion that its backend made."""
 
     def run(
         self,
@@ -380,6 +382,8 @@ class Execution:
                 store.put_many(new)
             for flight, result in landed:
                 del self._by_key[flight.key]
+                if self._engine.bought is not None and isinstance(result, Completion):
+                    self._engine.bought(flight.backend, result)
                 self._deliver(flight, result)
 
     def _deliver(self, flight: _Flight, result: Completion | ExampleError) -> None:

@@ -25,6 +25,8 @@ class Account:
     """Of these, answered from the journal or the cache."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cost: float = 0.0
+    """Money for the calls that were not cached, by the prices in the spec."""
 
     def minus(self, earlier: Account) -> Account:
         """What was added since `earlier`."""
@@ -53,6 +55,11 @@ class AccountedStore:
         self._cached = 0
         self._prompt_tokens = 0
         self._completion_tokens = 0
+        self._cost = 0.0
+
+    def pay(self, amount: float) -> None:
+        """Counts money spent."""
+        self._cost += amount
 
     def get(self, key: str) -> Completion | None:
         """The completion of the first store that has it."""
@@ -73,9 +80,11 @@ class AccountedStore:
             store.put(key, completion)
 
     def put_many(self, items: Sequence[tuple[str, Completion]]) -> None:
-        """Into every store."""
-        for key, completion in items:
-            self.put(key, completion)
+        """Into every store, in one transaction each."""
+        for _, completion in items:
+            self._count(completion)
+        for store in self._stores:
+            store.put_many(items)
 
     def account(self) -> Account:
         """All since the start."""
@@ -85,6 +94,7 @@ class AccountedStore:
             cached_calls=self._cached,
             prompt_tokens=self._prompt_tokens,
             completion_tokens=self._completion_tokens,
+            cost=self._cost,
         )
 
     def _count(self, completion: Completion) -> None:

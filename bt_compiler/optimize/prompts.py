@@ -2,30 +2,32 @@
 
 Candidates, in order: zero-shot, labelled demos only, bootstrapped on unshuffled train, then N seeded shuffles with one
 to the most demos allowed. All start from the spec's prompts, all run on the current candidate's adapters, and the inner
-val chooses; ties go to the earliest. Source: BootstrapFewshotRS in arXiv 2407.10930, semantics of DSPy's
-`BootstrapFewShotWithRandomSearch`, but that traces are generated once and shared between candidates.
+val chooses by a race (`racing`); ties go to the earliest. Source: BootstrapFewshotRS in arXiv 2407.10930, semantics of
+DSPy's `BootstrapFewShotWithRandomSearch`, but that traces are generated once and shared between candidates.
 
 Evidence of the step (JSON): `split` counts; `bootstrap` {tried, accepted, failed, by_module}; `candidates`
-[{label, id, demos {module: n}, score, interval [low, high], scores {example: score}, failures}], or
-{label, id, demos, same_as} for prompts that an earlier candidate has too; `chosen` label.
+[{label, id, demos {module: n}, score, interval [low, high], scores {example: score}, failures}], with `dropped_after`
+examples where it lost the race by then, or {label, id, demos, same_as} for prompts that an earlier candidate has too;
+`chosen` label; `racing` {error, runs, without_racing}: runs of the program on an example.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from bt_compiler.canonical import seed_of
 from bt_compiler.data.example import Example
 from bt_compiler.engine.progress import Progress
-from bt_compiler.engine.scoring import evaluate
+from bt_compiler.engine.scoring import evaluate, report_of
 from bt_compiler.engine.trace import Report
 from bt_compiler.graph import candidate_id
 from bt_compiler.graph.candidate import Candidate, Demo, Prompt
 from bt_compiler.optimize.bootstrap import Bootstrapped, bootstrap, labelled
 from bt_compiler.optimize.inner import inner_split
+from bt_compiler.optimize.racing import race
 from bt_compiler.optimize.step import StepContext, StepResult
 
 
@@ -77,16 +79,16 @@ def prompts_step(context: StepContext, candidate: Candidate) -> StepResult:
         )
     pool = _Pool(bootstrapped=found, labelled=labelled(context.program, split.train, found.traces))
     scored = _score_all(context, candidate, pool, draws, split.val, progress)
-    best = scored[0]
-    for other in scored[1:]:
-        if other.report.mean > best.report.mean:
-            best = other
+    most = max(len(item.report.scores) for item in scored)
+    finished = [item for item in scored if len(item.report.scores) == most]
+    best = max(finished, key=lambda item: item.report.mean)  # the first of equals
     context.progress.say(f"step {context.index} prompts: chose {best.label}, {best.report.mean:.3f} on inner val")
     evidence = {
         "split": {"train": len(split.train), "val": len(split.val)},
         "bootstrap": _bootstrap_evidence(found),
-        "candidates": [_evidence(item) for item in scored],
+        "candidates": [_evidence(item, len(split.val)) for item in scored],
         "chosen": best.label,
+        "racing": _racing_evidence(context, scored, len(split.val)),
     }
     return StepResult(candidate=best.candidate, kind="prompts", evidence=evidence)
 
@@ -112,41 +114,81 @@ def _score_all(
     context: StepContext,
     current: Candidate,
     pool: _Pool,
-    draws: Iterable[_Draw],
+    draws: Sequence[_Draw],
     val: Sequence[Example],
     progress: Progress,
 ) -> list[_Scored]:
-    scored: list[_Scored] = []
-    first: dict[str, _Scored] = {}
-    for draw in draws:
-        prompts = _prompts(context, current, pool, draw)
-        candidate = replace(
-            current,
-            id=candidate_id(prompts, current.adapters),
-            prompts=prompts,
-            parent=current.id,
-            origin=f"step {context.index} prompts: {draw.label}",
+    """The candidates of all draws in order, raced over `val`; prompts that occur twice run once."""
+    drawn = [_drawn(context, current, pool, draw) for draw in draws]
+    labels: dict[str, str] = {}
+    for draw, candidate in zip(draws, drawn, strict=True):
+        labels.setdefault(candidate.id, draw.label)
+    unique = list({candidate.id: candidate for candidate in reversed(drawn)}.values())[::-1]
+    progress.advance((len(drawn) - len(unique)) * len(val), note="candidates that occur twice")
+    reports = _raced(context, unique, val, progress)
+    for candidate in unique:
+        report = reports[candidate.id]
+        dropped = f", dropped after {len(report.scores)} of {len(val)}" if len(report.scores) < len(val) else ""
+        context.progress.say(
+            f"step {context.index} prompts: {labels[candidate.id]} {report.mean:.3f} on inner val{dropped}"
         )
-        earlier = first.get(candidate.id)
-        if earlier is not None:
-            progress.advance(len(val), note=f"{draw.label} = {earlier.label}")
-            scored.append(_Scored(label=draw.label, candidate=candidate, report=earlier.report, same_as=earlier.label))
-            continue
-        report = evaluate(
+    return [
+        _Scored(
+            label=draw.label,
+            candidate=candidate,
+            report=reports[candidate.id],
+            same_as=None if labels[candidate.id] == draw.label else labels[candidate.id],
+        )
+        for draw, candidate in zip(draws, drawn, strict=True)
+    ]
+
+
+def _drawn(context: StepContext, current: Candidate, pool: _Pool, draw: _Draw) -> Candidate:
+    prompts = _prompts(context, current, pool, draw)
+    return replace(
+        current,
+        id=candidate_id(prompts, current.adapters),
+        prompts=prompts,
+        parent=current.id,
+        origin=f"step {context.index} prompts: {draw.label}",
+    )
+
+
+def _raced(
+    context: StepContext, candidates: Sequence[Candidate], val: Sequence[Example], progress: Progress
+) -> dict[str, Report]:
+    """A report of each candidate by id, over the examples of `val` that it met."""
+    order = sorted(val, key=lambda example: (seed_of(context.seed, "race", example.id), example.id))
+    parts: dict[str, list[Report]] = {candidate.id: [] for candidate in candidates}
+
+    def score(index: int, start: int, end: int) -> list[float]:
+        part = evaluate(
             context.engine,
             context.program,
-            candidate,
-            val,
+            candidates[index],
+            order[start:end],
             context.metric,
             split="inner val",
             seed=context.seed,
             progress=progress,
         )
-        item = _Scored(label=draw.label, candidate=candidate, report=report, same_as=None)
-        first[candidate.id] = item
-        scored.append(item)
-        context.progress.say(f"step {context.index} prompts: {draw.label} {report.mean:.3f} on inner val")
-    return scored
+        parts[candidates[index].id].append(part)
+        return [value for _, value in part.scores]
+
+    def goes_on(end: int, runs: int) -> bool:
+        return context.budget.allows(f"step {context.index} up to example {end}", runs)
+
+    met = race(len(candidates), len(order), context.settings.prompts.racing, score, goes_on)
+    progress.advance(len(candidates) * len(order) - sum(map(len, met)), note="dropped candidates")
+    places = {example.id: place for place, example in enumerate(val)}
+    return {name: _joined(found, places, binary=context.metric.binary) for name, found in parts.items()}
+
+
+def _joined(parts: Sequence[Report], places: Mapping[str, int], *, binary: bool) -> Report:
+    """One report of the rounds of a candidate, in the order of val."""
+    traces = sorted((trace for part in parts for trace in part.traces), key=lambda trace: places[trace.example])
+    seconds = sum(part.seconds for part in parts)
+    return report_of(traces, candidate=parts[0].candidate, split=parts[0].split, binary=binary, seconds=seconds)
 
 
 def _prompts(context: StepContext, current: Candidate, pool: _Pool, draw: _Draw) -> dict[str, Prompt]:
@@ -171,7 +213,7 @@ def _choose(pool: _Pool, draw: _Draw, module: str, seed: int) -> tuple[Demo, ...
     return (*demos, *random.Random(seed).sample(rest, wanted))
 
 
-def _evidence(item: _Scored) -> dict[str, Any]:
+def _evidence(item: _Scored, val: int) -> dict[str, Any]:
     start: dict[str, Any] = {
         "label": item.label,
         "id": item.candidate.id,
@@ -185,7 +227,14 @@ def _evidence(item: _Scored) -> dict[str, Any]:
         "interval": [item.report.interval.low, item.report.interval.high],
         "scores": dict(item.report.scores),
         "failures": len(item.report.failures),
+        **({} if len(item.report.scores) == val else {"dropped_after": len(item.report.scores)}),
     }
+
+
+def _racing_evidence(context: StepContext, scored: Sequence[_Scored], val: int) -> dict[str, Any]:
+    unique = [item for item in scored if item.same_as is None]
+    met = sum(len(item.report.scores) for item in unique)
+    return {"error": context.settings.prompts.racing, "runs": met, "without_racing": len(unique) * val}
 
 
 def _bootstrap_evidence(found: Bootstrapped) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from bt_compiler.engine.metrics import Metric
 from bt_compiler.engine.progress import Progress
 from bt_compiler.graph.candidate import Candidate
 from bt_compiler.graph.program import Program
+from bt_compiler.optimize.budget import Budget, Unlimited
 from bt_compiler.optimize.journal import StepJournal
 from bt_compiler.spec.sections import OptimizeSection
 
@@ -36,6 +37,8 @@ class StepContext:
     settings: OptimizeSection
     journal: StepJournal
     progress: Progress
+    budget: Budget = field(default_factory=Unlimited)
+    """Asked before work that can be left out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ Knows nothing of specs, backends or bundles.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 from bt_compiler.artifact.contents import Ancestor, Difference, StepFacts, Who
@@ -27,6 +27,7 @@ from bt_compiler.graph import candidate_id
 from bt_compiler.graph.candidate import Candidate
 from bt_compiler.graph.program import Program
 from bt_compiler.optimize.accounts import Account, AccountedStore
+from bt_compiler.optimize.budget import LimitedBudget, Unlimited
 from bt_compiler.optimize.journal import StepJournal
 from bt_compiler.optimize.prompts import prompts_step
 from bt_compiler.optimize.step import OptimizerStep, StepContext, StepResult
@@ -51,6 +52,7 @@ class StrategyTask:
     journal: StepJournal
     seed: int
     progress: Progress
+    budget: LimitedBudget | Unlimited = field(default_factory=Unlimited)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +79,8 @@ class StrategyResult:
     steps: tuple[StepFacts, ...]
     reports: Mapping[Who, Mapping[str, Report]]
     differences: Mapping[str, Difference]
+    left_out: tuple[StepKind, ...] = ()
+    """Steps at the end of the strategy that no longer fitted the budget."""
 
     @property
     def candidate(self) -> Candidate:
@@ -106,7 +110,10 @@ def run_strategy(task: StrategyTask, *, steps: Mapping[str, OptimizerStep] = STE
     scores = Scores(task)
     prefixes = [zero_shot(task, scores)]
     facts: list[StepFacts] = []
-    for kind in task.settings.strategy:
+    strategy = task.settings.strategy
+    for number, kind in enumerate(strategy):
+        if not _fits(task, number):
+            break
         longer = extend(task, scores, prefixes[-1], kind, steps)
         prefixes.append(longer.prefix)
         facts.append(longer.facts)
@@ -121,7 +128,20 @@ def run_strategy(task: StrategyTask, *, steps: Mapping[str, OptimizerStep] = STE
         steps=tuple(facts),
         reports=reports,
         differences=_differences(reports, binary=task.metric.binary),
+        left_out=strategy[len(facts) :],
     )
+
+
+def _fits(task: StrategyTask, number: int) -> bool:
+    """Whether step `number` (from 0) fits the budget. Raises CompileError (BTC466) where the first does not."""
+    kind, left = task.settings.strategy[number], len(task.settings.strategy) - number
+    name = f"step {number + 1} {kind}"
+    if task.budget.begin(name, steps_left=left, examples=len(task.splits.train)):
+        return True
+    if number == 0 and isinstance(task.budget, LimitedBudget):
+        raise task.budget.too_small(kind)
+    task.progress.say(f"the budget ends before {name}")
+    return False
 
 
 class Extended(NamedTuple):
@@ -164,6 +184,7 @@ def _run_step(task: StrategyTask, step: OptimizerStep, index: int, candidate: Ca
         settings=task.settings,
         journal=task.journal,
         progress=task.progress,
+        budget=task.budget,
     )
     if not task.splits.train:
         raise CompileError.of(
@@ -227,6 +248,7 @@ class Scores:
         key = (split, candidate_id(candidate.prompts, candidate.adapters))
         if key not in self._seen:
             task.progress.begin(f"scoring {name} on {split}", len(examples))
+            before = task.store.account()
             found = evaluate(
                 task.engine,
                 task.program,
@@ -237,6 +259,7 @@ class Scores:
                 seed=task.seed,
                 progress=task.progress,
             )
+            task.budget.observe(len(examples), before, task.store.account())
             self._seen[key] = found if self._keep_traces else replace(found, traces=())
         report = self._seen[key]
         interval = report.interval

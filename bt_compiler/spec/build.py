@@ -15,7 +15,15 @@ from bt_compiler.spec.declared import named_types
 from bt_compiler.spec.document import Spec
 from bt_compiler.spec.judging import build_metric_section
 from bt_compiler.spec.optimizing import Findings, build_optimize
-from bt_compiler.spec.sections import LORA_RANKS, Generation, ModelSection, Sections, VllmSection, WeightsSection
+from bt_compiler.spec.sections import (
+    LORA_RANKS,
+    Generation,
+    ModelSection,
+    Price,
+    Sections,
+    VllmSection,
+    WeightsSection,
+)
 from bt_compiler.spec.sourcing import build_data, build_retrievers, model_id
 from bt_compiler.spec.tools import build_tools
 from bt_compiler.spec.tree import Place
@@ -105,6 +113,7 @@ def _model(spec: Spec, name: str, place: Place, findings: Findings) -> ModelSect
         weights=model_id(spec, (*place, "weights"), settings["weights"]) if "weights" in settings else None,
         vllm=_vllm(spec, settings.get("vllm", {}), engine, (*place, "vllm"), findings),
         generation=Generation(**settings.get("generation", {})),
+        price=Price(**settings["price"]) if "price" in settings else None,
         span=spec.span(place),
     )
 

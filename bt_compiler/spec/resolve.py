@@ -71,6 +71,7 @@ def _model(model: ModelSection) -> dict[str, Any]:
             "weights": model.weights,
             "vllm": None if model.vllm is None else _given(asdict(model.vllm)),
             "generation": asdict(model.generation),
+            "price": asdict(model.price) if model.price is not None else None,
         }
     )
 
@@ -177,7 +178,8 @@ def identity(spec: Spec) -> dict[str, Any]:
 
 
 def _model_identity(model: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in model.items() if key not in ("endpoints", "api_key", "weights", "vllm")}
+    left_out = ("endpoints", "api_key", "price", "weights", "vllm")
+    kept = {key: value for key, value in model.items() if key not in left_out}
     length = model.get("vllm", {}).get("max_model_len")  # the one setting of vLLM that decides what fails
     return {**kept, "id": _last_part(kept["id"]), **({"max_model_len": length} if length is not None else {})}
 

@@ -48,6 +48,18 @@ class VllmSection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Price:
+    """What a million tokens of a model cost, in the user's currency."""
+
+    prompt: float = 0.0
+    completion: float = 0.0
+
+    def of(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """The cost of one call."""
+        return (self.prompt * prompt_tokens + self.completion * completion_tokens) / 1e6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSection:
     """One entry of `models`, or `model` under the name `default`."""
 
@@ -68,6 +80,8 @@ class ModelSection:
     vllm: VllmSection | None = None
     """Set where the engine is `vllm`."""
     generation: Generation = field(default_factory=Generation)
+    price: Price | None = None
+    """For `--budget` in money and reports."""
     span: Span | None = field(default=None, compare=False)
 
 
@@ -211,6 +225,8 @@ class PromptsSection:
     """Examples of train that give demos; None: 30 %."""
     val: int | None = None
     """Examples of train that choose among candidates, disjoint from the former; None: the rest."""
+    racing: float = 0.05
+    """A candidate whose chance to win falls below this is scored no further; 0: every one meets every example."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,6 @@
 """Experiment 1 as a script: one request in many random batches on a real LM; also the parts that the tests use.
 
-python tests/bench/row_invariance.py --model HuggingFaceTB/SmolLM2-135M-Instruct --batches 200
+python tests/bench/row_invariance.py --model HuggingFaceTB/SmolLM2-135M-Instruct --batches 200 --bundle artifacts/iris
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from bt_compiler.artifact import read_bundle
 from bt_compiler.engine.backends.attention import Pack
 from bt_compiler.engine.backends.kv import PrefixStore
 from bt_compiler.engine.backends.schedule import PackedRows
@@ -111,6 +112,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--batches", type=int, default=200)
     parser.add_argument("--most", type=int, default=24, help="neighbours at most")
+    parser.add_argument("--bundle", type=Path, help="a compiled bundle: rows then run with and without its adapters")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "btc")
     args = parser.parse_args()
     backend = TransformersBackend(
@@ -123,9 +125,10 @@ def main() -> None:
         progress=Silent(),
     )
     start = time.perf_counter()
-    composer = Composer(backend, adapters=(None,), prefix=120, suffix=80, steps=3)
+    adapters = tuple(read_bundle(args.bundle).candidate.adapters.values()) if args.bundle else ()
+    composer = Composer(backend, adapters=(None, *adapters), prefix=120, suffix=80, steps=3)
     wrong = differing(composer, batches=args.batches, seed=0, most=args.most)
-    print(f"{args.model} {args.dtype}: {len(wrong)} of {args.batches} batches changed a row's bytes")
+    print(f"{args.model} {args.dtype}, {len(adapters)} adapters: {len(wrong)} of {args.batches} batches changed a row")
     print(f"{time.perf_counter() - start:.0f} s; {backend.facts()}")
 
 

@@ -1,4 +1,4 @@
-"""Which dtype this machine computes fast in, by a short measurement of a step shaped like the model's."""
+"""What this machine computes fast: which dtype, by a step shaped like the model's, and how many products a second."""
 
 from __future__ import annotations
 
@@ -48,3 +48,25 @@ def _step_seconds(config: Any, dtype: torch.dtype, device: str) -> float:
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - start)
     return best
+
+
+def product_rate(dtype: str, device: str) -> float:
+    """FLOP/s of a large matrix product: the bound that no engine passes. The best of a few runs."""
+    size = 4096 if device == "cuda" else 1024
+    left, right = (torch.ones(size, size, dtype=getattr(torch, dtype), device=device) for _ in range(2))
+    best = float("inf")
+    for _ in range(6):
+        start = time.perf_counter()
+        torch.mm(left, right)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def token_work(model: Any) -> tuple[float, float]:
+    """FLOPs of the model's matrices for one token, and for the logits of one token on top. Attention is left out."""
+    head = model.get_output_embeddings().weight
+    embedded = {id(head), id(model.get_input_embeddings().weight)}
+    inner = sum(value.numel() for value in model.parameters() if id(value) not in embedded)
+    return 2.0 * inner, 2.0 * head.numel()

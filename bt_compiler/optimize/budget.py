@@ -1,0 +1,196 @@
+"""What a compile may spend: minutes, tokens or money, and whether the next piece of work still fits.
+
+The strategy asks before each step and each round of a race; a step that no longer fits is left out, a race ends with
+the best so far, and enough is kept back to score what ships. Cost is estimated from the scoring runs so far, the
+dearest of them. Every answer is kept in the journal, so that a compile that is killed and resumed decides as before;
+time spent before a resume is counted on from the last answer. Another limit asks anew and reuses all that was done.
+
+Knows amounts and a journal; nothing of programs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from bt_compiler.errors import CompileError, UsageError
+from bt_compiler.optimize.accounts import Account
+from bt_compiler.optimize.journal import StepJournal
+
+Unit = Literal["minutes", "tokens", "money"]
+_UNITS: dict[str, tuple[Unit, float]] = {
+    **dict.fromkeys(("s", "sec", "seconds"), ("minutes", 1 / 60)),
+    **dict.fromkeys(("m", "min", "minutes"), ("minutes", 1.0)),
+    **dict.fromkeys(("h", "hours"), ("minutes", 60.0)),
+    "tokens": ("tokens", 1.0),
+    "ktokens": ("tokens", 1e3),
+    "mtokens": ("tokens", 1e6),
+}
+_AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*(?:\s*tokens)?)\s*")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """The most that may be spent."""
+
+    amount: float
+    unit: Unit
+    text: str
+    """As the user wrote it."""
+
+
+def parse_limit(text: str) -> Limit:
+    """`30m`, `2h`, `90s`, `500k tokens`, or `2.5 usd` in the currency of the spec's prices.
+
+    Raises UsageError (BTC465) for anything else.
+    """
+    found = _AMOUNT.fullmatch(text)
+    unit = "".join(found.group(2).lower().split()) if found else ""
+    amount = float(found.group(1)) if found else 0.0
+    if unit in _UNITS and amount > 0:
+        name, scale = _UNITS[unit]
+        return Limit(amount=amount * scale, unit=name, text=text.strip())
+    if len(unit) == 3 and amount > 0:
+        return Limit(amount=amount, unit="money", text=text.strip())
+    raise UsageError.of(
+        "BTC465",
+        f"`{text}` is no budget",
+        help="write minutes or hours (`30m`, `2h`), tokens (`500k tokens`) or money (`2.5 usd`)",
+    )
+
+
+class Budget(Protocol):
+    """Whether work still fits."""
+
+    def observe(self, examples: int, before: Account, after: Account) -> None:
+        """Learns from a run over `examples` what one costs."""
+        ...
+
+    def begin(self, step: str, *, steps_left: int, examples: int) -> bool:
+        """Whether a step that runs the program on at least `examples` fits; gives it its share if so.
+
+        The share is what is left, less the reserve, over `steps_left` steps, this one among them.
+        """
+        ...
+
+    def allows(self, name: str, examples: int) -> bool:
+        """Whether `examples` more fit into the step's share. `name` tells the question from others."""
+        ...
+
+    def minutes(self, name: str) -> float | None:
+        """Time left of the step's share; None: no limit on time."""
+        ...
+
+
+class Unlimited:
+    """Everything fits."""
+
+    cut_short = False
+
+    def observe(self, examples: int, before: Account, after: Account) -> None:
+        """Of no use here."""
+
+    def begin(self, step: str, *, steps_left: int, examples: int) -> bool:
+        """Always."""
+        del step, steps_left, examples
+        return True
+
+    def allows(self, name: str, examples: int) -> bool:
+        """Always."""
+        del name, examples
+        return True
+
+    def minutes(self, name: str) -> float | None:
+        """No limit."""
+        del name
+        return None
+
+
+class LimitedBudget:
+    """A budget with a limit; see the module. `reserve`: examples that are still to be scored when a step ends."""
+
+    def __init__(self, limit: Limit, *, account: Callable[[], Account], journal: StepJournal, reserve: int) -> None:
+        self._limit = limit
+        self._account = account
+        self._journal = journal
+        self._reserve = reserve
+        self._rate = 0.0
+        self._earlier = 0.0
+        self._ceiling = limit.amount
+        self.cut_short = False
+        """Whether anything was refused."""
+
+    def observe(self, examples: int, before: Account, after: Account) -> None:
+        """Keeps the dearest cost of an example."""
+        if examples:
+            self._rate = max(self._rate, self._amount(after.minus(before)) / examples)
+
+    def begin(self, step: str, *, steps_left: int, examples: int) -> bool:
+        """Whether the least work and the reserve fit into all that is left."""
+
+        def asked() -> dict[str, float | bool]:
+            spent = self._spent()
+            free = self._limit.amount - spent - self._rate * self._reserve
+            return self._answer(free >= self._rate * examples, spent, ceiling=spent + free / steps_left)
+
+        answer = self._asked(step, asked)
+        self._ceiling = float(answer["ceiling"])
+        return bool(answer["allowed"])
+
+    def allows(self, name: str, examples: int) -> bool:
+        """Whether they fit into the step's share."""
+
+        def asked() -> dict[str, float | bool]:
+            spent = self._spent()
+            return self._answer(spent + self._rate * examples <= self._ceiling, spent)
+
+        return bool(self._asked(name, asked)["allowed"])
+
+    def minutes(self, name: str) -> float | None:
+        """Time left of the step's share, at least 0; None unless the limit is one of time."""
+        if self._limit.unit != "minutes":
+            return None
+
+        def asked() -> dict[str, float | bool]:
+            spent = self._spent()
+            return self._answer(True, spent, left=max(0.0, self._ceiling - spent))
+
+        return float(self._asked(name, asked)["left"])
+
+    def _answer(self, allowed: bool, spent: float, **more: float) -> dict[str, float | bool]:
+        return {"allowed": allowed, "spent": spent, "rate": self._rate, **more}
+
+    def _asked(self, name: str, make: Callable[[], dict[str, float | bool]]) -> dict[str, float | bool]:
+        """The answer, kept under `name` and the limit. What an earlier process had spent by then counts on."""
+        answer: dict[str, float | bool] = self._journal.memo(f"budget {self._limit.text}: {name}", make)
+        self._rate = max(self._rate, answer["rate"])
+        self.cut_short = self.cut_short or not answer["allowed"]
+        self._earlier += max(0.0, answer["spent"] - self._spent())
+        return answer
+
+    def too_small(self, step: str) -> CompileError:
+        """The error where not even the first step fits."""
+        return CompileError.of(
+            "BTC466",
+            f"the budget of {self._limit.text} is too small for the first step, `{step}`: "
+            f"{self._shown(self._spent())} are spent on scoring the zero-shot program, an example costs about "
+            f"{self._shown(self._rate)}, and {self._reserve} have to be scored after the step",
+            help="give more, or fewer examples with `--set data.dev.limit=N`, or `--set optimize.strategy=[]`",
+        )
+
+    def _spent(self) -> float:
+        return self._earlier + self._amount(self._account())
+
+    def _amount(self, account: Account) -> float:
+        if self._limit.unit == "minutes":
+            return account.seconds / 60
+        if self._limit.unit == "tokens":
+            return float(account.prompt_tokens + account.completion_tokens)
+        return account.cost
+
+    def _shown(self, amount: float) -> str:
+        if self._limit.unit == "tokens":
+            return f"{amount:,.0f} tokens"
+        return f"{amount:.2g} {'minutes' if self._limit.unit == 'minutes' else self._limit.text.split()[-1]}"

@@ -1,0 +1,77 @@
+"""Races candidates over the same examples, in growing rounds; one that can hardly win any more is dropped.
+
+After each round every candidate still in the race is compared with the leader on the examples that both have met. The
+sum of the paired differences on the examples still to come is predicted from those seen (normal, with the uncertainty
+of their mean, and two pseudo-examples of which each has won one, so that equal answers so far are no proof). A
+candidate is dropped where the chance that it ends ahead, a tie being half of one, is below `error`. Predictive
+probability as a stopping rule: Lee & Liu 2008, "A predictive probability design for phase II cancer clinical trials",
+Clinical Trials 5; racing candidates on shared examples: Maron & Moore 1994, "Hoeffding races". The winner has met every
+example. `error` holds for one comparison, not for a whole race: `tests/bench/racing.py` replays recorded scores and
+counts.
+
+Knows scores in [0, 1] and their order; nothing of prompts or programs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import ceil, sqrt
+from statistics import NormalDist
+
+FIRST_ROUND = 16
+"""Examples before the first candidate may be dropped."""
+GROWTH = 2.0
+"""Examples met after a round, over those met before it."""
+
+
+def rounds(total: int) -> list[int]:
+    """Examples met by the end of each round, up to `total`."""
+    ends = [min(FIRST_ROUND, total)] if total else []
+    while ends and ends[-1] < total:
+        ends.append(min(total, ceil(ends[-1] * GROWTH)))
+    return ends
+
+
+def race(
+    count: int,
+    total: int,
+    error: float,
+    score: Callable[[int, int, int], Sequence[float]],
+    goes_on: Callable[[int, int], bool] = lambda end, runs: True,
+) -> list[tuple[float, ...]]:
+    """Scores of `count` candidates on the first of `total` examples: all of them, or fewer where one was dropped.
+
+    `score(candidate, start, end)` gives a candidate's scores on examples start to end. Ties for the lead go to the
+    earliest candidate. `error` 0: nobody is dropped, in one round. `goes_on(end, runs)` is asked before each round but
+    the first, with the runs that it needs; where it refuses, the race ends for those that are still in it.
+    """
+    met: list[list[float]] = [[] for _ in range(count)]
+    running = list(range(count))
+    for number, end in enumerate(rounds(total) if error > 0 else [total]):
+        if number and not goes_on(end, sum(end - len(met[candidate]) for candidate in running)):
+            break
+        for candidate in running:
+            met[candidate].extend(score(candidate, len(met[candidate]), end))
+        if end < total:
+            lead = max(running, key=lambda candidate: (sum(met[candidate]), -candidate))
+            running = [
+                candidate
+                for candidate in running
+                if candidate == lead or chance_to_win(met[candidate], met[lead], total) >= error
+            ]
+    return [tuple(scores) for scores in met]
+
+
+def chance_to_win(scores: Sequence[float], lead: Sequence[float], total: int) -> float:
+    """Chance that `scores` ends ahead of `lead`, a tie being half of one, once both have met all `total` examples.
+
+    Both are scores of the same examples, fewer than `total` of them.
+    """
+    differences = [one - other for one, other in zip(scores, lead, strict=True)]
+    seen, left, ahead = len(differences), total - len(differences), sum(differences)
+    if ahead + left < 0:
+        return 0.0
+    mean = ahead / (seen + 2)
+    variance = (sum(difference * difference for difference in differences) + 2) / (seen + 2) - mean * mean
+    spread = sqrt(left * variance * (1 + left / (seen + 2)))
+    return 1 - NormalDist(ahead + left * mean, spread).cdf(0)

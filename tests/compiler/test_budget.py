@@ -1,0 +1,132 @@
+"""A compile with a budget: what is left out, what is still scored, and how it goes on with more."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from answering import Asked, RuleBackend, coin, truth, wrong
+
+from bt_compiler.artifact import read_bundle
+from bt_compiler.compiler.compile import CompileSettings, compile_with
+from bt_compiler.errors import CompileError, UsageError
+from bt_compiler.optimize.budget import parse_limit
+
+SPEC = """\
+version: 1
+name: moods
+model: {id: rule, engine: scripted, price: {prompt: 1000000}}
+data: {train: train.jsonl, dev: dev.jsonl, test: test.jsonl}
+modules:
+  classify:
+    signature:
+      instructions: Say the mood.
+      inputs: {text: str}
+      outputs: {mood: {enum: [good, bad]}}
+metric: {kind: accuracy, output: mood}
+optimize: {strategy: [prompts, prompts], prompts: {candidates: 2, train: 10, val: 40}}
+"""
+Compile = Callable[..., tuple[Path, RuleBackend]]
+
+
+def sometimes(asked: Asked) -> str:
+    text = asked.value("Text")
+    solved = coin(text, asked.demo_texts) < 0.3 + 0.2 * asked.demos
+    return f"Mood: {truth(text) if solved else wrong(text)}"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Compile:
+    """Compiles with a budget; each call of the backend takes a second of the clock."""
+    for split, count in (("train", 50), ("dev", 8), ("test", 5)):
+        rows = [{"text": f"{'gb'[n % 2]} {split} {n}", "mood": ("good", "bad")[n % 2]} for n in range(count)]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "moods.yaml").write_text(SPEC)
+
+    def compiled(budget: str | None, *, cache: str = "cache", **settings: Any) -> Any:
+        backend = RuleBackend(rule=sometimes)
+        folder = compile_with(
+            tmp_path / "moods.yaml",
+            CompileSettings(
+                out=tmp_path / "bundle",
+                cache=tmp_path / cache,
+                opener=lambda _section, _choices: backend,
+                budget=None if budget is None else parse_limit(budget),
+                clock=lambda: float(len(backend.asked)),
+                **settings,
+            ),
+        )
+        return folder, backend
+
+    return compiled
+
+
+def strategy_of(folder: Path) -> list[str]:
+    return [step["kind"] for step in json.loads((folder / "report.json").read_text())["steps"]]
+
+
+@pytest.mark.parametrize(
+    ("text", "amount", "unit"),
+    [
+        ("30m", 30, "minutes"),
+        ("2h", 120, "minutes"),
+        ("90 s", 1.5, "minutes"),
+        ("500k tokens", 5e5, "tokens"),
+        ("1.5M tokens", 1.5e6, "tokens"),
+        ("800 tokens", 800, "tokens"),
+        ("2.5 usd", 2.5, "money"),
+    ],
+)
+def test_budgets_are_read(text: str, amount: float, unit: str) -> None:
+    limit = parse_limit(text)
+    assert (limit.amount, limit.unit, limit.text) == (pytest.approx(amount), unit, text)
+
+
+@pytest.mark.parametrize("text", ["", "0m", "-3m", "30", "ten minutes", "3 weeks ago", "1e9h", "5 m m"])
+def test_what_is_no_budget_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="BTC465"):
+        parse_limit(text)
+
+
+def test_a_large_budget_changes_nothing(run: Compile) -> None:
+    folder, _ = run("10h")
+    digest = read_bundle(folder).manifest.digest
+    again, _ = run(None, fresh=True, cache="other")
+    assert read_bundle(again).manifest.digest == digest
+
+
+@pytest.mark.parametrize(("scarce", "plenty"), [("90 s", "1h"), ("4000 usd", "1000000 usd")])
+def test_steps_that_do_not_fit_are_left_out_and_more_money_goes_on(run: Compile, scarce: str, plenty: str) -> None:
+    whole, unlimited = run(None, cache="whole")
+    digest = read_bundle(whole).manifest.digest
+    folder, first = run(scarce, fresh=True, cache="limited")
+    assert strategy_of(folder) == ["prompts"]
+    assert len(first.asked) < len(unlimited.asked)
+    assert read_bundle(folder).manifest.scores["shipped"]["test"]["n"] == 5
+    _, repeated = run(scarce, cache="limited")
+    assert not repeated.asked
+    folder, rest = run(plenty, cache="limited")
+    assert strategy_of(folder) == ["prompts", "prompts"]
+    assert read_bundle(folder).manifest.digest == digest
+    assert 0 < len(rest.asked) < len(unlimited.asked)
+
+
+def test_tokens_are_counted_whatever_the_cache_holds(run: Compile) -> None:
+    run(None, cache="warm")
+    warm, backend = run("6k tokens", fresh=True, cache="warm")
+    warm_digest, warm_strategy = read_bundle(warm).manifest.digest, strategy_of(warm)
+    fewer = len(backend.asked)
+    cold, backend = run("6k tokens", fresh=True, cache="cold")
+    assert len(backend.asked) > fewer
+    assert (read_bundle(cold).manifest.digest, strategy_of(cold)) == (warm_digest, warm_strategy)
+
+
+def test_a_budget_too_small_for_the_first_step_says_what_it_costs(run: Compile) -> None:
+    with pytest.raises(CompileError, match=r"BTC466.*10 s is too small for the first step, `prompts`"):
+        run("10 s")
+
+
+def test_money_needs_prices(run: Compile) -> None:
+    with pytest.raises(UsageError, match="BTC467"):
+        run("2 usd", overrides=["model.price=null"])
