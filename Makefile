@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 PINS := .ci/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-# Tests of vLLM have an environment of their own (its CPU build, 3.5 GB). VLLM=0 leaves them out of `make test`.
-VLLM ?= 1
+# Tests of vLLM have an environment of their own (its CPU build, 3.5 GB). `make test VLLM=1` runs them too.
+VLLM ?= 0
 VLLM_VENV := .venv-vllm
 VLLM_PINS := .ci/vllm.txt
 
