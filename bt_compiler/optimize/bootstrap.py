@@ -54,7 +54,7 @@ def _demos(program: Program, trace: Trace, seed: int) -> dict[str, Demo]:
     visits: dict[str, list[Demo]] = {}
     for step in trace.steps:
         if step.module is not None and step.outputs is not None and step.picked:
-            written = {item.name: step.outputs[item.name] for item in program.module(step.module).outputs}
+            written = {item.name: step.outputs[item.name] for item in program.module(step.module).written}
             demo = Demo(inputs=step.inputs, outputs=written, example=trace.example, origin="bootstrapped")
             visits.setdefault(step.module, []).append(demo)
     return {module: _pick(demos, seed_of(seed, "visit", trace.example, module)) for module, demos in visits.items()}
