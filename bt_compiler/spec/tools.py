@@ -61,10 +61,10 @@ def _tool(spec: Spec, name: str, named: Mapping[str, Type], findings: Findings) 
     written: Mapping[str, Any] = spec.get(place)
     kind = KINDS.get(written["kind"])
     if kind is None:
-        way_out = did_you_mean(written["kind"], KINDS, what="kinds of tools")
+        way = did_you_mean(written["kind"], KINDS, what="kinds of tools")
         if written["kind"] == "retriever":
-            way_out = "a retriever is no entry of `tools`: a `react` module names it as it names a tool"
-        findings.add("BTC131", f"unknown kind `{written['kind']}` of tool `{name}`", (*place, "kind"), help=way_out)
+            way = "a retriever is no entry of `tools`: a `react` module names it as it names a tool"
+        findings.add("BTC131", f"unknown kind `{written['kind']}` of tool `{name}`", (*place, "kind"), help=way)
         return None
     allowed = {
         "kind",
