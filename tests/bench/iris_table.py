@@ -57,7 +57,7 @@ def compile_once(
     command = [sys.executable, "-m", "bt_compiler", "compile", spec, "-o", str(folder), "--seed", str(seed), "--json"]
     command += ["--set", f"optimize.strategy={STRATEGIES[strategy]}"]
     command += ["--set", f"optimize.weights.sources={SOURCES[sources]}"]
-    command += [] if data is None else ["--set", f"data={{{data}}}"]
+    command += [] if data is None else ["--set", f"data={{path: null, split: null, stratify: null, {data}}}"]
     started = time.monotonic()
     env = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
