@@ -21,9 +21,10 @@ from bt_compiler.optimize.journal import StepJournal
 
 Unit = Literal["minutes", "tokens", "money"]
 _UNITS: dict[str, tuple[Unit, float]] = {
-    **dict.fromkeys(("s", "sec", "seconds"), ("minutes", 1 / 60)),
-    **dict.fromkeys(("m", "min", "minutes"), ("minutes", 1.0)),
-    **dict.fromkeys(("h", "hours"), ("minutes", 60.0)),
+    **dict.fromkeys(("s", "sec", "secs", "second", "seconds"), ("minutes", 1 / 60)),
+    **dict.fromkeys(("m", "min", "mins", "minute", "minutes"), ("minutes", 1.0)),
+    **dict.fromkeys(("h", "hr", "hrs", "hour", "hours"), ("minutes", 60.0)),
+    **dict.fromkeys(("d", "day", "days"), ("minutes", 1440.0)),
     "tokens": ("tokens", 1.0),
     "ktokens": ("tokens", 1e3),
     "mtokens": ("tokens", 1e6),

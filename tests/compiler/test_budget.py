@@ -75,6 +75,7 @@ def strategy_of(folder: Path) -> list[str]:
         ("500k tokens", 5e5, "tokens"),
         ("1.5M tokens", 1.5e6, "tokens"),
         ("800 tokens", 800, "tokens"),
+        ("3 hrs", 180, "minutes"),
         ("2.5 usd", 2.5, "money"),
     ],
 )
