@@ -203,7 +203,7 @@ def _rerank(node: Rerank, setting: Setting, scope: Scope, place: Place) -> Runni
 
 
 def _as_number(score: Any, type: Type) -> float:
-    return float(len(type.values) - 1 - type.values.index(score)) if type.kind == "enum" else float(score)
+    return float(type.values.index(score)) if type.kind == "enum" else float(score)
 
 
 def _sample(node: Sample, setting: Setting, scope: Scope, place: Place) -> Running:

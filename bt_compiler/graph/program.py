@@ -307,7 +307,7 @@ class Rerank:
     body: tuple[Node, ...]
     """Refers to the query and to its passage as `$query` and `$passage`."""
     score: Binding
-    """An output of the call: a bool, a number, or an enum whose first value is best."""
+    """An output of the call: a bool, a number, or an enum from worst to best, as that of a judge."""
     outputs: tuple[Field, ...]
     hash: str = ""
     span: Span | None = field(default=None, compare=False)

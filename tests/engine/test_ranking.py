@@ -115,7 +115,7 @@ def test_the_highest_scores_are_given_and_equal_ones_stay_in_order(tmp_path: Pat
     [
         ("bool", {"blue": "true", "white": "true"}, [("blue", 1.0), ("white", 1.0)]),
         ("float", {"red": "0.25", "black": "0.5"}, [("black", 0.5), ("red", 0.25)]),
-        ("{enum: [yes, partly, no]}", {"red": "partly", "white": "yes"}, [("white", 2.0), ("red", 1.0)]),
+        ("{enum: [no, partly, yes]}", {"red": "partly", "white": "yes"}, [("white", 2.0), ("red", 1.0)]),
     ],
 )
 def test_what_passages_are_ranked_by(
