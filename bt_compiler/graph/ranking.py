@@ -33,7 +33,8 @@ def ranked(step: Retrieve, section: RetrieverSection, module: Module, findings: 
             "BTC387",
             f"module `{module.name}` cannot rank passages: it is `{given} -> {gives}`",
             place,
-            help="it takes a `str` (the query) and a `Passage`, and gives a `bool`, a number or an enum (worst to best)",
+            help="it takes a `str` (the query) and a `Passage`, and gives a `bool`, a number or an enum (worst to "
+            "best)",
         )
         return None
     bindings = tuple(

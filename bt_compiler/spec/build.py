@@ -125,10 +125,11 @@ def _vllm(spec: Spec, settings: Mapping[str, Any], engine: str, place: Place, fi
             help = "write `engine: vllm`, or remove `vllm`"
             findings.add("BTC590", f"the engine `{engine}` takes no `vllm`", place, key=True, help=help)
         return None
-    strategy = spec.get(("optimize", "strategy"), ("weights",))
-    rank = spec.get(("optimize", "weights", "r"), WeightsSection().r) if "weights" in strategy else LORA_RANKS[0]
+    rank = spec.get(("optimize", "weights", "r"), WeightsSection().r)
     enough = next((known for known in LORA_RANKS if known >= rank), None)
-    if enough is None:
+    if "weights" not in spec.get(("optimize", "strategy"), ("weights",)):
+        pass  # a sweep has strategies of its own: room for their adapters is made all the same
+    elif enough is None:
         findings.add(
             "BTC591",
             f"vLLM runs no adapters of rank {rank}",

@@ -31,7 +31,7 @@ def written(folder: Path, more: str) -> Spec:
         ("", 32),
         ("optimize: {weights: {r: 4}}", 8),
         ("optimize: {weights: {r: 65}}", 128),
-        ("optimize: {strategy: [prompts], weights: {r: 65}}", 8),
+        ("optimize: {strategy: [prompts], weights: {r: 65}}", 128),  # a sweep may train nevertheless
         ("optimize: {strategy: [weights], weights: {r: 512}}", 512),
     ],
 )
