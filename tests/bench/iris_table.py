@@ -31,7 +31,7 @@ SOURCES = {"self": "[self, sampled]", "gold": "[self, sampled, gold, hinted]"}
 def resplit(folder: Path, seed: int) -> str:
     """Writes a stratified 50/50/50 split that follows from `seed`; the `data` section that names it.
 
-    One flower of the set has an exact copy: the two stay together, so that a part may have one more or less.
+    One flower of the set has an exact copy: the two come first and stay together.
     """
     from sklearn.datasets import load_iris
 
@@ -41,9 +41,11 @@ def resplit(folder: Path, seed: int) -> str:
     rng = random.Random(seed)
     parts: list[list[list[Any]]] = [[], [], []]
     order = [row for kind in iris.target_names for row in rng.sample([row for row in rows if row[-1] == kind], 50)]
-    homes: dict[tuple[Any, ...], int] = {}
-    for place, row in enumerate(order):
-        parts[homes.setdefault(tuple(row), place % 3)].append(row)
+    copies = [row for row in order if order.count(row) > 1]
+    parts[rng.randrange(3)] += copies
+    for row in order:
+        if row not in copies:
+            min(parts, key=len).append(row)
     folder.mkdir(parents=True, exist_ok=True)
     for name, part in zip(("train", "dev", "test"), parts, strict=True):
         with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
