@@ -155,10 +155,9 @@ def _check_names_in_settings(out: tuple[Binding, ...], sections: Sections, findi
 
 def _warn_unused(structure: _Structure, declared: Declared, judging: frozenset[str]) -> None:
     findings = declared.findings
-    used = declared.called | judging
     combined = {name for section in declared.retrievers.values() for name in section.of}
     called = [module for name in declared.called if (module := declared.modules.get(name)) is not None]
-    used = declared.called | {tool.name for module in called for tool in module.tools}
+    used = declared.called | judging | {tool.name for module in called for tool in module.tools}
     for section, what in (("modules", "module"), ("retrievers", "retriever"), ("tools", "tool")):
         for name in findings.spec.get((section,), {}):
             if name not in used and not (section == "retrievers" and name in combined):
