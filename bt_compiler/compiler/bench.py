@@ -269,10 +269,9 @@ def _training(
             checkpoint_seconds=float("inf"),
         )
         seconds = clock() - start
-    # forward, and the gradient of activations alone: the base is frozen
-    return Trained(
-        rows=len(rows), tokens=tokens, seconds=seconds, of_bound=2 * work[0] * tokens / rates[precision] / seconds
-    )
+    # forward and the gradient of activations; that of the base's own parameters where they are trained
+    needed = (3 if settings.method == "full" else 2) * work[0] * tokens
+    return Trained(rows=len(rows), tokens=tokens, seconds=seconds, of_bound=needed / rates[precision] / seconds)
 
 
 def _advice(

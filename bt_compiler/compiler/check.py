@@ -16,7 +16,7 @@ from types import MappingProxyType
 from bt_compiler.data import Loaded, Splits, check_data
 from bt_compiler.diagnostics import Diagnostic
 from bt_compiler.errors import BtcError, DataError, SpecError
-from bt_compiler.graph import Judges, Program, lower_with_warnings
+from bt_compiler.graph import Judges, Module, Program, lower_with_warnings
 from bt_compiler.optimize.inner import inner_split
 from bt_compiler.spec import Field, Sections, Spec, Type, build_sections, load_spec
 from bt_compiler.spec.sections import IN_PROCESS, MetricSection, ModelSection, RetrieverSection
@@ -118,8 +118,9 @@ def _check_settings(spec: Spec, sections: Sections, program: Program, judges: Ju
         found += _check_metric(metric, sections, program, judges)
     for retriever in _searched(sections, program):
         found += _findings_of(retriever, SpecError)
-    found += _check_formats(spec, program)
-    models = {module.model for module in (*program.modules, *(judge.module for judge in judges.values()))}
+    modules = (*program.modules, *(judge.module for judge in judges.values()))
+    found += _check_formats(spec, modules)
+    models = {module.model for module in modules}
     for model in sections.models:
         if model.name in models:
             found += _check_model_folder(model)
@@ -162,13 +163,13 @@ def _findings_of(retriever: RetrieverSection, kind: type[BtcError]) -> list[Diag
     return []
 
 
-def _check_formats(spec: Spec, program: Program) -> list[Diagnostic]:
+def _check_formats(spec: Spec, modules: Sequence[Module]) -> list[Diagnostic]:
     """Shipped formats by name alone, the user's own by loading them."""
     from bt_compiler.engine.templates import template_folder
 
     shipped = {entry.stem for entry in (template_folder() / "prompts").glob("*.jinja")}
     found: list[Diagnostic] = []
-    for module in program.modules:
+    for module in modules:
         if module.format in shipped:
             continue
         from bt_compiler.engine.formats import load_format

@@ -36,7 +36,7 @@ from bt_compiler.graph import (
 )
 from bt_compiler.graph.program import ARGUMENTS, FINISH, OBSERVATION, THOUGHT, TOOL, TRAJECTORY
 from bt_compiler.spec import Type
-from bt_compiler.spec.sections import CorpusSection, Sections
+from bt_compiler.spec.sections import CorpusSection, Generation, Sections
 from bt_compiler.spec.types import STR
 
 CHARACTERS_PER_TOKEN = 3.5
@@ -63,6 +63,8 @@ class CallEstimate:
     demo_tokens: int
     """What one demo adds."""
     completion_tokens: int
+    learnt: bool = True
+    """False where labels are weighed: nothing is written that training could learn."""
 
 
 def estimate_calls(program: Program, sections: Sections, examples: Sequence[Example]) -> tuple[CallEstimate, ...]:
@@ -99,6 +101,7 @@ def estimate_calls(program: Program, sections: Sections, examples: Sequence[Exam
                     prompt_tokens=prompt,
                     demo_tokens=demo,
                     completion_tokens=sum(_tokens(str(value)) for value in label_values(about.type)),
+                    learnt=False,
                 )
             )
     return tuple(found)
@@ -106,7 +109,7 @@ def estimate_calls(program: Program, sections: Sections, examples: Sequence[Exam
 
 def estimate_judges(judges: Judges, program: Program, examples: Sequence[Example]) -> tuple[CallEstimate, ...]:
     """One estimate a judge, which is called once a run. What the run would have given is stood in for."""
-    budget = max(module.generation.max_tokens for module in program.modules)
+    budget = max((module.generation.max_tokens for module in program.modules), default=Generation().max_tokens)
     given = {item.name: _stand_in(item.type, budget) for item in program.out}
     found = []
     for judge in judges.values():

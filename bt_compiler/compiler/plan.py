@@ -234,7 +234,7 @@ def _training(checked: CheckedSpec, calls: Sequence[CallEstimate], weights: Weig
     trainable = {module.name for module in checked.program.modules if "weights" in module.train}
     by_module: dict[str, int] = {}
     for call in calls:
-        if call.module in trainable:
+        if call.learnt and call.module in trainable:
             by_module[call.module] = by_module.get(call.module, 0) + call.visits * learnt
     lessons = list(by_module.values()) if weights.adapters == "per_module" else [sum(by_module.values())]
     steps = sum(-(-rows // weights.batch) for rows in lessons) * weights.epochs

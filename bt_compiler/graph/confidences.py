@@ -5,14 +5,18 @@ Knows fields and types; how a probability comes about is the engine's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from bt_compiler.diagnostics import did_you_mean
 from bt_compiler.graph.findings import Findings, SpecPath
-from bt_compiler.spec import Field, Type, show_type
+from bt_compiler.graph.program import Module
+from bt_compiler.spec import Field, Sections, Type, show_type
 from bt_compiler.spec.optimizing import REMOTE_ENGINES
 from bt_compiler.spec.sections import ModelSection
+
+_SILENT = (*REMOTE_ENGINES, "vllm")
+"""Engines that give no probability of a text which they did not write."""
 
 
 class Told(NamedTuple):
@@ -67,12 +71,29 @@ def check_confidences(
             ("modules", module, "signature"),
             help="give the answer to a `predict` module that names the label and says how likely it is",
         )
-    if confidences and model.engine in (*REMOTE_ENGINES, "vllm"):
+    if confidences and model.engine in _SILENT:
         findings.add(
             "BTC366",
             f"`{confidences[0].name}` of `{module}` is a probability, which the engine `{model.engine}` cannot tell",
             ("modules", module, "signature"),
             help="run the module on a model at hand (`engine: transformers`), or leave the output out",
+        )
+
+
+def check_teacher(modules: Iterable[Module | None], sections: Sections, findings: Findings) -> None:
+    """A finding (BTC366) where the teacher runs modules that say how likely an output is, and cannot tell."""
+    optimize = sections.optimize
+    if "weights" not in optimize.strategy or "teacher" not in optimize.weights.sources:
+        return
+    teacher = next((model for model in sections.models if model.name == optimize.weights.teacher), None)
+    module = next((one for one in modules if one is not None and one.signature.confidences), None)
+    if module is not None and teacher is not None and teacher.engine in _SILENT:
+        findings.add(
+            "BTC366",
+            f"`{module.signature.confidences[0].name}` of `{module.name}` is a probability, which the teacher's engine "
+            f"`{teacher.engine}` cannot tell",
+            ("optimize", "weights", "teacher"),
+            help="take a teacher at hand (`engine: transformers`), or `teacher` out of `sources`",
         )
 
 

@@ -6,7 +6,7 @@ labels or to constants. Knows structure; how a judge is run, and what becomes of
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -86,24 +86,41 @@ def lower_judges(
     out: Sequence[Binding],
     findings: Findings,
 ) -> Judges:
-    """The judges of all metrics, with a finding for each that cannot be one (BTC202, BTC250 to BTC253 and those of
+    """The judges of all metrics, with a finding for each that cannot be one (BTC250 to BTC253, BTC255 and those of
     bindings). `called`: modules that the program calls.
     """
     found: dict[str, Judge] = {}
-    metrics: list[tuple[MetricSection, SpecPath]] = [(sections.metric, ("metric",))]
-    if sections.optimize.accept.metric is not None:
-        metrics.append((sections.optimize.accept.metric, ("optimize", "accept", "metric")))
-    while metrics:
-        section, place = metrics.pop(0)
-        metrics += [(part, (*place, "parts", number)) for number, part in enumerate(section.parts)]
-        if section.kind != "judge":
-            continue
+    for section, place in _judging(sections):
         scope = _scope(sections, inputs, out, place, findings)
         judge = _lower(section.options, place, modules, called, scope, findings)
         if judge is not None:
             outputs = [item for item in out if item.name in judge.judged]
             found[judge_key(section)] = _with_rated(judge, section.options, outputs, place, findings)
     return found
+
+
+def modules_known(sections: Sections, modules: Collection[str], findings: Findings) -> bool:
+    """Whether every judge names a module that there is; findings BTC202 for those that do not."""
+    known = True
+    for section, place in _judging(sections):
+        name = str(section.options["call"])
+        if name not in modules:
+            help = did_you_mean(name, modules, what="modules")
+            findings.add("BTC202", f"unknown module `{name}`", (*place, "call"), help=help)
+            known = False
+    return known
+
+
+def _judging(sections: Sections) -> Iterator[tuple[MetricSection, SpecPath]]:
+    """The judges among the metrics, each with its place."""
+    metrics: list[tuple[MetricSection, SpecPath]] = [(sections.metric, ("metric",))]
+    if sections.optimize.accept.metric is not None:
+        metrics.append((sections.optimize.accept.metric, ("optimize", "accept", "metric")))
+    while metrics:
+        section, place = metrics.pop(0)
+        metrics += [(part, (*place, "parts", number)) for number, part in enumerate(section.parts)]
+        if section.kind == "judge":
+            yield section, place
 
 
 def _scope(
@@ -139,17 +156,21 @@ def _lower(
     findings: Findings,
 ) -> Judge | None:
     name = str(options["call"])
-    if name not in modules:
-        help = did_you_mean(name, modules, what="modules")
-        findings.add("BTC202", f"unknown module `{name}`", (*place, "call"), help=help)
-    elif name in called:
+    module = modules.get(name)
+    if name in called:
         findings.add(
             "BTC250",
             f"the judge `{name}` is called by the program it judges",
             (*place, "call"),
             help="a judge is a module of its own, which no step trains: write another one, over the same signature",
         )
-    module = modules.get(name)
+    elif module is not None and module.kind == "react":
+        findings.add(
+            "BTC255",
+            f"the judge `{name}` calls tools",
+            (*place, "call"),
+            help="a judge answers at once: make it `predict` or `chain_of_thought`, and give it what it has to know",
+        )
     expected = None if module is None else module.signature.inputs
     what = f"module `{name}`"
     bound = bind_inputs(options["in"], expected, what=what, step="metric", path=place, scope=scope, findings=findings)

@@ -13,7 +13,7 @@ from bt_compiler.diagnostics import Diagnostic, did_you_mean
 from bt_compiler.graph.bindings import bind_outputs
 from bt_compiler.graph.findings import Findings, SpecPath
 from bt_compiler.graph.hashing import hashed
-from bt_compiler.graph.judges import Judges, lower_judges
+from bt_compiler.graph.judges import Judges, lower_judges, modules_known
 from bt_compiler.graph.program import (
     Binding,
     Call,
@@ -69,8 +69,10 @@ def lower_with_warnings(spec: Spec, sections: Sections) -> Lowered:
         tools={item.name: item for item in sections.tools},
         findings=findings,
     )
+    known = modules_known(sections, modules, findings)
     if spec.get(("program",)) is None:
-        structure = _single_module({name: made for name, made in modules.items() if name not in judging}, declared)
+        own = {name: made for name, made in modules.items() if name not in judging} or modules
+        structure = _single_module(own, declared) if known else None  # else it may be the judge that has no metric
     else:
         structure = _written_program(spec.get(("program",)), named, declared)
     judges: Judges = {}

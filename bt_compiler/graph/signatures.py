@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, cast
 
 from bt_compiler.diagnostics import did_you_mean
-from bt_compiler.graph.confidences import check_confidences, tell_apart
+from bt_compiler.graph.confidences import check_confidences, check_teacher, tell_apart
 from bt_compiler.graph.demos import lower_demo
 from bt_compiler.graph.findings import Findings, SpecPath
 from bt_compiler.graph.program import (
@@ -35,6 +35,7 @@ from bt_compiler.spec import (
     parse_signature_text,
 )
 from bt_compiler.spec.declared import type_finding
+from bt_compiler.spec.judging import judging_modules
 from bt_compiler.spec.sections import Generation
 
 KINDS: tuple[ModuleKind, ...] = ("predict", "chain_of_thought", "react")
@@ -47,7 +48,10 @@ _ADDED: Mapping[str, tuple[str, ...]] = MappingProxyType(
 def lower_modules(named: Mapping[str, Type], findings: Findings, sections: Sections) -> dict[str, Module | None]:
     """Every entry of `modules` by name, in the spec's order."""
     modules: Mapping[str, Any] = findings.spec.get(("modules",), {})
-    return {name: _lower_module(name, raw, named, findings, sections) for name, raw in modules.items()}
+    lowered = {name: _lower_module(name, raw, named, findings, sections) for name, raw in modules.items()}
+    judging = judging_modules(findings.spec)
+    check_teacher((module for name, module in lowered.items() if name not in judging), sections, findings)
+    return lowered
 
 
 def _lower_module(

@@ -22,6 +22,8 @@ from bt_compiler.spec.tree import Place, position
 
 REMOTE_ENGINES = ("openai",)
 """Engines that answer from elsewhere: there are no weights to train unless the spec says where else they are."""
+OF_TRANSFORMERS = ("full", "dora")
+"""Methods of training whose result only `engine: transformers` runs."""
 OF_ADAPTERS = ("r", "alpha", "dropout", "target_modules")
 """Settings of `optimize.weights` that say nothing where all parameters are trained."""
 
@@ -53,13 +55,16 @@ def build_optimize(
 ) -> OptimizeSection:
     """The section with its defaults; `judges` are modules that nothing trains.
 
-    Findings BTC124 to BTC129 and BTC407 are added to `findings`.
+    Findings BTC124 to BTC129, BTC407 and BTC409 are added to `findings`.
     """
     written: Mapping[str, Any] = spec.get(("optimize",), {})
-    remote = _first_remote(spec, models, judges)
+    trained = _trained_on(spec, models, judges)
+    remote = next((model for model in trained if model.engine in REMOTE_ENGINES and model.weights is None), None)
     strategy = _strategy(written, remote, findings)
     weights = _weights(written.get("weights", {}))
     _check_method(weights, written.get("weights", {}), findings)
+    if "weights" in strategy:
+        _check_served(weights, trained, findings)
     _check_teacher(weights, models, findings)
     return OptimizeSection(
         strategy=strategy,
@@ -90,17 +95,26 @@ def _check_method(weights: WeightsSection, written: Mapping[str, Any], findings:
             )
 
 
-def _first_remote(spec: Spec, models: tuple[ModelSection, ...], judges: frozenset[str]) -> ModelSection | None:
-    """The first model without weights at hand that a module with trainable weights runs on."""
+def _check_served(weights: WeightsSection, trained: list[ModelSection], findings: Findings) -> None:
+    served = next((model for model in trained if model.engine in (*REMOTE_ENGINES, "vllm")), None)
+    if served is not None and weights.method in OF_TRANSFORMERS:
+        findings.add(
+            "BTC409",
+            f"what `method: {weights.method}` trains cannot be run by the engine `{served.engine}` of model "
+            f"`{served.name}`",
+            ("optimize", "weights", "method"),
+            help="write `method: lora` or `rslora`, or run the model by `engine: transformers`",
+        )
+
+
+def _trained_on(spec: Spec, models: tuple[ModelSection, ...], judges: frozenset[str]) -> list[ModelSection]:
+    """The models that modules with trainable weights run on, in the order of the modules."""
     by_name = {model.name: model for model in models}
-    for name, module in spec.get(("modules",)).items():
-        if name in judges:
-            continue
-        model = by_name.get(module.get("model", models[0].name))
-        distant = model is not None and model.engine in REMOTE_ENGINES and model.weights is None
-        if distant and "weights" in module.get("train", ("weights",)):
-            return model
-    return None
+    modules = [module for name, module in spec.get(("modules",)).items() if name not in judges]
+    names = [
+        module.get("model", models[0].name) for module in modules if "weights" in module.get("train", ("weights",))
+    ]
+    return [by_name[name] for name in names if name in by_name]
 
 
 def _strategy(written: Mapping[str, Any], remote: ModelSection | None, findings: Findings) -> tuple[StepKind, ...]:

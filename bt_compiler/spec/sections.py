@@ -82,7 +82,7 @@ class ModelSection:
     """Set where the engine is `vllm`."""
     generation: Generation = field(default_factory=Generation)
     price: Price | None = None
-    """For `--budget` in money and reports."""
+    """For `--budget` in money."""
     span: Span | None = field(default=None, compare=False)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bt_compiler.compiler.check import checked, label_fields, optional_label_fields
-from bt_compiler.errors import CompileError
+from bt_compiler.errors import CompileError, SpecError
 from bt_compiler.spec import show_type
 
 ROOT = Path(__file__).parents[2]
@@ -115,3 +115,17 @@ def test_check_imports_no_heavy_library() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ), check=True
     )
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("name", ["agent", "judged_summary", "rag_citations", "routing", "tools", "two_models"])
+def test_nothing_is_wrong_with_the_example_specs(name: str) -> None:
+    assert [item for item in checked(ROOT / "specs" / f"{name}.yaml").warnings if item.severity != "note"] == []
+
+
+def test_the_format_of_a_judge_is_looked_at(tmp_path: Path) -> None:
+    path = tmp_path / "judged.yaml"
+    path.write_text(f"extends: {ROOT / 'specs' / 'judged_summary.yaml'}\nmodules: {{grade: {{format: other.jinja}}}}\n")
+    with pytest.raises(SpecError) as caught:
+        checked(path)
+    (found,) = caught.value.diagnostics
+    assert found.code == "BTC520" and found.span is not None and found.span.line == 2

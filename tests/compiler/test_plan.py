@@ -123,3 +123,31 @@ def test_without_dev_test_and_strategy_there_is_little_to_do(folder: Path) -> No
     (folder / "qa.jsonl").write_text('{"question": "a?", "answer": "b"}\n{"question": "c?", "answer": "d"}\n')
     found = planned(folder, "data.split={train: 0.5, dev: 0.5, test: null}", "optimize.strategy=[]")
     assert [(stage.name, stage.calls) for stage in found.stages] == [("zero-shot on dev", 4)]
+
+
+def test_weighing_labels_is_a_call_that_nothing_is_learnt_from(folder: Path) -> None:
+    outputs = "{answer: str, sure: bool, likely: {type: float, probability_of: sure}}"
+    signature = f"{{inputs: {{context: [Passage], question: str}}, outputs: {outputs}}}"
+    found = planned(folder, f"modules.answer.signature={signature}")
+    assert [call.node for call in found.calls] == ["hops/hop", "final", "final: likely"]
+    (weights,) = [stage for stage in found.stages if stage.training_steps]
+    assert (weights.calls, weights.training_rows) == (90 * 5 + 40, 16 * 4)
+
+
+def test_a_judge_of_a_program_that_calls_no_module(folder: Path) -> None:
+    (folder / "search.yaml").write_text("""
+version: 1
+data: {path: qa.jsonl, split: {train: 20, dev: 10, test: 5}}
+retrievers: {wiki: {kind: bm25, corpus: corpus.jsonl, k: 2}}
+modules:
+  grade: {signature: "question, found: [Passage] -> good: bool"}
+program:
+  inputs: {question: str}
+  steps: {one: {retrieve: wiki, in: {query: $question}}}
+  out: {found: $one.passages}
+metric: {kind: judge, call: grade, in: [question, found], score: good}
+optimize: {strategy: []}
+""")
+    found = plan(checked(folder / "search.yaml"))
+    assert [(call.node, call.module) for call in found.calls] == [("metric", "grade")]
+    assert [(stage.name, stage.calls) for stage in found.stages] == [("zero-shot on dev", 10), ("test", 10)]
