@@ -29,7 +29,10 @@ SOURCES = {"self": "[self, sampled]", "gold": "[self, sampled, gold, hinted]"}
 
 
 def resplit(folder: Path, seed: int) -> str:
-    """Writes a stratified 50/50/50 split that follows from `seed`; the `data` section that names it."""
+    """Writes a stratified 50/50/50 split that follows from `seed`; the `data` section that names it.
+
+    One flower of the set has an exact copy: the two come first and stay together.
+    """
     from sklearn.datasets import load_iris
 
     iris = load_iris()
@@ -37,11 +40,12 @@ def resplit(folder: Path, seed: int) -> str:
     rows = [[*values, str(iris.target_names[kind])] for values, kind in zip(iris.data, iris.target, strict=True)]
     rng = random.Random(seed)
     parts: list[list[list[Any]]] = [[], [], []]
-    place = 0
-    for kind in iris.target_names:
-        for row in rng.sample([row for row in rows if row[-1] == kind], 50):
-            parts[place % 3].append(row)
-            place += 1
+    order = [row for kind in iris.target_names for row in rng.sample([row for row in rows if row[-1] == kind], 50)]
+    copies = [row for row in order if order.count(row) > 1]
+    parts[rng.randrange(3)] += copies
+    for row in order:
+        if row not in copies:
+            min(parts, key=len).append(row)
     folder.mkdir(parents=True, exist_ok=True)
     for name, part in zip(("train", "dev", "test"), parts, strict=True):
         with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
