@@ -141,4 +141,5 @@ def _environment(result: StrategyResult) -> dict[str, Any]:
         "platform": platform.platform(),
         "processors": os.cpu_count(),
         "shipped prefix": _CHOSEN_BY[result.chosen_by],
+        **({"steps left out for want of budget": " → ".join(result.left_out)} if result.left_out else {}),
     }

@@ -103,6 +103,7 @@ def test_steps_that_do_not_fit_are_left_out_and_more_money_goes_on(run: Compile,
     digest = read_bundle(whole).manifest.digest
     folder, first = run(scarce, fresh=True, cache="limited")
     assert strategy_of(folder) == ["prompts"]
+    assert "want of budget" in (folder / "report.html").read_text()
     assert len(first.asked) < len(unlimited.asked)
     assert read_bundle(folder).manifest.scores["shipped"]["test"]["n"] == 5
     _, repeated = run(scarce, cache="limited")
