@@ -16,7 +16,7 @@ from bt_compiler.artifact.contents import StepFacts
 from bt_compiler.artifact.report import strategy_label
 from bt_compiler.diagnostics import Diagnostic
 from bt_compiler.engine.trace import Report
-from bt_compiler.errors import CompileError
+from bt_compiler.errors import BackendError, CompileError
 from bt_compiler.optimize.step import OptimizerStep
 from bt_compiler.optimize.strategy import (
     STEPS,
@@ -34,6 +34,8 @@ Strategy = tuple[StepKind, ...]
 TaskOf = Callable[[int, Strategy], StrategyTask]
 """Gives the task of one prefix at one seed; its `settings.strategy` is that prefix."""
 
+_NOT_SERVED = ("BTC409", "BTC591")
+"""What an engine says of weights that were trained and that it cannot run: another strategy may do."""
 P: StepKind = "prompts"
 T: StepKind = "weights"
 PAPER: tuple[Strategy, ...] = ((), (P,), (T,), (P, P), (T, T), (P, T), (T, P), (P, T, P), (T, P, T))
@@ -144,9 +146,9 @@ class _Walk(NamedTuple):
         for kind in sorted(trie.longer):
             try:
                 node = self._extended(chain[-1], kind)
-            except CompileError as error:
-                if error.diagnostics[0].code.startswith("BTC46"):
-                    raise  # of the journal, not of the step
+            except (CompileError, BackendError) as error:
+                if not _of_the_step(error):
+                    raise
                 yield from self._failed(trie.longer[kind], chain, (*done, kind), error.diagnostics[0])
                 continue
             yield from self.cells(trie.longer[kind], (*chain, node))
@@ -191,3 +193,9 @@ def _reports(node: _Node) -> dict[str, Report]:
     name = strategy_label(node.prefix.steps)
     found = {"dev": node.prefix.dev, "test": node.scores.test(node.prefix.candidate, name)}
     return {split: report for split, report in found.items() if report is not None}
+
+
+def _of_the_step(error: CompileError | BackendError) -> bool:
+    """Whether it says that this strategy cannot run, and nothing of the journal or of engines that are gone."""
+    code = error.diagnostics[0].code
+    return code in _NOT_SERVED if isinstance(error, BackendError) else not code.startswith("BTC46")

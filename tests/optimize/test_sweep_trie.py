@@ -15,7 +15,7 @@ from answering import Asked, Killed, RuleBackend, coin, splits, task_of, train_b
 from bt_compiler.canonical import canonical_json
 from bt_compiler.data.example import Splits
 from bt_compiler.engine.request import Completion
-from bt_compiler.errors import CompileError
+from bt_compiler.errors import BackendError, BtcError, CompileError
 from bt_compiler.optimize.branch import Branch
 from bt_compiler.optimize.journal import Journal
 from bt_compiler.optimize.prompts import prompts_step
@@ -180,13 +180,20 @@ def test_the_test_split_is_scored_once_a_cell(tmp_path: Path) -> None:
     assert len(asked) <= len(DATA.test) * len(PAPER)
 
 
-def needs_demos(context: Any, candidate: Any) -> Any:
-    if not candidate.prompts["classify"].demos:
-        raise CompileError.of("BTC401", "nothing to learn from", notes=("`self`: 0 of 8 examples",))
-    return train_by_name(context, candidate)
+@pytest.mark.parametrize(
+    "error",
+    [
+        CompileError.of("BTC401", "nothing to learn from", notes=("`self`: 0 of 8 examples",)),
+        BackendError.of("BTC409", "a full set of weights is not served"),
+    ],
+    ids=["nothing to learn from", "trained and not served"],
+)
+def test_what_cannot_run_says_why_and_the_others_go_on(tmp_path: Path, error: BtcError) -> None:
+    def needs_demos(context: Any, candidate: Any) -> Any:
+        if not candidate.prompts["classify"].demos:
+            raise error
+        return train_by_name(context, candidate)
 
-
-def test_what_cannot_run_says_why_and_the_others_go_on(tmp_path: Path) -> None:
     steps = {"prompts": prompts_step, "weights": needs_demos}
     cells = swept(tmp_path / "journal", RuleBackend(rule=sometimes), steps=steps, seeds=(0, 1))
     failed = {label(cell.strategy): label(cell.failed_at) for cell in cells if cell.failure is not None}
@@ -197,7 +204,7 @@ def test_what_cannot_run_says_why_and_the_others_go_on(tmp_path: Path) -> None:
     assert table["best_single"]["strategy"] == "Π"
     (failure,) = table["failures"]
     assert failure["strategies"] == ["Θ", "Θ→Θ", "Θ→Π", "Θ→Π→Θ"]
-    assert (failure["at"], failure["seeds"], failure["code"]) == ("Θ", [0, 1], "BTC401")
+    assert (failure["at"], failure["seeds"], failure["code"]) == ("Θ", [0, 1], error.diagnostics[0].code)
 
 
 def test_without_train_examples_vanilla_is_scored_all_the_same(tmp_path: Path) -> None:
@@ -211,6 +218,14 @@ def test_a_journal_that_cannot_be_used_stops_the_sweep(tmp_path: Path) -> None:
 
     with pytest.raises(CompileError, match="BTC462"):
         swept(tmp_path / "journal", RuleBackend(rule=sometimes), steps={"prompts": full, "weights": full})
+
+
+def test_an_engine_that_is_gone_stops_the_sweep(tmp_path: Path) -> None:
+    def gone(context: Any, candidate: Any) -> Any:
+        raise BackendError.of("BTC533", "no endpoint answers")
+
+    with pytest.raises(BackendError, match="BTC533"):
+        swept(tmp_path / "journal", RuleBackend(rule=sometimes), steps={"prompts": gone, "weights": gone})
 
 
 # ---- the table
