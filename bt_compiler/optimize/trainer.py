@@ -82,30 +82,22 @@ def train_adapter(
     target module, BTC404 `start` does not fit.
     """
     base_model, base_digest = host.base_model()
-    shown = progress or Silent()
-    tokens = [_encoded(host, row) for row in rows]
-    held = [_encoded(host, row)._replace(rejected=None) for row in validation]
-    facts = [base_digest, tokens, held, _settings(settings), seed, precision, start.sha256 if start else None]
-    facts += [] if minutes is None else [minutes]
-    key = digest(facts)
+    job = _Job(
+        rows=[_encoded(host, row) for row in rows],
+        validation=[_encoded(host, row)._replace(rejected=None) for row in validation],
+        settings=settings,
+        seed=seed,
+        precision=precision,
+        name=name,
+        minutes=minutes,
+    )
+    key = job.key(base_digest, start)
     target = folder / "adapter"
     done = read_done(folder, key)
     if done is None or not target.is_dir() or adapter_digest(target) != done[0]:
         with host.borrow() as model, _attached(model, settings, seed, start) as tunable:
-            run = _Run(
-                model=model,
-                tunable=tunable,
-                rows=tokens,
-                validation=held,
-                settings=settings,
-                seed=seed,
-                precision=precision,
-                store=_Store(folder=folder, key=key, seconds=checkpoint_seconds, clock=clock),
-                progress=shown,
-                name=name,
-                minutes=minutes,
-            )
-            history = run.train()
+            store = _Store(folder=folder, key=key, seconds=checkpoint_seconds, clock=clock)
+            history = _Run(model=model, tunable=tunable, job=job, store=store, progress=progress or Silent()).train()
             shutil.rmtree(target, ignore_errors=True)
             tunable.save(target)
         canonical_adapter(target, base_model=base_model)
@@ -187,6 +179,26 @@ def _settings(settings: WeightsSection) -> list[Any]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """What is learnt, and how: all that the bytes of an adapter depend on beside the weights it starts from."""
+
+    rows: Sequence[TokenRow]
+    validation: Sequence[TokenRow]
+    settings: WeightsSection
+    seed: int
+    precision: Precision
+    name: str
+    """For people alone."""
+    minutes: float | None
+
+    def key(self, base_digest: str, start: Adapter | None) -> str:
+        """Of checkpoints and of the adapter that came of it."""
+        facts = [base_digest, self.rows, self.validation, _settings(self.settings), self.seed, self.precision]
+        facts += [start.sha256 if start else None, *([] if self.minutes is None else [self.minutes])]
+        return digest(facts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Store:
     """Where checkpoints go and how often."""
 
@@ -199,35 +211,19 @@ class _Store:
 class _Run:
     """One training run: the loop, its position and what it writes."""
 
-    def __init__(
-        self,
-        *,
-        model: Any,
-        tunable: Tunable,
-        rows: Sequence[TokenRow],
-        validation: Sequence[TokenRow],
-        settings: WeightsSection,
-        seed: int,
-        precision: Precision,
-        store: _Store,
-        progress: Progress,
-        name: str,
-        minutes: float | None,
-    ) -> None:
+    def __init__(self, *, model: Any, tunable: Tunable, job: _Job, store: _Store, progress: Progress) -> None:
+        rows, settings = job.rows, job.settings
         self._model = model
-        self._minutes = minutes
         self._tunable = tunable
+        self._job = job
         self._rows = rows
-        self._validation = validation
         self._settings = settings
-        self._seed = seed
         self._store = store
         self._progress = progress
-        self._name = name
         self._names = sorted(tunable.parameters)
         self._values = [tunable.parameters[name] for name in self._names]
         self._optimizer = torch.optim.AdamW(self._values, lr=settings.learning_rate, betas=BETAS, weight_decay=0.0)
-        self._loss = RowLoss(model, precision=precision, probe=rows[: max(2, min(settings.batch, 4))])
+        self._loss = RowLoss(model, precision=job.precision, probe=rows[: max(2, min(settings.batch, 4))])
         self._objective = Objective(self._loss, rows, settings.preference, batch=settings.batch)
         self._position = Position()
         self._best: dict[str, torch.Tensor] = {}
@@ -246,7 +242,7 @@ class _Run:
     def train(self) -> tuple[LossPoint, ...]:
         """Trains to the end, from a checkpoint where there is one; leaves the adapter to keep in the model."""
         self._resume()
-        self._progress.begin(f"training {self._name}", self._total)
+        self._progress.begin(f"training {self._job.name}", self._total)
         self._progress.advance(self._position.step)
         began, done = self._store.clock(), self._position.step
         while self._position.epoch < self._epochs and not self._patience_is_over():
@@ -259,18 +255,18 @@ class _Run:
 
     def _plan(self, step_seconds: float) -> None:
         """Fits the epochs into the time given; the checkpoint remembers it."""
-        if self._minutes is None:
+        if self._job.minutes is None:
             return
-        fitting = int(60 * self._minutes / (step_seconds * math.ceil(len(self._rows) / self._settings.batch)))
+        fitting = int(60 * self._job.minutes / (step_seconds * math.ceil(len(self._rows) / self._settings.batch)))
         self._position = replace(self._position, planned=max(self._position.epoch, min(self._settings.epochs, fitting)))
         self._save()
         if self._epochs < self._settings.epochs:
             self._progress.say(
-                f"training {self._name}: {self._epochs} of {self._settings.epochs} epochs fit the budget"
+                f"training {self._job.name}: {self._epochs} of {self._settings.epochs} epochs fit the budget"
             )
 
     def _epoch(self) -> None:
-        batches = epoch_batches(self._rows, batch=self._settings.batch, seed=self._seed, epoch=self._position.epoch)
+        batches = epoch_batches(self._rows, batch=self._settings.batch, seed=self._job.seed, epoch=self._position.epoch)
         for indices in batches[self._position.batch :]:
             point = self._step(indices)
             self._position = replace(
@@ -288,12 +284,12 @@ class _Run:
             group["lr"] = learning_rate(number, self._total, self._settings)
         total, preferred = 0.0, 0
         with (
-            self._tunable.dropout(seed_of(self._seed, "dropout", number)),
+            self._tunable.dropout(seed_of(self._job.seed, "dropout", number)),
             noisy_embeddings(
                 self._model,
                 alpha=self._settings.noise,
                 length=self._length,
-                seed=seed_of(self._seed, "noise", number),
+                seed=seed_of(self._job.seed, "noise", number),
             ),
         ):
             for share in self._objective.shares(indices):
@@ -304,8 +300,8 @@ class _Run:
         if not math.isfinite(total) or not math.isfinite(norm.item()):
             raise CompileError.of(
                 "BTC402",
-                f"training `{self._name}` broke down: the loss or its gradient is not finite at step {number + 1} of "
-                f"{self._total}",
+                f"training `{self._job.name}` broke down: the loss or its gradient is not finite at step {number + 1} "
+                f"of {self._total}",
                 help="set a lower `optimize.weights.learning_rate` or more `warmup` steps, or `model.dtype: float32`",
             )
         self._optimizer.step()
@@ -321,7 +317,7 @@ class _Run:
     def _end_epoch(self) -> None:
         """Validates, remembers the best adapter and writes a checkpoint."""
         position = replace(self._position, epoch=self._position.epoch + 1, batch=0)
-        if self._validation:
+        if self._job.validation:
             loss, probability = self._validate()
             point = replace(position.history[-1], validation=loss, probability=probability)
             position = replace(position, history=(*position.history[:-1], point))
@@ -335,10 +331,10 @@ class _Run:
         """Means over the completion tokens of the validation rows."""
         found = [
             self._loss.validate(part)
-            for indices in in_order(len(self._validation), self._settings.batch)
-            for part in parts([self._validation[index] for index in indices], PART_TOKENS)
+            for indices in in_order(len(self._job.validation), self._settings.batch)
+            for part in parts([self._job.validation[index] for index in indices], PART_TOKENS)
         ]
-        count = sum(row.learnt for row in self._validation)
+        count = sum(row.learnt for row in self._job.validation)
         loss, probability = (sum(values) / count for values in zip(*found, strict=True))
         return Validated(loss=round(loss, 6), probability=round(probability, 6))
 
@@ -370,4 +366,4 @@ class _Run:
                 kind: checkpoint.optimizer[f"{kind}:{name}"].to(value.device if kind != "step" else "cpu")
                 for kind in ("step", "exp_avg", "exp_avg_sq")
             }
-        self._progress.say(f"training {self._name} goes on after step {self._position.step} of {self._total}")
+        self._progress.say(f"training {self._job.name} goes on after step {self._position.step} of {self._total}")
