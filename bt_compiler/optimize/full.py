@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from bt_compiler.artifact.adapter_folder import WEIGHTS
 from bt_compiler.engine.backends.full_weights import FULL, exchange, slots_of
 from bt_compiler.graph.candidate import Adapter
-from bt_compiler.optimize.tunable import WEIGHTS, Tunable
+from bt_compiler.optimize.tunable import Tunable
 
 
 @contextmanager

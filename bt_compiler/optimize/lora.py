@@ -17,11 +17,12 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from transformers.pytorch_utils import Conv1D
 
+from bt_compiler.artifact.adapter_folder import WEIGHTS
 from bt_compiler.canonical import seed_of
 from bt_compiler.diagnostics import did_you_mean
 from bt_compiler.errors import CompileError
 from bt_compiler.graph.candidate import Adapter
-from bt_compiler.optimize.tunable import WEIGHTS, Tunable
+from bt_compiler.optimize.tunable import Tunable
 from bt_compiler.spec.sections import WeightsSection
 
 _ADAPTER = "default"

@@ -13,10 +13,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from bt_compiler.artifact.adapter_folder import WEIGHTS
 from bt_compiler.errors import CompileError
 from bt_compiler.graph.candidate import Adapter
-
-WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
