@@ -43,7 +43,8 @@ program:
 metric: {{kind: retrieval_full_hit, label: gold_titles}}
 optimize:
   strategy: [weights]
-  weights: {{sources: [gold], r: 32, alpha: 64, learning_rate: 5.0e-4, warmup: 10, batch: 8, epochs: 3, validation: 0.05}}
+  weights:
+    {{sources: [gold], r: 32, alpha: 64, learning_rate: 5.0e-4, warmup: 10, batch: 8, epochs: 2, validation: 0.05}}
 """
 
 
