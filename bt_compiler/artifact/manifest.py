@@ -15,12 +15,11 @@ from bt_compiler.artifact.contents import Ancestor, ModelFacts
 from bt_compiler.canonical import canonical_json, digest
 from bt_compiler.engine.request import Backend
 from bt_compiler.errors import BundleError
+from bt_compiler.spec.optimizing import REMOTE_ENGINES
 
 SCHEMA_VERSION = 1
 INDEXES = "indexes"
 """Folder of carried indexes in a bundle, each in a folder named by its retriever's digest."""
-REMOTE_ENGINES = ("openai",)
-"""Engines whose weights are on another machine: there is no digest to compare."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

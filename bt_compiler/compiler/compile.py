@@ -31,6 +31,7 @@ from bt_compiler.optimize.budget import Limit
 from bt_compiler.optimize.journal import Journal, journal_folder
 from bt_compiler.optimize.step import OptimizerStep
 from bt_compiler.optimize.strategy import STEPS, run_strategy
+from bt_compiler.spec.optimizing import REMOTE_ENGINES
 
 ARTIFACTS = Path("artifacts")
 """Where bundles go by default, relative to the working folder."""
@@ -159,12 +160,17 @@ def _optimised(
 
 
 def _check_prices(spec: CheckedSpec, budget: Limit | None) -> None:
+    """A model elsewhere has a price, be it 0; one on this machine needs none, unless there is no price at all."""
+    if budget is None or budget.unit != "money":
+        return
     models = used_models(spec.sections, spec.program, spec.judges)
-    if budget is not None and budget.unit == "money" and not any(model.price for model in models):
+    unpriced = [model for model in models if model.price is None]
+    lacking = [model for model in unpriced if model.engine in REMOTE_ENGINES or len(unpriced) == len(models)]
+    if lacking:
         raise UsageError.of(
             "BTC467",
-            f"a budget of {budget.text}, but no model has a price",
-            help=f"write `price: {{prompt: 0.15, completion: 0.6}}` (a million tokens) into model `{models[0].name}`",
+            f"a budget of {budget.text}, but model `{lacking[0].name}` has no price",
+            help=f"write `price: {{prompt: 0.15, completion: 0.6}}` (a million tokens) into model `{lacking[0].name}`",
         )
 
 

@@ -12,11 +12,9 @@ from bt_compiler.diagnostics import did_you_mean
 from bt_compiler.graph.findings import Findings, SpecPath
 from bt_compiler.graph.program import Module
 from bt_compiler.spec import Field, Sections, Type, show_type
-from bt_compiler.spec.optimizing import REMOTE_ENGINES
+from bt_compiler.spec.optimizing import SERVED_ENGINES
 from bt_compiler.spec.sections import ModelSection
 
-_SILENT = (*REMOTE_ENGINES, "vllm")
-"""Engines that give no probability of a text which they did not write."""
 
 
 class Told(NamedTuple):
@@ -71,7 +69,7 @@ def check_confidences(
             ("modules", module, "signature"),
             help="give the answer to a `predict` module that names the label and says how likely it is",
         )
-    if confidences and model.engine in _SILENT:
+    if confidences and model.engine in SERVED_ENGINES:
         findings.add(
             "BTC366",
             f"`{confidences[0].name}` of `{module}` is a probability, which the engine `{model.engine}` cannot tell",
@@ -87,7 +85,7 @@ def check_teacher(modules: Iterable[Module | None], sections: Sections, findings
         return
     teacher = next((model for model in sections.models if model.name == optimize.weights.teacher), None)
     module = next((one for one in modules if one is not None and one.signature.confidences), None)
-    if module is not None and teacher is not None and teacher.engine in _SILENT:
+    if module is not None and teacher is not None and teacher.engine in SERVED_ENGINES:
         findings.add(
             "BTC366",
             f"`{module.signature.confidences[0].name}` of `{module.name}` is a probability, which the teacher's engine "

@@ -107,7 +107,7 @@ def ordered(
                     f"step `{name}` is used by nothing",
                     (*path, name),
                     key=True,
-                    help="refer to one of its outputs, or leave it out",
+                    help="refer to one of its outputs, in another step or in `program.out`, or leave it out",
                 )
     nodes = [lowered[name] for name in names]
     return None if cycles or any(node is None for node in nodes) else tuple(node for node in nodes if node is not None)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bt_compiler.artifact.manifest import REMOTE_ENGINES
 from bt_compiler.engine.templates import template_folder
 from bt_compiler.runtime.inputs import InputError
 from bt_compiler.runtime.predictor import Predictor
 from bt_compiler.spec import Type, show_type
+from bt_compiler.spec.optimizing import REMOTE_ENGINES
 
 _ERROR = {
     "type": "object",

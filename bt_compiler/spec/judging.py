@@ -28,8 +28,8 @@ def build_metric_section(
 ) -> MetricSection:
     """The metric at `place`. `above`: settings of the metric it is a part of, whose output and label are its own too.
 
-    Findings BTC124 (no output named), BTC140 (no label named, parts missing or misplaced) and BTC358 (a judge without
-    its parts) are added to `findings`.
+    Findings BTC124 (no output named), BTC140 (no label named, parts missing or misplaced), BTC143 (an
+    `output` or `label` that is not read) and BTC358 (a judge without its parts) are added to `findings`.
     """
     written = spec.get(place)
     settings: dict[str, Any] = {"kind": written} if isinstance(written, str) else dict(written)
@@ -41,6 +41,8 @@ def build_metric_section(
         output = _only_output(kind, place, outputs, findings)
     if kind == "judge":
         _check_judge(settings, place, findings)
+    if isinstance(written, Mapping) and kind != "weighted":
+        _refuse_silent(kind, written, place, findings)
     label = _label(kind, settings, output, place, outputs, findings)
     return MetricSection(
         kind=kind,
@@ -80,6 +82,19 @@ def _check_judge(settings: Mapping[str, Any], place: Place, findings: Findings) 
             f"the judge of `{dotted(place)}` {what}",
             place if missing else (*place, wrong[0]),
             help="write `{kind: judge, call: MODULE, in: {question: $question, answer: $answer}, score: FIELD}`",
+        )
+
+
+def _refuse_silent(kind: str, written: Mapping[str, Any], place: Place, findings: Findings) -> None:
+    """What is written here and not read by this kind; what a weighted metric hands down is no mistake."""
+    silent = [key for key, kinds in (("output", OF_NO_OUTPUT), ("label", OF_NO_LABEL)) if key in written and kind in kinds]
+    for key in silent:
+        findings.add(
+            "BTC143",
+            f"`{key}` says nothing to a metric of kind `{kind}`",
+            (*place, key),
+            key=True,
+            help=f"leave `{key}` out" + ("; `in` says what the judge is given" if kind == "judge" else ""),
         )
 
 

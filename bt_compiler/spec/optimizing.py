@@ -22,6 +22,8 @@ from bt_compiler.spec.tree import Place, position
 
 REMOTE_ENGINES = ("openai",)
 """Engines that answer from elsewhere: there are no weights to train unless the spec says where else they are."""
+SERVED_ENGINES = (*REMOTE_ENGINES, "vllm")
+"""Engines that run LoRA adapters alone and give no probability of a text which they did not write."""
 OF_TRANSFORMERS = ("full", "dora")
 """Methods of training whose result only `engine: transformers` runs."""
 OF_ADAPTERS = ("r", "alpha", "dropout", "target_modules")
@@ -96,7 +98,7 @@ def _check_method(weights: WeightsSection, written: Mapping[str, Any], findings:
 
 
 def _check_served(weights: WeightsSection, trained: list[ModelSection], findings: Findings) -> None:
-    served = next((model for model in trained if model.engine in (*REMOTE_ENGINES, "vllm")), None)
+    served = next((model for model in trained if model.engine in SERVED_ENGINES), None)
     if served is not None and weights.method in OF_TRANSFORMERS:
         findings.add(
             "BTC409",

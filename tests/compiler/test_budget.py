@@ -130,5 +130,12 @@ def test_a_budget_too_small_for_the_first_step_says_what_it_costs(run: Compile) 
 
 
 def test_money_needs_prices(run: Compile) -> None:
-    with pytest.raises(UsageError, match="BTC467"):
+    with pytest.raises(UsageError, match=r"BTC467.*`default` has no price"):
         run("2 usd", overrides=["model.price=null"])
+
+
+def test_money_needs_the_price_of_every_model_elsewhere(run: Compile) -> None:
+    elsewhere = "models={judge: {id: big, engine: openai, endpoints: [http://localhost:1/v1]}}"
+    use = "modules.classify.model=judge"
+    with pytest.raises(UsageError, match=r"BTC467.*`judge` has no price"):
+        run("2 usd", overrides=[elsewhere, use, "optimize.strategy=[prompts]"])
