@@ -16,7 +16,6 @@ from bt_compiler.spec.optimizing import SERVED_ENGINES
 from bt_compiler.spec.sections import ModelSection
 
 
-
 class Told(NamedTuple):
     """The outputs of a signature, apart."""
 

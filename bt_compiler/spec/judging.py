@@ -87,8 +87,8 @@ def _check_judge(settings: Mapping[str, Any], place: Place, findings: Findings) 
 
 def _refuse_silent(kind: str, written: Mapping[str, Any], place: Place, findings: Findings) -> None:
     """What is written here and not read by this kind; what a weighted metric hands down is no mistake."""
-    silent = [key for key, kinds in (("output", OF_NO_OUTPUT), ("label", OF_NO_LABEL)) if key in written and kind in kinds]
-    for key in silent:
+    unread = {"output": OF_NO_OUTPUT, "label": OF_NO_LABEL}
+    for key in (name for name, kinds in unread.items() if name in written and kind in kinds):
         findings.add(
             "BTC143",
             f"`{key}` says nothing to a metric of kind `{kind}`",
