@@ -1,0 +1,156 @@
+"""Training under `accelerate launch`: two real processes on the CPU beside one, killed, failing and spread by FSDP."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_host import TinyHost, pairs, rows
+
+from bt_compiler.errors import CompileError
+from bt_compiler.optimize.trainer import Training, train_adapter
+from bt_compiler.spec.sections import LaunchSection, PreferenceSection, WeightsSection
+
+SETTINGS = WeightsSection(r=4, alpha=8, epochs=3, learning_rate=5e-3, batch=5, warmup=2)
+TWO = LaunchSection(processes=2)
+
+
+def train(folder: Path, settings: WeightsSection, **more: Any) -> Training:
+    arguments = {"host": TinyHost(), "rows": rows(16) + pairs(3), "validation": rows(5, 16), "seed": 1} | more
+    return train_adapter(settings=settings, folder=folder, name="test", **arguments)
+
+
+def config(folder: Path, **changes: Any) -> LaunchSection:
+    """A file as `accelerate config` writes it; YAML reads JSON."""
+    content = {
+        "compute_environment": "LOCAL_MACHINE",
+        "distributed_type": "FSDP",
+        "fsdp_config": {"fsdp_version": 2, "fsdp_reshard_after_forward": True},
+        "machine_rank": 0,
+        "mixed_precision": "no",
+        "num_machines": 1,
+        "num_processes": 2,
+        "use_cpu": True,
+    }
+    path = folder / "accelerate.yaml"
+    path.write_text(json.dumps(content | changes))
+    return LaunchSection(config=str(path))
+
+
+def alike(found: Training, expected: Training) -> None:
+    """Equal but for the order of sums."""
+    for ours, theirs in zip(found.history, expected.history, strict=True):
+        assert (ours.step, ours.epoch, ours.preferred) == (theirs.step, theirs.epoch, theirs.preferred)
+        assert ours.train == pytest.approx(theirs.train, rel=1e-3)
+        assert ours.validation == (None if theirs.validation is None else pytest.approx(theirs.validation, rel=1e-3))
+    mine, whole = (load_file(one.adapter.path / "adapter_model.safetensors") for one in (found, expected))
+    assert mine.keys() == whole.keys()
+    for name, value in whole.items():
+        assert torch.allclose(mine[name], value, rtol=1e-2, atol=1e-3), name
+    for name in ("adapter_config.json",):
+        assert (found.adapter.path / name).read_bytes() == (expected.adapter.path / name).read_bytes()
+
+
+@pytest.mark.parametrize("preference", [None, PreferenceSection()])
+def test_two_processes_take_the_steps_of_one(tmp_path: Path, preference: PreferenceSection | None) -> None:
+    settings = replace(SETTINGS, preference=preference)
+    expected = train(tmp_path / "one", settings)
+    assert expected.history[-1].train < 0.7 * expected.history[0].train
+    alike(train(tmp_path / "two", replace(settings, launch=TWO)), expected)
+    assert sorted(entry.name for entry in (tmp_path / "two").iterdir()) == ["adapter", "training.json"]
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_model_spread_by_fsdp_takes_the_steps_of_one_process(tmp_path: Path, method: Any) -> None:
+    rate = 1e-3 if method == "full" else 5e-3
+    settings = replace(SETTINGS, method=method, learning_rate=rate, part_tokens=60, gradient_checkpointing=True)
+    expected = train(tmp_path / "one", settings)
+    alike(train(tmp_path / "two", replace(settings, launch=config(tmp_path))), expected)
+
+
+CHILD = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_launch import KILLED
+from tiny_host import TinyHost, rows
+from bt_compiler.optimize.trainer import train_adapter
+
+if __name__ == "__main__":
+    train_adapter(host=TinyHost(), rows=rows(16), validation=rows(4, 16), settings=KILLED, seed=3,
+                  folder=Path(sys.argv[1]), name="child", checkpoint_seconds=0.0)
+"""
+KILLED = replace(SETTINGS, epochs=20, dropout=0.1, noise=5.0, launch=TWO)
+
+
+def start(folder: Path) -> subprocess.Popen[bytes]:
+    code = CHILD.format(tests=str(Path(__file__).parent))
+    return subprocess.Popen([sys.executable, "-c", code, str(folder)])
+
+
+def steps_done(folder: Path) -> int:
+    for name in ("checkpoint", "checkpoint.old"):
+        try:
+            return len(json.loads((folder / name / "state.json").read_text())["position"]["history"])
+        except OSError:
+            continue
+    return 0
+
+
+def members(folder: Path) -> list[int]:
+    """Processes of the launch in `folder`, by what the system says they run."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            command = (entry / "cmdline").read_bytes() if entry.name.isdigit() else b""
+        except OSError:
+            continue
+        if str(folder / "launch").encode() in command:
+            found.append(int(entry.name))
+    return found
+
+
+def wait_until(true: Any) -> None:
+    began = time.monotonic()
+    while not true():
+        assert time.monotonic() - began < 60
+        time.sleep(0.01)
+
+
+def test_a_launch_killed_at_any_place_ends_in_the_same_bytes(tmp_path: Path) -> None:
+    whole = start(tmp_path / "whole")
+    folder = tmp_path / "killed"
+    running = start(folder)
+    wait_until(lambda: steps_done(folder) > 2)
+    os.kill(running.pid, signal.SIGKILL)  # who waits
+    running.wait(timeout=60)
+    wait_until(lambda: not members(folder))
+    assert not (folder / "training.json").exists()
+    running = start(folder)
+    done = steps_done(folder)
+    wait_until(lambda: steps_done(folder) > done + 2)
+    os.kill(max(members(folder)), signal.SIGKILL)  # one of those who train
+    assert running.wait(timeout=60) == 1
+    assert not members(folder) and not (folder / "training.json").exists()
+    assert start(folder).wait(timeout=120) == 0
+    assert whole.wait(timeout=120) == 0
+    for name in ("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "training.json"):
+        assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_process_that_dies_is_an_error_with_its_last_words(tmp_path: Path) -> None:
+    host = TinyHost()
+    host.model.config.model_type = "nonsense"
+    with pytest.raises(CompileError) as caught:
+        train(tmp_path, replace(SETTINGS, launch=LaunchSection(processes=1)), host=host)
+    assert caught.value.diagnostics[0].code == "BTC421"
