@@ -112,7 +112,7 @@ def _metrics(sections: Sections) -> list[MetricSection]:
 
 
 def _check_settings(spec: Spec, sections: Sections, program: Program, judges: Judges) -> None:
-    """Metrics, retrievers' kinds and options, formats, models that are named as folders, and how training is launched."""
+    """Metrics, retrievers' kinds and options, formats, models that are folders, and how training is launched."""
     found: list[Diagnostic] = []
     for metric in _metrics(sections):
         found += _check_metric(metric, sections, program, judges)

@@ -66,7 +66,7 @@ class Position:
     planned: int | None = None
     """Epochs that fit the time given, known after the first; None: all that were asked for."""
     scale: float = 1.0
-    """What losses are multiplied by, and gradients divided by again, where those are float16; halved as they overflow."""
+    """What losses are multiplied by, and gradients divided by again, where those are float16; halved on overflow."""
 
     @property
     def step(self) -> int:

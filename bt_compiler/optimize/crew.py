@@ -26,7 +26,7 @@ class Crew:
     size: int = 1
     lockstep: bool = False
     """The model itself is spread over the processes, so that each pass over rows is one of all of them."""
-    device: torch.device = torch.device("cpu")
+    device: str = "cpu"
     """Where tensors have to be to travel."""
 
     @property

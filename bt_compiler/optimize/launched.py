@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 
 from bt_compiler.canonical import canonical_json
@@ -66,7 +65,7 @@ def main(folder: Path) -> int:
 def _trained(document: Mapping[str, Any], state: PartialState, folder: Path) -> Any:
     job = _with_precision(job_from_json(document["job"]))
     sharded = _flag("ACCELERATE_USE_FSDP")
-    device = state.device if state.device.type != "cpu" else torch.device("cpu")
+    device = "cpu" if state.device.type == "cpu" else str(state.device)
     crew = Crew(rank=state.process_index, size=state.num_processes, lockstep=sharded, device=device)
     store = Store(
         folder=Path(document["store"]["folder"]),
@@ -77,7 +76,7 @@ def _trained(document: Mapping[str, Any], state: PartialState, folder: Path) -> 
     model = load_base(
         Path(document["base"]["path"]),
         dtype=document["base"]["dtype"],
-        device="cpu" if sharded else str(device),  # a share goes to the device, never the whole
+        device="cpu" if sharded else device,  # a share goes to the device, never the whole
         in_4bit=job.settings.quantize is not None,
     )
     spread = partial(shard, reshard=_flag("FSDP_RESHARD_AFTER_FORWARD")) if sharded else None

@@ -37,8 +37,8 @@ def learn(
     """Trains from the checkpoint in the store's folder, where there is one; gives the loss of every step.
 
     `spread` spreads the model over the processes of the crew once everything is in it. Raises OutOfMemory, and
-    CompileError: BTC402 loss not finite, BTC403 no such target module, BTC404 `job.start` does not fit, BTC423 no layers
-    that could be computed twice.
+    CompileError: BTC402 loss not finite, BTC403 no such target module, BTC404 `job.start` does not fit, BTC423 no
+    layers that could be computed twice.
     """
     twice: AbstractContextManager[None] = recomputed(model) if job.settings.gradient_checkpointing else nullcontext()
     with out_of_memory_named(), _attached(model, job) as tunable, twice:

@@ -18,7 +18,7 @@ import torch
 from bt_compiler.canonical import seed_of
 from bt_compiler.engine.progress import Progress
 from bt_compiler.errors import CompileError
-from bt_compiler.optimize.batches import epoch_batches, in_order
+from bt_compiler.optimize.batches import epoch_batches, in_order, parts
 from bt_compiler.optimize.checkpoint import Checkpoint, LossPoint, Position, read_checkpoint, write_checkpoint
 from bt_compiler.optimize.crew import Crew
 from bt_compiler.optimize.noise import noisy_embeddings
@@ -80,7 +80,8 @@ class Run:
         self._names = sorted(tunable.parameters)
         self._values = [tunable.parameters[name] for name in self._names]
         self._optimizer = torch.optim.AdamW(self._values, lr=settings.learning_rate, betas=BETAS, weight_decay=0.0)
-        self._loss = RowLoss(model, precision=job.precision, probe=rows[: max(2, min(settings.batch, 4))])
+        probe = parts(rows[: max(2, min(settings.batch, 4))], settings.part_tokens)[0]
+        self._loss = RowLoss(model, precision=job.precision, probe=probe)
         self._objective = Objective(self._loss, rows, settings, self._crew)
         half = job.precision == "float16" or next(model.parameters()).dtype == torch.float16
         self._position = Position(scale=_SCALE if half else 1.0)
@@ -178,7 +179,8 @@ class Run:
                 if value.grad is not None:
                     value.grad.div_(scale)
         norm = whole(torch.nn.utils.clip_grad_norm_(self._values, self._settings.clip)).item()
-        return _Gradients(*self._crew.sums([total, preferred]), norm)
+        loss, gained = self._crew.sums([total, preferred])
+        return _Gradients(loss=loss, preferred=gained, norm=norm)
 
     @contextmanager
     def _disturbed(self) -> Iterator[None]:

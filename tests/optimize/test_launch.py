@@ -95,7 +95,7 @@ KILLED = replace(SETTINGS, epochs=20, dropout=0.1, noise=5.0, launch=TWO)
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
     code = CHILD.format(tests=str(Path(__file__).parent))
-    return subprocess.Popen([sys.executable, "-c", code, str(folder)])
+    return subprocess.Popen([sys.executable, "-c", code, str(folder)], stderr=subprocess.PIPE)
 
 
 def steps_done(folder: Path) -> int:
@@ -140,7 +140,10 @@ def test_a_launch_killed_at_any_place_ends_in_the_same_bytes(tmp_path: Path) -> 
     done = steps_done(folder)
     wait_until(lambda: steps_done(folder) > done + 2)
     os.kill(max(members(folder)), signal.SIGKILL)  # one of those who train
-    assert running.wait(timeout=60) == 1
+    _, told = running.communicate(timeout=60)
+    assert running.returncode == 1
+    assert b"error[BTC421]: a process of training `child` under `accelerate launch` died" in told
+    assert b"failed (exitcode: -9)" in told and b"the same command goes on from the last checkpoint" in told
     assert not members(folder) and not (folder / "training.json").exists()
     assert start(folder).wait(timeout=120) == 0
     assert whole.wait(timeout=120) == 0
@@ -148,9 +151,44 @@ def test_a_launch_killed_at_any_place_ends_in_the_same_bytes(tmp_path: Path) -> 
         assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_a_process_that_dies_is_an_error_with_its_last_words(tmp_path: Path) -> None:
-    host = TinyHost()
-    host.model.config.model_type = "nonsense"
-    with pytest.raises(CompileError) as caught:
-        train(tmp_path, replace(SETTINGS, launch=LaunchSection(processes=1)), host=host)
-    assert caught.value.diagnostics[0].code == "BTC421"
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [({"learning_rate": 1e30, "warmup": 0}, "BTC402"), ({"target_modules": ("nothing",)}, "BTC403")],
+)
+def test_what_goes_wrong_in_a_process_is_the_same_error_here(tmp_path: Path, changes: Any, code: str) -> None:
+    settings = replace(SETTINGS, **changes)
+    with pytest.raises(CompileError, match=code) as alone:
+        train(tmp_path / "one", settings)
+    with pytest.raises(CompileError, match=code) as together:
+        train(tmp_path / "two", replace(settings, launch=TWO))
+    assert together.value.diagnostics == alone.value.diagnostics
+    assert not (tmp_path / "two" / "training.json").exists()
+
+
+class Told:
+    """Remembers progress."""
+
+    def __init__(self) -> None:
+        self.begun: list[tuple[str, int | None]] = []
+        self.steps = 0
+        self.said: list[str] = []
+
+    def begin(self, label: str, total: int | None) -> None:
+        self.begun.append((label, total))
+
+    def advance(self, units: int = 1, note: str = "") -> None:
+        self.steps += units
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
+
+def test_half_precision_and_progress_come_through_a_config(tmp_path: Path) -> None:
+    told = Told()
+    launch = config(tmp_path, distributed_type="MULTI_CPU", fsdp_config={}, mixed_precision="bf16")
+    narrow = train(tmp_path / "two", replace(SETTINGS, launch=launch), progress=told)
+    assert told.begun == [("training test", 12)] and told.steps == 12
+    expected = train(tmp_path / "one", SETTINGS, precision="bfloat16")
+    for ours, theirs in zip(narrow.history, expected.history, strict=True):
+        assert ours.train == pytest.approx(theirs.train, rel=0.05)
+    assert narrow.history != train(tmp_path / "wide", SETTINGS).history
