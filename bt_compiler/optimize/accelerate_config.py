@@ -49,9 +49,10 @@ def read_config(path: Path) -> AccelerateConfig:
 
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise _refused(path, Misfit(f"it cannot be read: {error}", "write one with `accelerate config`")) from error
-    except yaml.YAMLError as error:
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        raise _refused(path, Misfit(f"it cannot be read: {why}", "write one with `accelerate config`")) from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise _refused(path, Misfit("it is no YAML", "write it anew with `accelerate config`")) from error
     if not isinstance(content, Mapping) or "distributed_type" not in content:
         raise _refused(path, Misfit("it has no `distributed_type`", "write one with `accelerate config`"))
