@@ -36,6 +36,8 @@ class AccelerateConfig:
     path: Path
     kind: str = "NO"
     machines: int = 1
+    processes: int = 1
+    """On all machines together."""
     on_cpu: bool = False
     """Even where there are GPUs."""
     port: int | None = None
@@ -63,6 +65,7 @@ def read_config(path: Path) -> AccelerateConfig:
         path=path,
         kind=str(content["distributed_type"]),
         machines=int(content.get("num_machines") or 1),
+        processes=int(content.get("num_processes") or 1),
         on_cpu=bool(content.get("use_cpu")),
         port=content.get("main_process_port"),
         content=content,

@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from bt_compiler.canonical import canonical_json
 from bt_compiler.engine.progress import Progress
 from bt_compiler.engine.request import BaseFolder
 from bt_compiler.errors import CompileError
-from bt_compiler.optimize.accelerate_config import AccelerateConfig, read_config
+from bt_compiler.optimize.accelerate_config import PLAIN, AccelerateConfig, read_config
 from bt_compiler.optimize.checkpoint import LossPoint
 from bt_compiler.optimize.memory import OutOfMemory
 from bt_compiler.optimize.training_job import Job
@@ -40,6 +40,7 @@ from bt_compiler.spec.sections import LaunchSection
 FOLDER = "launch"
 WATCHED = "BTC_LAUNCHER_WATCHES"
 """Variable that tells a process that its standard input ends with the process that waits for it."""
+_ON_CPU = "ACCELERATE_USE_CPU"
 _MODULE = "bt_compiler.optimize.launched"
 _POLL = 0.1
 """Seconds between two looks at the processes."""
@@ -58,16 +59,17 @@ def launched(
     folder = store.folder / FOLDER
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    config = None if launch.config is None else read_config(Path(launch.config))
     document = {
         "job": job.to_json(),
         "base": {"path": str(base.path), "dtype": base.dtype},
+        "processes": launch.processes if config is None else config.processes,
         "store": {"folder": str(store.folder.absolute()), "key": store.key, "seconds": min(store.seconds, 1e9)},
     }
     (folder / "job.json").write_text(canonical_json(document), encoding="utf-8")
-    config = None if launch.config is None else read_config(Path(launch.config))
     command = _command(launch, config, folder)
     if config is not None and config.machines > 1:
-        progress.say(_elsewhere(config, folder))
+        progress.say(_elsewhere(config, command))
     with _running(command, folder, on_cpu=config is not None and config.on_cpu) as process:
         told = _Told(folder / "progress.jsonl", progress)
         while process.poll() is None:
@@ -80,16 +82,16 @@ def launched(
 
 
 def _command(launch: LaunchSection, config: AccelerateConfig | None, folder: Path) -> list[str]:
-    """The command line. `--multi_gpu` is accelerate's word for its launcher of several processes, on CPUs too."""
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    """What follows `accelerate launch`; `--multi_gpu` is its word for several processes, on CPUs too."""
     if config is None:
-        threads = max(1, torch.get_num_threads() // (launch.processes or 1))
-        command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-        command += ["--num_processes", str(launch.processes), "--num_cpu_threads_per_process", str(threads)]
-        several = (launch.processes or 1) > 1
+        count = launch.processes or 1
+        threads = max(1, torch.get_num_threads() // count)
+        command = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+        command += ["--num_processes", str(count), "--num_cpu_threads_per_process", str(threads)]
+        several = count > 1
     else:
-        command += ["--config_file", str(config.path)]
-        several = config.kind == "MULTI_CPU" or (config.kind == "NO" and config.content.get("num_processes", 1) > 1)
+        command = ["--config_file", str(config.path)]
+        several = config.kind in PLAIN and config.processes > 1
     if several:
         command.append("--multi_gpu")
     if config is None or (config.port is None and config.machines == 1):
@@ -97,12 +99,14 @@ def _command(launch: LaunchSection, config: AccelerateConfig | None, folder: Pat
     return [*command, "-m", _MODULE, str(folder.absolute())]
 
 
-def _elsewhere(config: AccelerateConfig, folder: Path) -> str:
+def _elsewhere(config: AccelerateConfig, command: Sequence[str]) -> str:
     """What the user has to start on the other machines."""
-    command = ["accelerate", "launch", "--config_file", config.path.name, "--machine_rank", "N", "-m", _MODULE]
+    words = ["accelerate", "launch", "--machine_rank", "N", *command]
+    if config.on_cpu:
+        words = [f"{_ON_CPU}=true", *words]
     return (
-        f"training waits for {config.machines - 1} more of {config.machines} machines; on machine N of them, with this "
-        f"folder shared: {shlex.join([*command, str(folder.absolute())])}"
+        f"training waits for {config.machines - 1} more of {config.machines} machines; on machine N of them, with "
+        f"these files shared: {shlex.join(words)}"
     )
 
 
@@ -111,10 +115,16 @@ def _running(command: list[str], folder: Path, *, on_cpu: bool) -> Iterator[subp
     """The launcher; on leaving it and all that it started have ended."""
     environment = {**os.environ, WATCHED: "1", "TOKENIZERS_PARALLELISM": "false"}
     if on_cpu or not torch.cuda.is_available():
-        environment["ACCELERATE_USE_CPU"] = "true"
+        environment[_ON_CPU] = "true"
     with (folder / "output.txt").open("wb") as output:
+        launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=output, stderr=output, env=environment, start_new_session=True
+            [*launcher, *command],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            env=environment,
+            start_new_session=True,
         )
     try:
         yield process

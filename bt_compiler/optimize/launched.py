@@ -41,6 +41,10 @@ def main(folder: Path) -> int:
         threading.Thread(target=_end_with_launcher, daemon=True).start()
     document = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     state = PartialState(cpu=_flag("ACCELERATE_USE_CPU"))
+    if state.num_processes != document["processes"]:
+        raise RuntimeError(
+            f"{document['processes']} processes were to train, and {state.num_processes} found each other"
+        )
     try:
         history = _trained(document, state, folder)
     except OutOfMemory:

@@ -38,7 +38,11 @@ optimize:
 
 @pytest.mark.parametrize(
     ("more", "rank", "kind"),
-    [("method: full", 0, "FULL"), ("method: dora, r: 2, preference: {beta: 0.2}", 2, "LORA")],
+    [
+        ("method: full", 0, "FULL"),
+        ("method: dora, r: 2, preference: {beta: 0.2}", 2, "LORA"),
+        ("r: 2, gradient_checkpointing: true, part_tokens: 64, launch: {processes: 2}", 2, "LORA"),
+    ],
 )
 def test_a_bundle_runs_on_what_was_trained(more: str, rank: int, kind: str, tmp_path: Path) -> None:
     rows = [{"size": 1.5 + index, "kind": KINDS[index % 3]} for index in range(18)]

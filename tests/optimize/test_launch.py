@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -90,7 +92,7 @@ if __name__ == "__main__":
     train_adapter(host=TinyHost(), rows=rows(16), validation=rows(4, 16), settings=KILLED, seed=3,
                   folder=Path(sys.argv[1]), name="child", checkpoint_seconds=0.0)
 """
-KILLED = replace(SETTINGS, epochs=20, dropout=0.1, noise=5.0, launch=TWO)
+KILLED = replace(SETTINGS, epochs=12, dropout=0.1, noise=5.0, launch=TWO)
 
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
@@ -127,13 +129,14 @@ def wait_until(true: Any) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_a_launch_killed_at_any_place_ends_in_the_same_bytes(tmp_path: Path) -> None:
     whole = start(tmp_path / "whole")
     folder = tmp_path / "killed"
     running = start(folder)
     wait_until(lambda: steps_done(folder) > 2)
     os.kill(running.pid, signal.SIGKILL)  # who waits
-    running.wait(timeout=60)
+    running.communicate(timeout=60)
     wait_until(lambda: not members(folder))
     assert not (folder / "training.json").exists()
     running = start(folder)
@@ -145,8 +148,9 @@ def test_a_launch_killed_at_any_place_ends_in_the_same_bytes(tmp_path: Path) -> 
     assert b"error[BTC421]: a process of training `child` under `accelerate launch` died" in told
     assert b"failed (exitcode: -9)" in told and b"the same command goes on from the last checkpoint" in told
     assert not members(folder) and not (folder / "training.json").exists()
-    assert start(folder).wait(timeout=120) == 0
-    assert whole.wait(timeout=120) == 0
+    for last in (whole, start(folder)):
+        _, told = last.communicate(timeout=120)
+        assert last.returncode == 0, told.decode()
     for name in ("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "training.json"):
         assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
@@ -192,3 +196,29 @@ def test_half_precision_and_progress_come_through_a_config(tmp_path: Path) -> No
     for ours, theirs in zip(narrow.history, expected.history, strict=True):
         assert ours.train == pytest.approx(theirs.train, rel=0.05)
     assert narrow.history != train(tmp_path / "wide", SETTINGS).history
+
+
+@pytest.mark.slow
+def test_two_machines_take_the_steps_of_one_process(tmp_path: Path) -> None:
+    """Both are this one; the second is started by the command that the first asks for."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    class Joining(Told):
+        def say(self, line: str) -> None:
+            variable, _, _, *command = shlex.split(line.partition("files shared: ")[2])
+            name, _, value = variable.partition("=")
+            command = [str(1) if word == "N" else word for word in command]
+            self.other = subprocess.Popen(
+                [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *command],
+                env={**os.environ, name: value},
+                stdin=subprocess.DEVNULL,
+            )
+
+    meeting = {"num_machines": 2, "main_process_ip": "127.0.0.1", "main_process_port": port, "same_network": True}
+    launch = config(tmp_path, distributed_type="MULTI_CPU", fsdp_config={}, rdzv_backend="static", **meeting)
+    told = Joining()
+    together = train(tmp_path / "two", replace(SETTINGS, launch=launch), progress=told)
+    assert told.other.wait(timeout=60) == 0
+    alike(together, train(tmp_path / "one", SETTINGS))
