@@ -152,6 +152,7 @@ def encoded(row: Row) -> TokenRow:
 
 
 def log_probability(model: Any, row: TokenRow) -> torch.Tensor:
+    model.set_attn_implementation("eager")
     logits = model(input_ids=torch.tensor([row.ids])).logits[0].log_softmax(dim=-1)
     return sum(logits[index - 1, row.ids[index]] for index in range(row.start, len(row.ids)))
 

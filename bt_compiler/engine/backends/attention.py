@@ -21,6 +21,9 @@ from bt_compiler.engine.backends.kv import BLOCK, Places, Prefix, RowBlocks
 NAME = "btc_shared_prefix"
 """Name of the attention function in transformers' registry."""
 
+CHUNK = 64
+"""Queries of one product: their scores stay in the processor's cache (measured: 2.9 times as fast as 1,000 at once)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
@@ -130,8 +133,29 @@ class _Look(NamedTuple):
     softcap: float | None
 
 
-def _attend(q: Tensor, keys: Tensor, values: Tensor, hidden: Tensor | None, softcap: float | None) -> Part:
-    """Queries (key heads, group, n, size) over keys (key heads, m, size); `hidden` (n, m): True where none may look."""
+def _attend(
+    q: Tensor, keys: Tensor, values: Tensor, hidden: Tensor | None, softcap: float | None, past: int | None = None
+) -> Part:
+    """Queries (key heads, group, n, size) over keys (key heads, m, size); `hidden` (n, m): True where none may look.
+
+    `past`: the queries belong to the keys behind the first `past` and do not look ahead, so a chunk of them is not
+    multiplied with what comes after it.
+    """
+    parts = []
+    for start, stop in _chunks(q.shape[2]):
+        reach = keys.shape[1] if past is None else past + stop
+        unseen = None if hidden is None else hidden[start:stop, :reach]
+        parts.append(_chunk(q[:, :, start:stop], keys[:, :reach], values[:, :reach], unseen, softcap))
+    return parts[0] if len(parts) == 1 else Part(*(torch.cat(tensors, dim=2) for tensors in zip(*parts, strict=True)))
+
+
+def _chunks(count: int) -> list[tuple[int, int]]:
+    """Ranges of CHUNK each; a rest of less than 16 joins the last, for small products have bytes of their own."""
+    starts = list(range(0, max(1, count - 15), CHUNK))
+    return list(zip(starts, [*starts[1:], count], strict=True))
+
+
+def _chunk(q: Tensor, keys: Tensor, values: Tensor, hidden: Tensor | None, softcap: float | None) -> Part:
     heads, group, count, size = q.shape
     products = torch.matmul(q.reshape(heads, group * count, size), keys.transpose(1, 2))
     scores = _scores(products.view(heads, group, count, -1), hidden, softcap)
@@ -187,7 +211,7 @@ def _run(layer: int, q: Tensor, key: Tensor, value: Tensor, pack: Pack, index: i
     name = ("run", index, look.window)
     if name not in pack.masks:
         pack.masks[name] = _causal(run, look.window, q.device)
-    return _attend(q, key, value, pack.masks[name], look.softcap)
+    return _attend(q, key, value, pack.masks[name], look.softcap, run.past)
 
 
 def _causal(run: Run, window: int | None, device: torch.device) -> Tensor:
