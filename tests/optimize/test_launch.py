@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from tiny_host import TinyHost, pairs, rows
 
 from bt_compiler.errors import CompileError
+from bt_compiler.optimize.accelerate_config import launch_digest, read_config
 from bt_compiler.optimize.trainer import Training, train_adapter
 from bt_compiler.spec.sections import LaunchSection, PreferenceSection, WeightsSection
 
@@ -47,6 +48,32 @@ def config(folder: Path, **changes: Any) -> LaunchSection:
     path = folder / "accelerate.yaml"
     path.write_text(json.dumps(content | changes))
     return LaunchSection(config=str(path))
+
+
+def test_what_a_config_says_decides_whether_a_training_is_the_same(tmp_path: Path) -> None:
+    assert launch_digest(LaunchSection(processes=2)) != launch_digest(LaunchSection(processes=3))
+    (tmp_path / "elsewhere").mkdir()
+    said = launch_digest(config(tmp_path))
+    assert launch_digest(config(tmp_path / "elsewhere")) == said
+    assert launch_digest(config(tmp_path, num_processes=4)) != said
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"distributed_type": "DEEPSPEED"}, "`distributed_type: DEEPSPEED` is none"),
+        ({"compute_environment": "AMAZON_SAGEMAKER"}, "starts no processes from here"),
+        ({"mixed_precision": "fp8"}, "`mixed_precision: fp8`"),
+        ({"parallelism_config": {"parallelism_config_tp_size": 2}}, "`parallelism_config`"),
+        ({"fsdp_config": {"fsdp_version": 2, "fsdp_offload_params": True}}, "`fsdp_offload_params`"),
+        ({"fsdp_config": {"fsdp_version": 2, "fsdp_activation_checkpointing": True}}, "`gradient_checkpointing: true`"),
+    ],
+)
+def test_what_a_config_asks_for_is_done_or_refused(tmp_path: Path, changes: dict[str, Any], why: str) -> None:
+    launch = config(tmp_path, **changes)
+    with pytest.raises(CompileError, match="BTC420") as caught:
+        read_config(Path(str(launch.config)))
+    assert why in str(caught.value)
 
 
 def alike(found: Training, expected: Training) -> None:
@@ -86,6 +113,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_launch import KILLED
 from tiny_host import TinyHost, rows
+from bt_compiler.optimize.accelerate_config import launch_digest, read_config
 from bt_compiler.optimize.trainer import train_adapter
 
 if __name__ == "__main__":
