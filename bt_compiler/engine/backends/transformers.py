@@ -67,6 +67,8 @@ class TransformersBackend:
         self._encoder = Encoder(self._loaded.tokenizer, self._loaded.stop_ids)
         self._weighings = Weighings(encoder=self._encoder, stop_ids=self._loaded.stop_ids)
         self._adapters = Adapters(self._loaded.model, base_digest=self._resolved.digest)
+        # once: a look at a package's metadata takes longer than all else about a cache key
+        self._versions = {name: version(name) for name in ("torch", "transformers", "llguidance")}
         self._grammars: Grammars | None = None
         self._tier: Tier | None = None
         self._rejected: list[Finished] = []
@@ -106,9 +108,7 @@ class TransformersBackend:
             "model": self._resolved.digest,
             "engine": self.name,
             "engine_version": ENGINE_VERSION,
-            "torch": version("torch"),
-            "transformers": version("transformers"),
-            "llguidance": version("llguidance"),
+            **self._versions,
             "dtype": self._dtype,
             "device": self._device,
             "tier": self._verdict.tier,

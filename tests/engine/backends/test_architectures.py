@@ -24,7 +24,9 @@ from tiny_models import (
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessorList
 
+from bt_compiler.engine.backends import transformers as embedded
 from bt_compiler.engine.backends.quiet import quiet
+from bt_compiler.engine.cache import request_key
 from bt_compiler.engine.request import OutputGrammar, Request
 
 QUESTIONS = (
@@ -133,3 +135,15 @@ def compare(backend: Any, folder: Path, tmp_path: Path, **form: bool) -> None:
     assert len(set(wanted.values())) > len(QUESTIONS)  # the models do not say the same to everything
     shared = {item.id for item in asked if item.prompt.shared}
     assert all((results[name].shared_tokens > 0) == (name in shared) for name in results)
+
+
+def test_the_cache_key_of_a_request_opens_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packages' versions were once read anew for every request, which took longer than the rest of a small one."""
+    backend = open_model(save_model(tmp_path / "lm"), tmp_path / "cache")
+    expected = request_key(backend, request("r", QUESTIONS[0]))
+
+    def refuse(name: str) -> str:
+        raise AssertionError(f"looked up {name}")
+
+    monkeypatch.setattr(embedded, "version", refuse)
+    assert request_key(backend, request("r", QUESTIONS[0])) == expected
