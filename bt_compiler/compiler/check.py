@@ -112,7 +112,7 @@ def _metrics(sections: Sections) -> list[MetricSection]:
 
 
 def _check_settings(spec: Spec, sections: Sections, program: Program, judges: Judges) -> None:
-    """Metrics, retrievers' kinds and options, formats, and models that are named as folders."""
+    """Metrics, retrievers' kinds and options, formats, models that are folders, and how training is launched."""
     found: list[Diagnostic] = []
     for metric in _metrics(sections):
         found += _check_metric(metric, sections, program, judges)
@@ -124,8 +124,17 @@ def _check_settings(spec: Spec, sections: Sections, program: Program, judges: Ju
     for model in sections.models:
         if model.name in models:
             found += _check_model_folder(model)
+    found += _check_launch(spec, sections)
     if found:
         raise SpecError(found)
+
+
+def _check_launch(spec: Spec, sections: Sections) -> list[Diagnostic]:
+    """The config file that training is launched by."""
+    from bt_compiler.optimize.accelerate_config import launch_findings
+
+    found = launch_findings(sections.optimize)
+    return [replace(item, span=spec.span(("optimize", "weights", "launch", "config"))) for item in found]
 
 
 def _check_metric(metric: MetricSection, sections: Sections, program: Program, judges: Judges) -> list[Diagnostic]:

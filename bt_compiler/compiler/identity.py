@@ -8,6 +8,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from bt_compiler.engine.retrieval import reachable
 from bt_compiler.engine.retrieval.encoder import find_encoder
 from bt_compiler.engine.retrieval.index_folder import corpus_digest
 from bt_compiler.engine.tools.registry import tool_digest
+from bt_compiler.errors import CompileError
 from bt_compiler.graph.judges import Judges
 from bt_compiler.graph.program import Program
+from bt_compiler.optimize.accelerate_config import launch_digest
 from bt_compiler.spec.sections import IN_PROCESS, ModelSection, RetrieverSection, Sections, ToolSection
 
 _ALWAYS = ("bt-compiler", "jinja2")
@@ -34,8 +37,13 @@ _RETRIEVAL = ("bm25s", "PyStemmer", "numpy")
 def compile_identity(
     checked: CheckedSpec, *, seed: int, cache_root: Path, progress: Progress, tools: Path | None = None
 ) -> dict[str, Any]:
-    """JSON, two levels deep at most. Raises BackendError where a model or tool is nowhere to be found."""
+    """JSON, two levels deep at most.
+
+    Raises BackendError where a model or tool is nowhere to be found, and CompileError BTC424 where the package is that
+    rounds weights.
+    """
     sections = checked.sections
+    _require_rounding(sections)
     return {
         "seed": seed,
         "spec": {key: digest(value) for key, value in checked.spec.identity().items()},
@@ -57,7 +65,26 @@ def compile_identity(
         },
         "tool": {section.name: tool_digest(section, tools) for section in used_tools(sections, checked.program)},
         "package": package_versions(sections, checked.program, checked.judges),
+        "launch": launch_facts(sections),
     }
+
+
+def launch_facts(sections: Sections) -> dict[str, str]:
+    """Digest of the config file that training is launched by: it may change while the spec does not."""
+    launch = sections.optimize.weights.launch
+    if "weights" not in sections.optimize.strategy or launch is None:
+        return {}
+    return {"weights": launch_digest(launch)}
+
+
+def _require_rounding(sections: Sections) -> None:
+    asked = "weights" in sections.optimize.strategy and sections.optimize.weights.quantize is not None
+    if asked and find_spec("bitsandbytes") is None:
+        raise CompileError.of(
+            "BTC424",
+            "`optimize.weights.quantize` needs the package `bitsandbytes`, which is not installed",
+            help="`pip install 'bt-compiler[qlora]'`, or leave `quantize` out",
+        )
 
 
 def format_digests(program: Program, judges: Judges) -> dict[str, str]:
@@ -107,6 +134,10 @@ def package_versions(sections: Sections, program: Program, judges: Judges) -> di
         names.update(_RETRIEVAL)
     if any("model" in section.options for section in searched(sections, program)):
         names.update((*_IN_PROCESS, "sentence-transformers"))
+    if "weights" in sections.optimize.strategy and sections.optimize.weights.quantize is not None:
+        names.add("bitsandbytes")
+    if "weights" in sections.optimize.strategy and sections.optimize.weights.launch is not None:
+        names.add("accelerate")
     names.update(_metric_packages(sections))
     return {"python": platform.python_version(), **_installed(sorted(names))}
 

@@ -223,7 +223,9 @@ def _weights_stage(checked: CheckedSpec, calls: Sequence[CallEstimate], index: i
         more=hints,
         detail=f"traces {tracing}, scoring {scoring}, {rows} rows x {weights.epochs} epochs"
         + ("" if weights.method == "lora" else f", {weights.method}")
-        + ("" if weights.preference is None else ", preference pairs"),
+        + ("" if weights.preference is None else ", preference pairs")
+        + ("" if weights.quantize is None else ", base in 4 bits")
+        + ("" if weights.launch is None else ", under accelerate"),
     )
     return Stage(**{**asdict(stage), "training_rows": rows, "training_steps": steps})
 

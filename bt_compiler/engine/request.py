@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from bt_compiler.errors import ExampleError
@@ -151,6 +153,14 @@ class Backend(Protocol):
         ...
 
 
+class BaseFolder(NamedTuple):
+    """Where a base model can be loaded from by others."""
+
+    path: Path
+    dtype: str
+    """What it is to be loaded in, as the lender computes it."""
+
+
 @runtime_checkable
 class WeightHost(Protocol):
     """A backend whose weights are at hand, so that a trainer can borrow them (no second copy in memory)."""
@@ -158,6 +168,12 @@ class WeightHost(Protocol):
     def borrow(self) -> Any:
         """Context manager: the bare `torch.nn.Module` of the base model, no adapter attached, dtype and device as
         loaded; nothing generates meanwhile. On leaving, the module is exactly what it was.
+        """
+        ...
+
+    def set_aside(self) -> AbstractContextManager[BaseFolder]:
+        """Context manager: the folder that whoever trains loads the base model from itself, in a process of its own or
+        in fewer bits; nothing generates meanwhile, and no accelerator holds the model.
         """
         ...
 

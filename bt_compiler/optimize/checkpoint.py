@@ -3,6 +3,7 @@
     training/
       checkpoint/        adapter.safetensors, optimizer.safetensors, best.safetensors, state.json
       adapter/           the PEFT folder, once training has ended
+      parts.json         where memory ran out: the size of parts that is tried now
       training.json      written last: history and digest of the adapter
 
 A checkpoint is written beside the old one and takes its place by rename. The state of the random generators is not in
@@ -26,6 +27,7 @@ _CURRENT = "checkpoint"
 _WRITTEN = "checkpoint.new"
 _FORMER = "checkpoint.old"
 _DONE = "training.json"
+_FITTING = "parts.json"
 
 Tensors = Mapping[str, Any]
 """Name -> `torch.Tensor`."""
@@ -63,6 +65,8 @@ class Position:
     best_epoch: int | None = None
     planned: int | None = None
     """Epochs that fit the time given, known after the first; None: all that were asked for."""
+    scale: float = 1.0
+    """What losses are multiplied by, and gradients divided by again, where those are float16; halved on overflow."""
 
     @property
     def step(self) -> int:
@@ -126,6 +130,7 @@ def write_done(folder: Path, key: str, *, sha256: str, history: tuple[LossPoint,
     """Marks the training as finished and drops its checkpoint."""
     document = {"schema": SCHEMA, "key": key, "sha256": sha256, "history": [asdict(point) for point in history]}
     _write_json(folder / _DONE, document)
+    (folder / _FITTING).unlink(missing_ok=True)
     for name in (_CURRENT, _WRITTEN, _FORMER):
         shutil.rmtree(folder / name, ignore_errors=True)
 
@@ -136,6 +141,20 @@ def read_done(folder: Path, key: str) -> tuple[str, tuple[LossPoint, ...]] | Non
     if document is None or document["schema"] != SCHEMA or document["key"] != key:
         return None
     return document["sha256"], tuple(LossPoint(**point) for point in document["history"])
+
+
+def write_fitting(folder: Path, key: str, part_tokens: int) -> None:
+    """Remembers that the training of `key` needs parts as small as that."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / _FITTING, {"schema": SCHEMA, "key": key, "part_tokens": part_tokens})
+
+
+def read_fitting(folder: Path, key: str) -> int | None:
+    """What `write_fitting` remembered of `key`; None: nothing."""
+    document = _read_json(folder / _FITTING)
+    if document is None or document["schema"] != SCHEMA or document["key"] != key:
+        return None
+    return int(document["part_tokens"])
 
 
 def _write_json(path: Path, document: Mapping[str, Any]) -> None:

@@ -57,6 +57,7 @@ def lora_attached(model: Any, settings: WeightsSection, *, seed: int, start: Ada
     with torch.random.fork_rng():
         tuner = LoraModel(model, config, _ADAPTER)
     tuner.eval()
+    _keep_gradients(model)
     try:
         model.set_attn_implementation("sdpa" if getattr(model, "_supports_sdpa", False) else "eager")
         lora = _tunable(model, config)
@@ -69,6 +70,15 @@ def lora_attached(model: Any, settings: WeightsSection, *, seed: int, start: Ada
             value.requires_grad_(trainable[name])
         for name, module in model.named_modules():
             module.training = modes[name]
+
+
+def _keep_gradients(model: Any) -> None:
+    """Layers of 4 bits stay in training mode, which changes no number: outside of it bitsandbytes packs their weights
+    at the first pass without gradients, for a CPU kernel that has none either and says so in a warning only.
+    """
+    for module in model.modules():
+        if type(getattr(module, "weight", None)).__name__ == "Params4bit":
+            module.training = True
 
 
 def target_modules(model: Any, settings: WeightsSection) -> list[str]:

@@ -15,19 +15,17 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional
 
-from bt_compiler.optimize.batches import TokenRow, in_order, parts
+from bt_compiler.optimize.batches import TokenRow, in_order
+from bt_compiler.optimize.crew import Crew
 from bt_compiler.optimize.row_loss import RowLoss
-from bt_compiler.spec.sections import PreferenceSection
-
-PART_TOKENS = 4096
-"""Tokens computed at once; a step of more is the sum of several backward passes."""
+from bt_compiler.spec.sections import PreferenceSection, WeightsSection
 
 
 class Share(NamedTuple):
     """One part of a step."""
 
     loss: torch.Tensor
-    """Scalar; the step's loss is the sum over its parts."""
+    """Scalar; the step's loss is the sum over its parts, those of all processes."""
     preferred: int = 0
     """Pairs whose accepted completion has gained on the other since training began."""
 
@@ -42,36 +40,35 @@ class Objective:
     """
 
     def __init__(
-        self, loss: RowLoss, rows: Sequence[TokenRow], preference: PreferenceSection | None, *, batch: int
+        self, loss: RowLoss, rows: Sequence[TokenRow], settings: WeightsSection, crew: Crew | None = None
     ) -> None:
         self._loss = loss
         self._rows = rows
-        self._preference = preference
-        self._reference: Mapping[int, torch.Tensor] = {} if preference is None else self._ratios(batch)
+        self._preference = settings.preference
+        self._most = settings.part_tokens
+        self._crew = crew or Crew()
+        self._reference: Mapping[int, float] = {} if self._preference is None else self._ratios(settings.batch)
 
     def shares(self, indices: Sequence[int]) -> Iterator[Share]:
-        """The step over the rows of these indices, in parts that fit in memory."""
+        """The step over the rows of these indices: this process' part of it, in parts that fit in memory."""
         rows = [self._rows[index] for index in indices]
         count = sum(row.learnt for row in rows)
-        if self._preference is None:
-            for part in parts(rows, PART_TOKENS):
-                yield Share(self._loss.sum(part) / count)
-            return
         pairs = max(1, sum(row.rejected is not None for row in rows))
-        done = 0
-        for part in parts(rows, PART_TOKENS):
-            yield self._with_pairs(part, indices[done : done + len(part)], self._preference, count, pairs)
-            done += len(part)
+        for part in self._crew.own_parts(self._rows, indices, self._most):
+            if not part:  # in lockstep: a pass that counts for nothing
+                yield Share(0.0 * self._loss.sum(rows[:1]))
+            elif self._preference is None:
+                yield Share(self._loss.sum([self._rows[index] for index in part]) / count)
+            else:
+                yield self._with_pairs(part, self._preference, count, pairs)
 
-    def _with_pairs(
-        self, part: Sequence[TokenRow], indices: Sequence[int], preference: PreferenceSection, count: int, pairs: int
-    ) -> Share:
-        chosen, ratios = self._answered(part)
+    def _with_pairs(self, indices: Sequence[int], preference: PreferenceSection, count: int, pairs: int) -> Share:
+        chosen, ratios = self._answered([self._rows[index] for index in indices])
         loss = -preference.nll * chosen.sum() / count
         reference = [self._reference[index] for index in indices if index in self._reference]
         if not reference:
             return Share(loss)
-        margins = ratios - torch.stack(reference)
+        margins = ratios - ratios.new_tensor(reference)
         loss = loss - functional.logsigmoid(preference.beta * margins).sum() / pairs
         return Share(loss, int((margins > 0).sum()))
 
@@ -83,15 +80,14 @@ class Objective:
         paired = [place for place, row in enumerate(part) if row.rejected is not None]
         return chosen, chosen[paired] - chances[len(part) :]
 
-    def _ratios(self, batch: int) -> dict[int, torch.Tensor]:
+    def _ratios(self, batch: int) -> dict[int, float]:
         """Row -> log-ratio of its pair under the model as it is."""
         paired = [index for index, row in enumerate(self._rows) if row.rejected is not None]
-        found: dict[int, torch.Tensor] = {}
+        found = dict.fromkeys(paired, 0.0)
         with torch.no_grad():
             for places in in_order(len(paired), batch):
                 indices = [paired[place] for place in places]
-                for part in parts([self._rows[index] for index in indices], PART_TOKENS):
-                    _, ratios = self._answered(part)
-                    found |= zip(indices[: len(part)], ratios, strict=True)
-                    del indices[: len(part)]
-        return found
+                for part in self._crew.own_parts(self._rows, indices, self._most):
+                    _, ratios = self._answered([self._rows[index] for index in part or indices[:1]])
+                    found |= zip(part, ratios.tolist(), strict=bool(part))
+        return dict(zip(paired, self._crew.sums(list(found.values())), strict=True))

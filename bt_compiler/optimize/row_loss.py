@@ -6,16 +6,17 @@ Knows tensors and the call of a causal LM in transformers; nothing of adapters, 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional
 
 from bt_compiler.optimize.batches import IGNORED, Packed, TokenRow, packed, padded
 from bt_compiler.optimize.packed_attention import NAME, Spans
+from bt_compiler.optimize.training_job import Precision
 
-Precision = Literal["float32", "bfloat16"]
+_NARROW: Mapping[Precision, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Validated(NamedTuple):
@@ -33,7 +34,7 @@ class RowLoss:
         self._model = model
         self._device = next(model.parameters()).device
         self._own_attention = model.config._attn_implementation
-        self._compute = torch.bfloat16 if precision == "bfloat16" else None
+        self._compute = _NARROW.get(precision)
         self.packs = len(probe) > 1 and self._packing_is_exact(probe)
 
     def sum(self, rows: Sequence[TokenRow]) -> torch.Tensor:

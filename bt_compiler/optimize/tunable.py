@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from bt_compiler.artifact.adapter_folder import WEIGHTS
 from bt_compiler.errors import CompileError
@@ -32,14 +33,17 @@ class Tunable:
     """Modules that have to be in training for dropout to be on."""
 
     def copy(self) -> dict[str, torch.Tensor]:
-        """The tensors as they are now, on the CPU, not shared with the model."""
-        return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in self.parameters.items()}
+        """The tensors as they are now, whole, on the CPU, not shared with the model.
+
+        Where they are spread over processes all have to ask at once.
+        """
+        return {name: whole(value).to("cpu", copy=True).contiguous() for name, value in self.parameters.items()}
 
     def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Takes over the values of `tensors`, which has the same names and shapes."""
         with torch.no_grad():
             for name, value in self.parameters.items():
-                value.copy_(tensors[name])
+                value.copy_(as_in(value, tensors[name]))
 
     def take(self, start: Adapter, tensors: Mapping[str, torch.Tensor]) -> None:
         """As `load`, from the file of `start`. Raises CompileError BTC404 where names or shapes are others."""
@@ -53,12 +57,12 @@ class Tunable:
             )
         self.load(tensors)
 
-    def save(self, folder: Path) -> None:
-        """Writes `adapter_config.json` and `adapter_model.safetensors` into a new folder."""
+    def save(self, folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Writes `adapter_config.json` and, of a `copy`, `adapter_model.safetensors` into a new folder."""
         folder.mkdir(parents=True)
         self.write_config(folder)
-        tensors = {name: value.to(self.dtypes.get(name, value.dtype)) for name, value in self.copy().items()}
-        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        saved = {name: value.to(self.dtypes.get(name, value.dtype)) for name, value in tensors.items()}
+        save_file(saved, folder / WEIGHTS, metadata={"format": "pt"})
 
     @contextmanager
     def dropout(self, seed: int) -> Iterator[None]:
@@ -75,3 +79,17 @@ class Tunable:
             finally:
                 for module in self.dropouts:
                     module.training = False
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor itself, or put together from the shares of all processes, which all have to ask for it."""
+    tensor = tensor.detach()
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def as_in(like: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` on the device of `like`, or this process' share of it as `like` is one."""
+    tensor = tensor.to(like.device)
+    if not isinstance(like, DTensor):
+        return tensor
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)

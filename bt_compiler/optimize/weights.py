@@ -34,6 +34,7 @@ from bt_compiler.optimize.inner import inner_split
 from bt_compiler.optimize.preferences import prefer
 from bt_compiler.optimize.rows import Row, balance, deduplicate, row_writer, trainable, without_demos
 from bt_compiler.optimize.step import StepContext, StepResult
+from bt_compiler.optimize.training_job import Precision
 from bt_compiler.spec.sections import WeightsSection
 
 if TYPE_CHECKING:
@@ -59,7 +60,9 @@ class _Trained(NamedTuple):
 
 
 def weights_step(context: StepContext, candidate: Candidate) -> StepResult:
-    """Runs the step. Raises CompileError BTC401 where there is nothing to learn from, BTC402 to BTC408."""
+    """Runs the step. Raises CompileError BTC401 where there is nothing to learn from, BTC402 to BTC408, BTC420
+    to BTC423.
+    """
     settings = context.settings.weights
     hosts = weight_hosts(context.program, context.engine)
     writer = row_writer(context.program, candidate, settings, context.zero_shot)
@@ -149,15 +152,15 @@ def plan_lessons(
     return lessons
 
 
-def _precision(context: StepContext) -> str:
+def _precision(context: StepContext) -> Precision:
     """Measured once a compile: another answer on resuming would give another adapter."""
     from bt_compiler.optimize.trainer import fast_precision
 
-    found: str = context.journal.memo("weights: precision of training", fast_precision)
+    found: Precision = context.journal.memo("weights: precision of training", fast_precision)
     return found
 
 
-def _train(context: StepContext, candidate: Candidate, lesson: Lesson, precision: str) -> Training:
+def _train(context: StepContext, candidate: Candidate, lesson: Lesson, precision: Precision) -> Training:
     from bt_compiler.optimize.trainer import train_adapter
 
     settings = context.settings.weights
@@ -173,7 +176,7 @@ def _train(context: StepContext, candidate: Candidate, lesson: Lesson, precision
         name=_plain(f"step{context.index}-{lesson.key}"),
         progress=context.progress,
         start=start,
-        precision="bfloat16" if precision == "bfloat16" else "float32",
+        precision=precision,
         minutes=context.budget.minutes(f"step {context.index} training of {lesson.key}"),
     )
 

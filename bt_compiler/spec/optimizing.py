@@ -10,6 +10,7 @@ from bt_compiler.diagnostics import Diagnostic, did_you_mean
 from bt_compiler.spec.document import Spec
 from bt_compiler.spec.sections import (
     AcceptSection,
+    LaunchSection,
     MetricSection,
     ModelSection,
     OptimizeSection,
@@ -26,7 +27,7 @@ SERVED_ENGINES = (*REMOTE_ENGINES, "vllm")
 """Engines that run LoRA adapters alone and give no probability of a text which they did not write."""
 OF_TRANSFORMERS = ("full", "dora")
 """Methods of training whose result only `engine: transformers` runs."""
-OF_ADAPTERS = ("r", "alpha", "dropout", "target_modules")
+OF_ADAPTERS = ("r", "alpha", "dropout", "target_modules", "quantize")
 """Settings of `optimize.weights` that say nothing where all parameters are trained."""
 
 
@@ -57,14 +58,15 @@ def build_optimize(
 ) -> OptimizeSection:
     """The section with its defaults; `judges` are modules that nothing trains.
 
-    Findings BTC124 to BTC129, BTC407 and BTC409 are added to `findings`.
+    Findings BTC124 to BTC129, BTC407, BTC409 and BTC420 are added to `findings`.
     """
     written: Mapping[str, Any] = spec.get(("optimize",), {})
     trained = _trained_on(spec, models, judges)
     remote = next((model for model in trained if model.engine in REMOTE_ENGINES and model.weights is None), None)
     strategy = _strategy(written, remote, findings)
-    weights = _weights(written.get("weights", {}))
+    weights = _weights(spec, written.get("weights", {}))
     _check_method(weights, written.get("weights", {}), findings)
+    _check_launch(weights, findings)
     if "weights" in strategy:
         _check_served(weights, trained, findings)
     _check_teacher(weights, models, findings)
@@ -76,12 +78,17 @@ def build_optimize(
     )
 
 
-def _weights(written: Mapping[str, Any]) -> WeightsSection:
+def _weights(spec: Spec, written: Mapping[str, Any]) -> WeightsSection:
     settings: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in written.items()
     }
     if "preference" in settings:
         settings["preference"] = PreferenceSection(**settings["preference"])
+    if "launch" in settings:
+        launch = dict(settings["launch"])
+        if "config" in launch:
+            launch["config"] = spec.file(("optimize", "weights", "launch", "config"))
+        settings["launch"] = LaunchSection(**launch)
     return WeightsSection(**settings)
 
 
@@ -95,6 +102,18 @@ def _check_method(weights: WeightsSection, written: Mapping[str, Any], findings:
                 key=True,
                 help=f"leave `{key}` out (`{key}: null` takes back what `extends` brings), or choose another method",
             )
+
+
+def _check_launch(weights: WeightsSection, findings: Findings) -> None:
+    launch = weights.launch
+    if launch is not None and launch.processes is not None and launch.config is not None:
+        findings.add(
+            "BTC420",
+            "`processes` and `config` both say how many processes train",
+            ("optimize", "weights", "launch", "processes"),
+            key=True,
+            help="keep `config` and write `num_processes` in that file, or keep `processes` alone",
+        )
 
 
 def _check_served(weights: WeightsSection, trained: list[ModelSection], findings: Findings) -> None:

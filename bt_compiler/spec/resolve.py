@@ -151,10 +151,13 @@ def _optimize(optimize: OptimizeSection) -> dict[str, Any]:
     accept = {"at_least": optimize.accept.at_least}
     metric = optimize.accept.metric
     silent = OF_ADAPTERS if optimize.weights.method == "full" else ()
+    weights = _given(asdict(optimize.weights))
+    if optimize.weights.launch is not None:
+        weights["launch"] = _given(asdict(optimize.weights.launch))
     return {
         "strategy": list(optimize.strategy),
         "prompts": _given(asdict(optimize.prompts)),
-        "weights": {key: value for key, value in _given(asdict(optimize.weights)).items() if key not in silent},
+        "weights": {key: value for key, value in weights.items() if key not in silent},
         "accept": accept if metric is None else {"metric": _metric(metric), **accept},
     }
 
@@ -177,6 +180,9 @@ def identity(spec: Spec) -> dict[str, Any]:
         }
     for module in document["modules"].values():
         module["format"] = _last_part(module["format"])
+    if "config" in document["optimize"]["weights"].get("launch", {}):
+        launch = document["optimize"]["weights"]["launch"]
+        launch["config"] = _last_part(launch["config"])
     return document
 
 

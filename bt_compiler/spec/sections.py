@@ -244,6 +244,16 @@ class PreferenceSection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchSection:
+    """`optimize.weights.launch`: training in processes that `accelerate launch` starts; one of the two is given."""
+
+    processes: int | None = None
+    """So many on this machine, each with the whole model and a share of every step's rows."""
+    config: str | None = None
+    """File that `accelerate config` writes: which machines and devices, and how the model is spread over them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WeightsSection:
     """`optimize.weights`: fine-tuning on accepted traces (the paper's BootstrapFinetune)."""
 
@@ -283,6 +293,14 @@ class WeightsSection:
     """Weights that training starts from."""
     preference: PreferenceSection | None = None
     """Learn from pairs of an accepted and a failed completion too; None: from accepted ones alone."""
+    part_tokens: int = 4096
+    """Most tokens computed at once: a step of more rows is the sum of several passes. Halved where memory runs out."""
+    gradient_checkpointing: bool = False
+    """Compute each layer again for the gradient and keep only its input: less memory, a third more work."""
+    quantize: Literal["4bit"] | None = None
+    """What the frozen base weights are rounded to while an adapter is trained (QLoRA, arXiv 2305.14314)."""
+    launch: LaunchSection | None = None
+    """None: training runs in this process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

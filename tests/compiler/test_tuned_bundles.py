@@ -9,9 +9,14 @@ from pathlib import Path
 import pytest
 
 from bt_compiler.artifact.bundle import read_bundle
+from bt_compiler.compiler.check import checked
 from bt_compiler.compiler.compile import CompileSettings, compile_with
 from bt_compiler.compiler.evaluate import evaluate_bundle
+from bt_compiler.compiler.identity import compile_identity
+from bt_compiler.engine.progress import Silent
+from bt_compiler.errors import CompileError
 from bt_compiler.runtime import load
+from bt_compiler.spec.sections import LaunchSection
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 from tiny_lm import make_tiny_lm
@@ -38,7 +43,11 @@ optimize:
 
 @pytest.mark.parametrize(
     ("more", "rank", "kind"),
-    [("method: full", 0, "FULL"), ("method: dora, r: 2, preference: {beta: 0.2}", 2, "LORA")],
+    [
+        ("method: full", 0, "FULL"),
+        ("method: dora, r: 2, preference: {beta: 0.2}", 2, "LORA"),
+        ("r: 2, gradient_checkpointing: true, part_tokens: 64, launch: {processes: 2}", 2, "LORA"),
+    ],
 )
 def test_a_bundle_runs_on_what_was_trained(more: str, rank: int, kind: str, tmp_path: Path) -> None:
     rows = [{"size": 1.5 + index, "kind": KINDS[index % 3]} for index in range(18)]
@@ -67,3 +76,36 @@ def test_a_bundle_runs_on_what_was_trained(more: str, rank: int, kind: str, tmp_
         found = [predictor.predict({"size": row["size"]}) for row in rows[:3]]
         assert set(predictor.output_schema["properties"]) == {"kind", "likely"}
     assert all(one.kind in KINDS and 0 < one.likely <= 1 for one in found)
+
+
+def test_rounding_without_its_package_is_an_error_before_anything_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "fruit.jsonl").write_text(
+        "".join(json.dumps({"size": i, "kind": KINDS[i % 3]}) + "\n" for i in range(18))
+    )
+    (tmp_path / "tuned.yaml").write_text(SPEC.format(model="nowhere/nothing", more="quantize: 4bit"))
+    monkeypatch.setattr("bt_compiler.compiler.identity.find_spec", lambda name: None)
+    with pytest.raises(CompileError, match="BTC424") as caught:
+        compile_with(tmp_path / "tuned.yaml", CompileSettings(out=tmp_path / "out", cache=tmp_path / "cache"))
+    assert "`pip install 'bt-compiler[qlora]'`" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_where_a_launch_file_lies_is_no_part_of_a_compile(tmp_path: Path) -> None:
+    said = "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nnum_processes: {}\n"
+    identities = []
+    for name, processes in (("one", 2), ("two", 2), ("three", 3)):
+        folder = tmp_path / name
+        folder.mkdir()
+        rows = [json.dumps({"size": i, "kind": KINDS[i % 3]}) + "\n" for i in range(18)]
+        (folder / "fruit.jsonl").write_text("".join(rows))
+        (folder / "accelerate.yaml").write_text(said.format(processes))
+        model = make_tiny_lm(tmp_path / "model", ["apple"]) if not identities else tmp_path / "model"
+        (folder / "tuned.yaml").write_text(SPEC.format(model=model, more="launch: {config: accelerate.yaml}"))
+        spec = checked(folder / "tuned.yaml")
+        assert spec.sections.optimize.weights.launch == LaunchSection(config=str(folder / "accelerate.yaml"))
+        assert str(folder / "accelerate.yaml") in json.dumps(spec.spec.resolved())
+        identities.append(compile_identity(spec, seed=0, cache_root=tmp_path / "cache", progress=Silent()))
+    assert identities[0] == identities[1]
+    assert {part for part in identities[0] if identities[0][part] != identities[2][part]} == {"launch"}

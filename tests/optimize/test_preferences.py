@@ -164,7 +164,7 @@ def test_loss_and_gradients_are_those_of_trls_formula_row_by_row() -> None:
     policy, reference = tiny_model().double(), tiny_model().double()
     with lora_attached(policy, SETTINGS, seed=1, start=None) as lora:
         loss = RowLoss(policy, precision="float32", probe=batch)
-        objective = Objective(loss, batch, preference, batch=2)
+        objective = Objective(loss, batch, replace(SETTINGS, batch=2))
         torch.manual_seed(3)
         with torch.no_grad():
             for value in lora.parameters.values():
@@ -189,13 +189,13 @@ def test_loss_and_gradients_are_those_of_trls_formula_row_by_row() -> None:
             assert torch.allclose(value.grad, gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_a_step_in_parts_is_the_same_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_in_parts_is_the_same_step() -> None:
     batch = [encoded(row) for row in pairs(6)]
     model = tiny_model().double()
-    objective = Objective(RowLoss(model, precision="float32", probe=batch), batch, SETTINGS.preference, batch=4)
-    (whole,) = objective.shares(range(6))
-    monkeypatch.setattr("bt_compiler.optimize.objective.PART_TOKENS", 2 * batch[0].tokens + 1)
-    in_parts = list(objective.shares(range(6)))
+    loss = RowLoss(model, precision="float32", probe=batch)
+    (whole,) = Objective(loss, batch, SETTINGS).shares(range(6))
+    small = replace(SETTINGS, part_tokens=2 * batch[0].tokens + 1)
+    in_parts = list(Objective(loss, batch, small).shares(range(6)))
     assert len(in_parts) == 3
     assert sum(share.loss.item() for share in in_parts) == pytest.approx(whole.loss.item(), rel=1e-9)
     assert whole.loss.item() > torch.log(torch.tensor(2.0)).item()  # no margin yet, and the likelihood beside it

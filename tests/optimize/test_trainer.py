@@ -19,7 +19,8 @@ from bt_compiler.errors import CompileError
 from bt_compiler.optimize.lora import target_modules
 from bt_compiler.optimize.noise import noisy_embeddings
 from bt_compiler.optimize.rows import Row
-from bt_compiler.optimize.trainer import Training, learning_rate, train_adapter
+from bt_compiler.optimize.trainer import Training, train_adapter
+from bt_compiler.optimize.training_run import learning_rate
 from bt_compiler.spec.sections import PreferenceSection, WeightsSection
 
 SETTINGS = WeightsSection(r=4, alpha=8, epochs=3, learning_rate=5e-3, batch=4, warmup=2)

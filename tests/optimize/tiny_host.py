@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from answering import RuleBackend
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from bt_compiler.engine.request import Message, PromptText
+from bt_compiler.engine.request import BaseFolder, Message, PromptText
 from bt_compiler.optimize.rows import Row
 from bt_compiler.spec.sections import RowSource
 
@@ -49,6 +51,12 @@ class TinyHost:
         self.lent += 1
         yield self.model
 
+    @contextmanager
+    def set_aside(self) -> Iterator[BaseFolder]:
+        with tempfile.TemporaryDirectory() as folder:
+            self.model.save_pretrained(folder)
+            yield BaseFolder(Path(folder), "float32")
+
     def encode_row(self, prompt: PromptText, completion: str) -> tuple[list[int], int]:
         text = "".join(f"{turn.role}: {turn.content}\n" for turn in prompt.messages)
         ids = list(text.encode())
@@ -66,6 +74,9 @@ class LendingBackend(RuleBackend):
 
     def borrow(self) -> Any:
         return self.host.borrow()
+
+    def set_aside(self) -> Any:
+        return self.host.set_aside()
 
     def encode_row(self, prompt: PromptText, completion: str) -> tuple[list[int], int]:
         return self.host.encode_row(prompt, completion)

@@ -53,7 +53,7 @@ def test_descriptions_say_the_defaults(section: Any, key: str) -> None:
         value = getattr(defaults, name)
         if isinstance(value, int | float):
             said = described["description"].rpartition("Default: ")[2].rstrip(".")
-            assert float(said) == value, name
+            assert said == str(value).lower() if isinstance(value, bool) else float(said) == value, name
         if isinstance(value, str):
             assert f"Default: {value}." in described["description"]
 

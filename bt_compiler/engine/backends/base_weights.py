@@ -25,7 +25,7 @@ from bt_compiler.engine.backends.loading import (
 )
 from bt_compiler.engine.backends.measuring import chosen_dtype, device_name
 from bt_compiler.engine.progress import Progress
-from bt_compiler.engine.request import PromptText
+from bt_compiler.engine.request import BaseFolder, PromptText
 from bt_compiler.errors import BackendError
 
 
@@ -70,8 +70,16 @@ class BaseWeights:
     @contextmanager
     def borrow(self) -> Iterator[Any]:
         """See `WeightHost.borrow`; float32, or bfloat16 on a GPU that has it."""
-        with self.lend("bfloat16" if self.device == "cuda" and torch.cuda.is_bf16_supported() else "float32") as model:
+        with self.lend(self._usual_dtype()) as model:
             yield model
+
+    @contextmanager
+    def set_aside(self) -> Iterator[BaseFolder]:
+        """See `WeightHost.set_aside`; nothing is in memory in the first place."""
+        yield BaseFolder(self.resolved.path, self._usual_dtype())
+
+    def _usual_dtype(self) -> str:
+        return "bfloat16" if self.device == "cuda" and torch.cuda.is_bf16_supported() else "float32"
 
     def encode_row(self, prompt: PromptText, completion: str) -> tuple[list[int], int]:
         """See `WeightHost.encode_row`."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 
 from bt_compiler.engine.backends.quiet import quiet
 from bt_compiler.errors import BackendError
@@ -34,6 +34,13 @@ class Loaded:
     context_window: int
     stop_ids: frozenset[int]
     """Tokens that end a turn or text by the model's own settings."""
+
+
+def load_base(path: Path, *, dtype: str, device: str, in_4bit: bool = False) -> Any:
+    """The model alone. `in_4bit`: its linear layers' weights as NF4 with their constants in 8 bits, computed in `dtype`
+    (arXiv 2305.14314, section 3); needs bitsandbytes. Raises BackendError (BTC504, BTC505).
+    """
+    return _model(path, read_config(path), dtype, device, in_4bit=in_4bit)
 
 
 def read_config(path: Path) -> Any:
@@ -59,7 +66,7 @@ def load(path: Path, *, dtype: str, device: str) -> Loaded:
         )
     config = read_config(path)
     tokenizer = load_tokenizer(path)
-    model = _model(path, config, DTYPES[dtype], device)
+    model = _model(path, config, dtype, device)
     return Loaded(
         model=model,
         tokenizer=tokenizer,
@@ -88,16 +95,26 @@ def load_tokenizer(path: Path) -> Any:
     return tokenizer
 
 
-def _model(path: Path, config: Any, dtype: torch.dtype, device: str) -> Any:
+def _model(path: Path, config: Any, dtype: str, device: str, *, in_4bit: bool = False) -> Any:
+    smaller: dict[str, Any] = {}
+    if in_4bit:
+        settings = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=DTYPES[dtype],
+        )
+        smaller = {"quantization_config": settings, "device_map": {"": device}}
     with quiet():
         try:
             model, report = AutoModelForCausalLM.from_pretrained(
                 path,
                 config=config,
-                dtype=dtype,
+                dtype=DTYPES[dtype],
                 attn_implementation="eager",
                 output_loading_info=True,
                 trust_remote_code=False,
+                **smaller,
             )
         except (SafetensorError, OSError, RuntimeError) as error:
             raise BackendError.of(
@@ -122,7 +139,7 @@ def _model(path: Path, config: Any, dtype: torch.dtype, device: str) -> Any:
             help="config.json and the weights have to come from the same model",
         )
     model.requires_grad_(False)
-    return model.eval().to(device)
+    return model.eval() if in_4bit else model.eval().to(device)
 
 
 def generation_config(path: Path) -> Any:

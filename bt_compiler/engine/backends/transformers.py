@@ -28,7 +28,7 @@ from bt_compiler.engine.backends.tiers import Tier, open_tier
 from bt_compiler.engine.backends.verdict import Verdict
 from bt_compiler.engine.backends.weighing import Weighings
 from bt_compiler.engine.progress import Progress
-from bt_compiler.engine.request import Completion, Finished, PromptText, Request
+from bt_compiler.engine.request import BaseFolder, Completion, Finished, PromptText, Request
 from bt_compiler.errors import ExampleError
 
 ENGINE_VERSION = "1"
@@ -226,12 +226,7 @@ class TransformersBackend:
     @contextmanager
     def borrow(self) -> Iterator[Any]:
         """See `WeightHost.borrow`. Raises RuntimeError (a bug) where work is in flight or weights were changed."""
-        if self._tier is not None:
-            if not self._tier.idle():
-                raise RuntimeError("requests are in flight while the model is to be lent")
-            self._tier.release()
-            self._tier = None
-        self._adapters.detach()
+        self._let_go()
         model = self._loaded.model
         before = {name: tensor._version for name, tensor in (*model.named_parameters(), *model.named_buffers())}
         attention = model.config._attn_implementation
@@ -250,6 +245,29 @@ class TransformersBackend:
         if after != before:
             changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
             raise RuntimeError(f"the base model was changed while it was lent: {canonical_json(changed[:5])}")
+
+    @contextmanager
+    def set_aside(self) -> Iterator[BaseFolder]:
+        """See `WeightHost.set_aside`; the model waits in the CPU's memory. Raises RuntimeError as `borrow`."""
+        self._let_go()
+        self._borrowed = True
+        self._loaded.model.to("cpu")
+        if self._device == "cuda":
+            torch.cuda.empty_cache()
+        try:
+            yield BaseFolder(self._resolved.path, self._dtype)
+        finally:
+            self._loaded.model.to(self._device)
+            self._borrowed = False
+
+    def _let_go(self) -> None:
+        """Gives back what generating holds beside the model."""
+        if self._tier is not None:
+            if not self._tier.idle():
+                raise RuntimeError("requests are in flight while the model is to be lent")
+            self._tier.release()
+            self._tier = None
+        self._adapters.detach()
 
     def encode_row(self, prompt: PromptText, completion: str) -> tuple[list[int], int]:
         """See `WeightHost.encode_row`."""

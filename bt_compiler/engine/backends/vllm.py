@@ -19,7 +19,7 @@ from bt_compiler.engine.backends.served_adapters import check_lora
 from bt_compiler.engine.backends.vllm_engine import Driver, Ended, start, worker_failed
 from bt_compiler.engine.backends.vllm_log import VllmLog
 from bt_compiler.engine.progress import Progress
-from bt_compiler.engine.request import Completion, Finished, PromptText, Request
+from bt_compiler.engine.request import BaseFolder, Completion, Finished, PromptText, Request
 from bt_compiler.errors import BackendError, ExampleError
 from bt_compiler.graph.candidate import Adapter
 from bt_compiler.spec.sections import VllmSection
@@ -308,6 +308,12 @@ class VllmBackend:
     @contextmanager
     def borrow(self) -> Iterator[Any]:
         """See `WeightHost.borrow`. A GPU's memory is the trainer's meanwhile; a CPU's workers keep theirs."""
+        with self.set_aside() as base, self._base.lend(base.dtype) as model:
+            yield model
+
+    @contextmanager
+    def set_aside(self) -> Iterator[BaseFolder]:
+        """See `WeightHost.set_aside`; memory as with `borrow`."""
         if self._asked or self._held:
             raise RuntimeError("requests are in flight while the model is to be lent")
         driver, on_gpu = self._running(), self._base.device == "cuda"
@@ -315,8 +321,7 @@ class VllmBackend:
             driver.sleep()
         self._lent = True
         try:
-            with self._base.lend(self._dtype) as model:
-                yield model
+            yield BaseFolder(self._base.resolved.path, self._dtype)
         finally:
             self._lent = False
             if on_gpu:

@@ -130,6 +130,16 @@ def test_a_gpu_is_the_trainers_while_the_model_is_lent(opened: Any, monkeypatch:
     assert driver.told == ["sleep", "loaded", "freed", "wake"]
 
 
+def test_a_gpu_is_empty_while_others_train(opened: Any) -> None:
+    driver = Written()
+    backend, _ = opened(driver)
+    backend._base.device = "cuda"
+    with backend.set_aside() as base:
+        assert driver.told == ["sleep"]
+        assert (base.path / "config.json").is_file()
+    assert driver.told == ["sleep", "wake"]
+
+
 class _lent:
     def __init__(self, driver: Written) -> None:
         self._told = driver.told

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import finish_all, open_model, request, save_adapter, save_full, save_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from bt_compiler.engine.backends.loading import load_base
 from bt_compiler.engine.backends.quiet import quiet
 from bt_compiler.engine.request import WeightHost
 from bt_compiler.errors import BackendError
@@ -49,6 +50,25 @@ def test_training_on_the_lent_model_leaves_the_base_bit_identical(tmp_path: Path
     assert answers(backend) == before
     assert answers(backend, tuned) == with_adapter
     assert before != with_adapter
+
+
+def test_a_model_that_is_set_aside_can_be_loaded_by_others(tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "model")
+    backend = open_model(folder, tmp_path / "cache")
+    before = answers(backend)
+    with backend.set_aside() as base:
+        other = load_base(base.path, dtype=base.dtype, device="cpu")
+        assert {item.device.type for item in backend._loaded.model.parameters()} == {"cpu"}
+        with pytest.raises(RuntimeError, match="lent"):
+            backend.submit([request("a", "x")])
+    mine = backend._loaded.model.state_dict()
+    assert all(
+        torch.equal(mine[name], value) and mine[name].dtype == value.dtype for name, value in other.state_dict().items()
+    )
+    assert answers(backend) == before
+    backend.submit([request("a", "x")])
+    with pytest.raises(RuntimeError, match="in flight"), backend.set_aside():
+        pass
 
 
 def test_a_borrower_that_changes_the_base_is_a_bug(tmp_path: Path) -> None:
