@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from bt_compiler.canonical import seed_of
 from bt_compiler.data.example import Example
@@ -19,8 +19,9 @@ from bt_compiler.engine.formats import load_format
 from bt_compiler.engine.interpret import interpret_program
 from bt_compiler.engine.progress import Progress, Silent
 from bt_compiler.engine.request import Backend, Completion, Request, Sampling
-from bt_compiler.engine.running import Ask, Fork, NodeFailed, Running, Search, Setting, Use
+from bt_compiler.engine.running import Ask, Fork, NodeFailed, Search, Setting, Use
 from bt_compiler.engine.trace import Failure, Trace
+from bt_compiler.engine.under_way import Flight, Live, Task
 from bt_compiler.errors import ExampleError
 from bt_compiler.graph.candidate import Candidate, Prompt
 from bt_compiler.graph.program import Program
@@ -68,16 +69,45 @@ class Engine:
         `leave_own_demo_out`, demos that come from an example are not shown to that example. `progress.advance` is
         called once a trace; the caller begins the stretch. Raises BackendError.
         """
+        return self.run_together(
+            program,
+            [candidate],
+            examples,
+            seed=seed,
+            repeats=repeats,
+            temperature=temperature,
+            leave_own_demo_out=leave_own_demo_out,
+            progress=progress,
+        )
+
+    def run_together(
+        self,
+        program: Program,
+        candidates: Sequence[Candidate],
+        examples: Sequence[Example],
+        *,
+        seed: int = 0,
+        repeats: int = 1,
+        temperature: float | None = None,
+        leave_own_demo_out: bool = False,
+        progress: Progress | None = None,
+    ) -> list[Trace]:
+        """All traces of the first candidate as `run` gives them, then those of the second: work of one batch."""
         execution = Execution(
             engine=self,
             program=program,
-            candidate=candidate,
+            candidate=candidates[0],
             seed=seed,
             temperature=temperature,
             leave_own_demo_out=leave_own_demo_out,
         )
         told = progress or Silent()
-        tickets = [execution.submit(example, repeat) for example in examples for repeat in range(repeats)]
+        tickets = [
+            execution.submit(example, repeat, candidate)
+            for candidate in candidates
+            for example in examples
+            for repeat in range(repeats)
+        ]
         traces: dict[int, Trace] = {}
         try:
             while not execution.idle:
@@ -96,38 +126,6 @@ class Engine:
             backend.close()
         for tool in self.tools.values():
             tool.close()
-
-
-class _Live(NamedTuple):
-    """An example under way."""
-
-    example: str
-    repeat: int
-    setting: Setting
-
-
-@dataclass(slots=True)
-class _Task:
-    """A generator that runs: of an example as a whole, or of one branch of a fork in it."""
-
-    ticket: int
-    running: Running
-    parent: int | None = None
-    """The task whose fork this is a branch of; None: the example itself."""
-    place: int = 0
-    """Which branch."""
-    ended: list[Any] = field(default_factory=list)
-    """Of a task that waits for its branches: what each gave so far."""
-    open: int = 0
-    """Branches that have not ended."""
-
-
-class _Flight(NamedTuple):
-    """A request at a backend and the tasks that wait for it."""
-
-    backend: str
-    key: str
-    tasks: list[int]
 
 
 class Execution:
@@ -159,13 +157,13 @@ class Execution:
             module.name for module in program.modules if not facts[module.model].get("enforces_grammar", True)
         )
         check_scoring(program, facts)
-        self._live: dict[int, _Live] = {}
-        self._tasks: dict[int, _Task] = {}
+        self._live: dict[int, Live] = {}
+        self._tasks: dict[int, Task] = {}
         self._started = 0
         self._ready: deque[tuple[int, Any]] = deque()
         self._searches: list[tuple[int, Search]] = []
         self._asked: list[tuple[int, str, Request]] = []
-        self._flights: dict[str, _Flight] = {}
+        self._flights: dict[str, Flight] = {}
         self._by_key: dict[str, str] = {}
         self._done: list[tuple[int, Trace]] = []
         self._tickets = 0
@@ -176,22 +174,23 @@ class Execution:
         """Whether nothing is submitted that has not been handed out by `step`."""
         return not self._live and not self._done
 
-    def submit(self, example: Example, repeat: int = 0) -> int:
-        """Takes one example; returns a ticket, which `step` gives back with its trace."""
+    def submit(self, example: Example, repeat: int = 0, candidate: Candidate | None = None) -> int:
+        """Takes one example; returns a ticket, which `step` gives back with its trace. `candidate`: another one."""
+        whose = candidate or self._candidate
         ticket = self._tickets
         self._tickets += 1
         setting = Setting(
             program=self._program,
-            prompts=self._prompts_for(example),
+            prompts=self._prompts_for(whose, example),
             formats=self._formats,
             unconstrained=self._unconstrained,
         )
         running = interpret_program(setting, example.inputs)
-        self._live[ticket] = _Live(example.id, repeat, setting)
-        self._start(_Task(ticket, running))
+        self._live[ticket] = Live(example.id, repeat, whose, setting)
+        self._start(Task(ticket, running))
         return ticket
 
-    def _start(self, task: _Task) -> None:
+    def _start(self, task: Task) -> None:
         self._tasks[self._started] = task
         self._ready.append((self._started, None))
         self._started += 1
@@ -224,8 +223,8 @@ class Execution:
         self._flights.clear()
         self._by_key.clear()
 
-    def _prompts_for(self, example: Example) -> Mapping[str, Prompt]:
-        prompts = self._candidate.prompts
+    def _prompts_for(self, candidate: Candidate, example: Example) -> Mapping[str, Prompt]:
+        prompts = candidate.prompts
         if not self._leave_own_demo_out:
             return prompts
         return {
@@ -259,10 +258,10 @@ class Execution:
         elif isinstance(need, Fork):
             task.ended, task.open = [None] * len(need.branches), len(need.branches)
             for place, branch in enumerate(need.branches):
-                self._start(_Task(task.ticket, branch, parent=id, place=place))
+                self._start(Task(task.ticket, branch, parent=id, place=place))
         else:
             try:
-                request = self._request(need, self._live[task.ticket].repeat)
+                request = self._request(need, self._live[task.ticket])
                 self._asked.append((id, need.module.model, request))
             except ExampleError as error:
                 self._ready.append((id, error))
@@ -294,7 +293,7 @@ class Execution:
         )
         self._done.append((ticket, trace))
 
-    def _request(self, ask: Ask, repeat: int) -> Request:
+    def _request(self, ask: Ask, live: Live) -> Request:
         """The request for a prompt. Raises ExampleError where it does not fit the context window."""
         backend = self._engine.backends[ask.module.model]
         tokens = backend.count_tokens(ask.prompt)
@@ -308,12 +307,12 @@ class Execution:
             )
         self._requests += 1
         return Request(
-            id=f"{self._candidate.id}-{self._requests}",
+            id=f"{live.candidate.id}-{self._requests}",
             prompt=ask.prompt,
             grammar=ask.grammar,
-            sampling=Sampling() if ask.choices is not None else self._sampling(ask, backend, repeat),
+            sampling=Sampling() if ask.choices is not None else self._sampling(ask, backend, live.repeat),
             max_tokens=ask.grammar.max_tokens,
-            adapter=self._candidate.adapter_for(ask.module.name),
+            adapter=live.candidate.adapter_for(ask.module.name),
             choices=ask.choices,
         )
 
@@ -355,7 +354,7 @@ class Execution:
                 self._ready.append((task, stored))
                 continue
             self._by_key[key] = request.id
-            self._flights[request.id] = _Flight(model, key, [task])
+            self._flights[request.id] = Flight(model, key, [task])
             fresh.setdefault(model, []).append(request)
         for model, requests in fresh.items():
             self._engine.backends[model].submit(requests)
@@ -389,7 +388,7 @@ class Execution:
                     self._engine.bought(flight.backend, result)
                 self._deliver(flight, result)
 
-    def _deliver(self, flight: _Flight, result: Completion | ExampleError) -> None:
+    def _deliver(self, flight: Flight, result: Completion | ExampleError) -> None:
         for position, task in enumerate(flight.tasks):
             shared = replace(result, cached=True) if position and isinstance(result, Completion) else result
             self._ready.append((task, shared))

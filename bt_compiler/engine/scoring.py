@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from bt_compiler.data.example import Example
 from bt_compiler.engine.metrics import Metric, Scored, scores
-from bt_compiler.engine.progress import Progress, Silent
+from bt_compiler.engine.progress import Progress
 from bt_compiler.engine.statistics import interval_of, mean_of
 from bt_compiler.engine.trace import Failure, Report, Trace
 from bt_compiler.errors import ExampleError
@@ -56,10 +56,39 @@ def evaluate(
     clock: Callable[[], float] = time.monotonic,
 ) -> Report:
     """Runs the candidate once on every example and scores it. `progress` counts examples."""
+    (report,) = evaluate_together(
+        engine, program, [candidate], examples, metric, split=split, seed=seed, progress=progress, clock=clock
+    )
+    return report
+
+
+def evaluate_together(
+    engine: Engine,
+    program: Program,
+    candidates: Sequence[Candidate],
+    examples: Sequence[Example],
+    metric: Metric,
+    *,
+    split: str,
+    seed: int = 0,
+    progress: Progress | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> list[Report]:
+    """A report of each candidate, all run at once so that batches are full; each gets its share of the seconds."""
     start = clock()
-    traces = engine.run(program, candidate, examples, seed=seed, progress=progress or Silent())
+    traces = engine.run_together(program, candidates, examples, seed=seed, progress=progress)
     scored = score_traces(traces, examples, metric, engine)
-    return report_of(scored, candidate=candidate.id, split=split, binary=metric.binary, seconds=clock() - start)
+    seconds, size = (clock() - start) / len(candidates), len(examples)
+    return [
+        report_of(
+            scored[number * size : (number + 1) * size],
+            candidate=candidate.id,
+            split=split,
+            binary=metric.binary,
+            seconds=seconds,
+        )
+        for number, candidate in enumerate(candidates)
+    ]
 
 
 def report_of(traces: Sequence[Trace], *, candidate: str, split: str, binary: bool, seconds: float = 0.0) -> Report:

@@ -21,7 +21,7 @@ from typing import Any
 from bt_compiler.canonical import seed_of
 from bt_compiler.data.example import Example
 from bt_compiler.engine.progress import Progress
-from bt_compiler.engine.scoring import evaluate, report_of
+from bt_compiler.engine.scoring import evaluate_together, report_of
 from bt_compiler.engine.trace import Report
 from bt_compiler.graph import candidate_id
 from bt_compiler.graph.candidate import Candidate, Demo, Prompt
@@ -29,6 +29,9 @@ from bt_compiler.optimize.bootstrap import Bootstrapped, bootstrap, labelled
 from bt_compiler.optimize.inner import inner_split
 from bt_compiler.optimize.racing import race
 from bt_compiler.optimize.step import StepContext, StepResult
+
+AT_ONCE = 2048
+"""Runs of the program that go out together: enough for a fleet, and few enough to hold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,19 +164,26 @@ def _raced(
     order = sorted(val, key=lambda example: (seed_of(context.seed, "race", example.id), example.id))
     parts: dict[str, list[Report]] = {candidate.id: [] for candidate in candidates}
 
-    def score(index: int, start: int, end: int) -> list[float]:
-        part = evaluate(
-            context.engine,
-            context.program,
-            candidates[index],
-            order[start:end],
-            context.metric,
-            split="inner val",
-            seed=context.seed,
-            progress=progress,
-        )
-        parts[candidates[index].id].append(part)
-        return [value for _, value in part.scores]
+    def score(running: Sequence[int], start: int, end: int) -> list[list[float]]:
+        met = order[start:end]
+        size = max(1, AT_ONCE // len(met))
+        reports = [
+            report
+            for first in range(0, len(running), size)
+            for report in evaluate_together(
+                context.engine,
+                context.program,
+                [candidates[index] for index in running[first : first + size]],
+                met,
+                context.metric,
+                split="inner val",
+                seed=context.seed,
+                progress=progress,
+            )
+        ]
+        for index, report in zip(running, reports, strict=True):
+            parts[candidates[index].id].append(report)
+        return [[value for _, value in report.scores] for report in reports]
 
     def goes_on(end: int, runs: int) -> bool:
         return context.budget.allows(f"step {context.index} up to example {end}", runs)

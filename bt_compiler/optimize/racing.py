@@ -36,22 +36,22 @@ def race(
     count: int,
     total: int,
     error: float,
-    score: Callable[[int, int, int], Sequence[float]],
+    score: Callable[[Sequence[int], int, int], Sequence[Sequence[float]]],
     goes_on: Callable[[int, int], bool] = lambda end, runs: True,
 ) -> list[tuple[float, ...]]:
     """Scores of `count` candidates on the first of `total` examples: all of them, or fewer where one was dropped.
 
-    `score(candidate, start, end)` gives a candidate's scores on examples start to end. Ties for the lead go to the
-    earliest candidate. `error` 0: nobody is dropped, in one round. `goes_on(end, runs)` is asked before each round but
-    the first, with the runs that it needs; where it refuses, the race ends for those that are still in it.
+    `score(candidates, start, end)` gives the scores of each of these candidates on examples start to end. Ties for the
+    lead go to the earliest candidate. `error` 0: nobody is dropped, in one round. `goes_on(end, runs)` is asked before
+    each round but the first, with the runs that it needs; where it refuses, the race ends for those still in it.
     """
     met: list[list[float]] = [[] for _ in range(count)]
     running = list(range(count))
     for number, end in enumerate(rounds(total) if error > 0 else [total]):
         if number and not goes_on(end, sum(end - len(met[candidate]) for candidate in running)):
             break
-        for candidate in running:
-            met[candidate].extend(score(candidate, len(met[candidate]), end))
+        for candidate, found in zip(running, score(running, len(met[running[0]]), end), strict=True):
+            met[candidate].extend(found)
         if end < total:
             lead = max(running, key=lambda candidate: (sum(met[candidate]), -candidate))
             running = [

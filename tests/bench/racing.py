@@ -54,7 +54,8 @@ def replay(table: list[list[float]], *, error: float, replays: int) -> Replayed:
     same = close = runs = 0
     for seed in range(replays):
         order = random.Random(seed).sample(range(total), total)
-        met = race(len(table), total, error, lambda index, a, b, o=order: [table[index][place] for place in o[a:b]])  # type: ignore[misc]
+        mixed = [[scores[place] for place in order] for scores in table]
+        met = race(len(table), total, error, lambda running, a, b, m=mixed: [m[index][a:b] for index in running])  # type: ignore[misc]
         finished = [index for index, scores in enumerate(met) if len(scores) == total]
         winner = max(finished, key=lambda index: (means[index], -index))
         same += winner == best

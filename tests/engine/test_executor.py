@@ -385,3 +385,29 @@ def test_the_passages_of_a_context_reach_the_prompt_in_order():
     passages = [{"id": str(n), "title": f"T{n}", "text": f"x{n}", "score": 1.0} for n in range(3)]
     Engine(backends={"default": backend}).run(program, candidate_of(program), examples([{"context": passages}]))
     assert last(backend.requests[0]) == "Context:\n[1] T0 | x0\n[2] T1 | x1\n[3] T2 | x2"
+
+
+def test_candidates_that_run_together_give_what_each_gives_alone():
+    program = two_hops()
+    plain = candidate_of(program)
+    prompts = {
+        name: replace(prompt, instructions=prompt.instructions + " Be short.") for name, prompt in plain.prompts.items()
+    }
+    other = replace(plain, id="other", prompts=prompts)
+
+    def answer(request: Request) -> str:
+        told = request.prompt.messages[0].content
+        return str(hop(request)).replace("with", "without" if "Be short." in told else "with")
+
+    def engine(backend: ScriptedBackend) -> Engine:
+        return Engine(backends={"default": backend}, retrievers={"wiki": Wiki()})
+
+    alone = [
+        trace
+        for candidate in (plain, other)
+        for trace in engine(ScriptedBackend(function=answer, window=2)).run(program, candidate, examples(QUESTIONS))
+    ]
+    backend = ScriptedBackend(function=answer, window=2)
+    together = engine(backend).run_together(program, [plain, other], examples(QUESTIONS))
+    assert [trace.outputs for trace in together] == [trace.outputs for trace in alone]
+    assert together[0].outputs != together[len(QUESTIONS)].outputs

@@ -12,7 +12,9 @@ Table = Sequence[Sequence[float]]
 
 
 def raced(table: Table, error: float) -> list[tuple[float, ...]]:
-    return race(len(table), len(table[0]), error, lambda candidate, start, end: table[candidate][start:end])
+    return race(
+        len(table), len(table[0]), error, lambda running, start, end: [table[one][start:end] for one in running]
+    )
 
 
 def coins(rng: random.Random, chances: Sequence[float], count: int) -> list[list[float]]:

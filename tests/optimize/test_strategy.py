@@ -101,7 +101,8 @@ def test_every_call_of_a_step_runs_on_that_steps_adapter(journal: Journal) -> No
     inner = third["tuned-2"]
     searched = [item for item in result.steps[2].evidence["candidates"] if "score" in item]
     split = result.steps[2].evidence["split"]
-    assert inner == split["train"] + len(searched) * split["val"]
+    # what two candidates ask in the same words at the same time is asked once
+    assert split["train"] + split["val"] < inner <= split["train"] + len(searched) * split["val"]
     assert result.prefixes[3].candidate.adapter_for("classify").sha256 == "tuned-2"
 
 
