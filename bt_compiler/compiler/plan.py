@@ -1,7 +1,8 @@
 """`btc plan`: the graph, and what a compile will have to do: LM calls, tokens, training steps; and what is there.
 
 Counts are upper bounds: equal prompts are asked once, and a source of rows is asked only for what earlier ones could
-not solve. No model is loaded.
+not solve. Training rows are the exception: one a call and example, where `sampled` may accept several. No model is
+loaded.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from bt_compiler.optimize.journal import journal_folder
 from bt_compiler.spec.sections import RowSource, WeightsSection
 
 SCHEMA = 1
+_BOUNDS = "counts are upper bounds, tokens are estimates; samples may give more than one training row an example"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +84,7 @@ class Plan:
         ]
         lines += ["", f"{'stage':<24} {'LM calls':>9} {'prompt tok.':>12} {'completion':>11} {'train steps':>12}"]
         lines += [_stage_line(stage) for stage in (*self.stages, _total(self.stages))]
-        lines += ["", "counts are upper bounds, tokens are estimates"]
+        lines += ["", _BOUNDS]
         lines += [_stored_line("completion cache", self.cache, "empty")]
         if self.journal is not None:
             lines.append(_stored_line("unfinished compile", self.journal, ""))
