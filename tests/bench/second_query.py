@@ -38,7 +38,7 @@ program:
   steps:
     first: {{retrieve: wiki, in: {{query: $question}}}}
     next: {{call: next_query, in: {{context: $first.passages, question: $question}}}}
-    second: {{retrieve: wiki, in: {{query: $next.query}}}}
+    second: {{retrieve: wiki, in: {{query: [$question, $next.query], known: $first.passages}}}}
   out: {{query: $next.query, passages: $second.passages}}
 metric: {{kind: retrieval_full_hit, label: gold_titles}}
 optimize:
