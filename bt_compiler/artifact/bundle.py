@@ -3,7 +3,7 @@
     manifest.json            all facts and the hashes of the other files; written last
     program.json             the typed graph
     prompts.json             the candidate (instructions and demos by module) and a prompt of each module as sent
-    formats/<name>.jinja     the prompt formats, so that nothing but the bundle and the model is needed
+    formats/<name>.jinja     the prompt formats, the judges' too, so that nothing but the bundle and models is needed
     adapters/<name>/         PEFT layout
     indexes/<digest>/        retrieval indexes, where the compile was asked to put them in
     spec.yaml                the resolved spec
@@ -26,7 +26,7 @@ from typing import Any
 from bt_compiler.artifact.adapter_folder import CONFIG, WEIGHTS, adapter_digest
 from bt_compiler.artifact.contents import BundleContents
 from bt_compiler.artifact.digest import bundle_digest, identity_of, portable_candidate, portable_model
-from bt_compiler.artifact.format_files import format_files, portable, resolved
+from bt_compiler.artifact.format_files import format_files, judge_formats, portable, resolved
 from bt_compiler.artifact.manifest import INDEXES, FileEntry, Manifest, damaged
 from bt_compiler.artifact.page import report_html
 from bt_compiler.artifact.report import report_json, scores_of
@@ -56,6 +56,8 @@ class Bundle:
     candidate: Candidate
     sent: Mapping[str, PromptText]
     """Module -> a prompt exactly as sent during the compile."""
+    judge_formats: Mapping[str, str]
+    """Module that the metric calls -> path of its format file in the bundle."""
 
     @property
     def indexes(self) -> dict[str, Path]:
@@ -120,6 +122,7 @@ def read_bundle(folder: Path) -> Bundle:
         candidate = candidate_from_json(prompts_document["candidate"], folder / "adapters")
         program = resolved(program_from_json(program_document), folder)
         sent = {name: _prompt_text(prompt) for name, prompt in prompts_document["sent"].items()}
+        judges = judge_formats(manifest.identity.get("judges", {}), folder)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise damaged(folder, f"program or prompts cannot be read: {error}") from error
     adapters = {adapter.name: adapter_digest(adapter.path) for adapter in candidate.adapters.values()}
@@ -136,7 +139,9 @@ def read_bundle(folder: Path) -> Bundle:
             f"the digest of bundle `{folder}` is {found[:12]}, its manifest says {manifest.digest[:12]}",
             help="the bundle was put together from parts of different ones: compile again or copy it again",
         )
-    return Bundle(folder=folder, manifest=manifest, program=program, candidate=candidate, sent=sent)
+    return Bundle(
+        folder=folder, manifest=manifest, program=program, candidate=candidate, sent=sent, judge_formats=judges
+    )
 
 
 def _documents(contents: BundleContents, adapters: Mapping[str, Adapter]) -> tuple[dict[str, bytes], Manifest]:

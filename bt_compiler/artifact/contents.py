@@ -101,7 +101,9 @@ class BundleContents:
     candidate: Candidate
     """The shipped one; its adapters lie anywhere on this machine."""
     formats: Mapping[str, str]
-    """`Module.format` -> text of the format file, for every format that a module uses."""
+    """`Module.format` -> text of the format file, for every format that a module or judge uses."""
+    judges: Mapping[str, str] = field(default_factory=dict)
+    """Module that a metric calls -> its `Module.format`."""
     sent: Mapping[str, PromptText]
     """Module -> a prompt exactly as sent (`sent_prompts`)."""
     reports: Mapping[Who, Mapping[str, Report]]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bt_compiler.artifact.contents import BundleContents, ModelFacts
+from bt_compiler.artifact.format_files import format_files
 from bt_compiler.canonical import digest
 from bt_compiler.engine.trace import Report
 from bt_compiler.graph.candidate import Candidate
@@ -51,12 +52,19 @@ def identity_of(contents: BundleContents) -> dict[str, Any]:
         "data": {name: {"examples": facts.examples, "digest": facts.digest} for name, facts in contents.data.items()},
         "retrievers": dict(contents.retrievers),
         **({"tools": dict(contents.tools)} if contents.tools else {}),
+        **({"judges": _judge_files(contents)} if contents.judges else {}),
         "versions": dict(contents.versions),
         "scores": {
             who: {split: per_example(report) for split, report in by_split.items()}
             for who, by_split in contents.reports.items()
         },
     }
+
+
+def _judge_files(contents: BundleContents) -> dict[str, str]:
+    """Judge -> path of its format in the bundle: judges are no part of the program, which says so of its modules."""
+    files = format_files(contents.formats)
+    return {name: files[format] for name, format in contents.judges.items()}
 
 
 def _model(model: ModelFacts) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Prompt formats inside a bundle: which file each is kept in, and programs that name them there.
 
 A compile's program names a format (`fields`) or the user's own file by absolute path; a bundle's program names
-`formats/<name>.jinja`, so that it says the same on every machine.
+`formats/<name>.jinja`, so that it says the same on every machine. So do the manifest's facts of judges.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from bt_compiler.canonical import digest
 from bt_compiler.graph.hashing import hashed
+from bt_compiler.graph.judges import Judges
 from bt_compiler.graph.program import Program
 
 _ODD = re.compile(r"[^A-Za-z0-9_.-]+")
@@ -40,9 +41,24 @@ def portable(program: Program, files: Mapping[str, str]) -> Program:
 
 def resolved(program: Program, folder: Path) -> Program:
     """The inverse for a reader: formats as absolute paths into the bundle. Raises ValueError for any other path."""
-    for module in program.modules:
-        if not re.fullmatch(r"formats/[A-Za-z0-9_.-]+\.jinja", module.format):
-            raise ValueError(f"module `{module.name}` has its format at `{module.format}`")
-    return replace(
-        program, modules=tuple(replace(module, format=str(folder / module.format)) for module in program.modules)
-    )
+    modules = [replace(one, format=_within(folder, one.name, one.format)) for one in program.modules]
+    return replace(program, modules=tuple(modules))
+
+
+def judge_formats(files: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """Judge -> absolute path of its format in the bundle. Raises ValueError for any other path."""
+    return {name: _within(folder, name, path) for name, path in files.items()}
+
+
+def with_formats(judges: Judges, formats: Mapping[str, str]) -> Judges:
+    """The judges, those named in `formats` with that format."""
+    return {
+        key: replace(judge, module=replace(judge.module, format=formats.get(judge.module.name, judge.module.format)))
+        for key, judge in judges.items()
+    }
+
+
+def _within(folder: Path, module: str, path: str) -> str:
+    if not re.fullmatch(r"formats/[A-Za-z0-9_.-]+\.jinja", path):
+        raise ValueError(f"module `{module}` has its format at `{path}`")
+    return str(folder / path)

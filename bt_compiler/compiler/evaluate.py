@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from bt_compiler.artifact.format_files import with_formats
 from bt_compiler.compiler.check import label_fields, optional_label_fields
 from bt_compiler.data import load_splits
 from bt_compiler.data.example import Example
@@ -51,7 +52,8 @@ def evaluate_bundle(
         ExitStack() as opened,
     ):
         bundle, name = predictor.bundle, split if data is None else str(data)
-        judges = lower_with_warnings(load_spec(bundle.spec, overrides=overrides), predictor.sections).judges
+        lowered = lower_with_warnings(load_spec(bundle.spec, overrides=overrides), predictor.sections)
+        judges = with_formats(lowered.judges, bundle.judge_formats)
         examples = _examples(predictor, split, data, judges)
         engine = replace(predictor.engine(), stores=(store,))
         for model in sorted({judge.module.model for judge in judges.values()} - set(engine.backends)):

@@ -52,12 +52,15 @@ def bundle_contents(finding: Finding) -> BundleContents:
     """All that `write_bundle` needs."""
     spec, result = finding.spec, finding.result
     models = {section.name: _model_facts(section, finding.engine.backends[section.name]) for section in finding.models}
+    judges = {judge.module.name: judge.module.format for judge in spec.judges.values()}
+    formats = sorted({*(module.format for module in spec.program.modules), *judges.values()})
     return BundleContents(
         spec_yaml=yaml_text(spec.spec.resolved()),
         spec_identity=spec.spec.identity(),
         program=spec.program,
         candidate=result.candidate,
-        formats={name: load_format(name).source for name in sorted({module.format for module in spec.program.modules})},
+        formats={name: load_format(name).source for name in formats},
+        judges=judges,
         sent=_sent(finding),
         reports=result.reports,
         differences=result.differences,

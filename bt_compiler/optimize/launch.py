@@ -27,12 +27,12 @@ from typing import Any
 import torch
 
 from bt_compiler.canonical import canonical_json
+from bt_compiler.engine.backends.memory import OutOfMemory
 from bt_compiler.engine.progress import Progress
 from bt_compiler.engine.request import BaseFolder
 from bt_compiler.errors import CompileError
 from bt_compiler.optimize.accelerate_config import PLAIN, AccelerateConfig, read_config
 from bt_compiler.optimize.checkpoint import LossPoint
-from bt_compiler.optimize.memory import OutOfMemory
 from bt_compiler.optimize.training_job import Job
 from bt_compiler.optimize.training_run import Store
 from bt_compiler.spec.sections import LaunchSection

@@ -21,12 +21,12 @@ from accelerate import PartialState
 
 from bt_compiler.canonical import canonical_json
 from bt_compiler.engine.backends.loading import load_base
+from bt_compiler.engine.backends.memory import OutOfMemory
 from bt_compiler.engine.progress import Progress, Silent
 from bt_compiler.errors import BtcError
 from bt_compiler.optimize.crew import Crew
 from bt_compiler.optimize.launch import WATCHED, outcome_of
 from bt_compiler.optimize.learning import learn
-from bt_compiler.optimize.memory import OutOfMemory
 from bt_compiler.optimize.sharded import shard
 from bt_compiler.optimize.training_job import Job, Precision, job_from_json
 from bt_compiler.optimize.training_run import Store

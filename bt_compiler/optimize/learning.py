@@ -10,12 +10,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from bt_compiler.engine.backends.memory import out_of_memory_named
 from bt_compiler.engine.progress import Progress
 from bt_compiler.optimize.checkpoint import LossPoint
 from bt_compiler.optimize.crew import Crew
 from bt_compiler.optimize.full import full_attached
 from bt_compiler.optimize.lora import lora_attached
-from bt_compiler.optimize.memory import out_of_memory_named
 from bt_compiler.optimize.recomputing import recomputed
 from bt_compiler.optimize.training_job import Job
 from bt_compiler.optimize.training_run import Run, Store

@@ -8,7 +8,6 @@ traces or metrics.
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ import torch
 from bt_compiler.artifact.adapter_folder import adapter_digest, canonical_adapter
 from bt_compiler.engine.backends.loading import load_base
 from bt_compiler.engine.backends.measuring import device_name, product_rate
+from bt_compiler.engine.backends.memory import OutOfMemory, reclaim
 from bt_compiler.engine.progress import Progress, Silent
 from bt_compiler.engine.request import WeightHost
 from bt_compiler.errors import CompileError
@@ -29,7 +29,6 @@ from bt_compiler.optimize.checkpoint import LossPoint, read_done, read_fitting, 
 from bt_compiler.optimize.crew import Crew
 from bt_compiler.optimize.launch import launched
 from bt_compiler.optimize.learning import ADAPTER, learn
-from bt_compiler.optimize.memory import OutOfMemory
 from bt_compiler.optimize.rows import Row
 from bt_compiler.optimize.training_job import Job, Precision
 from bt_compiler.optimize.training_run import Store
@@ -140,9 +139,7 @@ def _fitted(
         except OutOfMemory as error:
             if size <= longest:
                 raise _too_large(job, longest) from error
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        reclaim()
         size = max(longest, size // 2)
         write_fitting(folder, key, size)
         progress.say(f"training {job.name} ran out of memory; it starts over with parts of {size} tokens at most")

@@ -5,7 +5,6 @@ Implements `WeightHost`. The model is in memory only while it is lent. Knows not
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +23,7 @@ from bt_compiler.engine.backends.loading import (
     stop_ids,
 )
 from bt_compiler.engine.backends.measuring import chosen_dtype, device_name
+from bt_compiler.engine.backends.memory import OutOfMemory, reclaim
 from bt_compiler.engine.progress import Progress
 from bt_compiler.engine.request import BaseFolder, PromptText
 from bt_compiler.errors import BackendError
@@ -53,7 +53,7 @@ class BaseWeights:
         """The bare model in `dtype`, gone afterwards. Raises BackendError (BTC504, BTC505, BTC593)."""
         try:
             loaded = load(self.resolved.path, dtype=dtype, device=self.device)
-        except (torch.OutOfMemoryError, MemoryError) as error:
+        except OutOfMemory as error:
             raise BackendError.of(
                 "BTC593",
                 f"there is no room to load `{self.resolved.id}` for training in {dtype}",
@@ -63,9 +63,7 @@ class BaseWeights:
             yield loaded.model
         finally:
             del loaded
-            gc.collect()
-            if self.device == "cuda":
-                torch.cuda.empty_cache()
+            reclaim()
 
     @contextmanager
     def borrow(self) -> Iterator[Any]:

@@ -42,7 +42,7 @@ class Grammars:
             self._compiled[grammar.lark] = compiled
             if len(self._compiled) > _MEMORY:
                 self._compiled.popitem(last=False)
-        return Matcher(compiled.deep_copy())
+        return Matcher(compiled)
 
     def allowed(self, matchers: Sequence[Matcher]) -> Tensor:
         """(matchers, vocab) True where the next token may be."""
@@ -55,8 +55,14 @@ class Grammars:
 class Matcher:
     """One completion on its way through a grammar."""
 
-    def __init__(self, inner: LLMatcher) -> None:
-        self.inner = inner
+    def __init__(self, compiled: LLMatcher) -> None:
+        """`compiled` stays at the grammar's start."""
+        self._compiled = compiled
+        self.inner = compiled.deep_copy()
+
+    def restart(self) -> None:
+        """Goes back to the grammar's start."""
+        self.inner = self._compiled.deep_copy()
 
     def take(self, token: int) -> None:
         """Goes on with a token that was allowed. Raises ExampleError (BTC511) where the grammar's limits are hit."""

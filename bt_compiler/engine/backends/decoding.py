@@ -50,6 +50,14 @@ class Row:
         """Tokens that the grammar forces at once. Raises ExampleError."""
         return self._forced()
 
+    def restart(self) -> None:
+        """Forgets what was written: the row may start again, and then writes the same."""
+        if self.matcher is not None:
+            self.matcher.restart()
+        self.written.clear()
+        self.finish = None
+        self.chance = 0.0
+
     def take(self, token: int) -> list[int]:
         """Goes on with the token chosen from logits: the tokens to be fed next, empty where the row has ended.
 

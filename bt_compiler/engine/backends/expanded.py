@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from bt_compiler.engine.backends.decoding import Choose, Row
+from bt_compiler.engine.backends.memory import OutOfMemory, out_of_memory_named, part_too_large, row_too_large
 from bt_compiler.engine.backends.schedule import Ended
 from bt_compiler.errors import ExampleError
 
@@ -62,7 +63,7 @@ class ExpandedRows:
 
     @torch.inference_mode()
     def step(self) -> list[Ended]:
-        """Runs one part to its end."""
+        """Runs one part to its end. Raises BackendError (BTC514; BTC513 for a single row) where it has no room."""
         if not self._waiting:
             return []
         first = self._waiting[0]
@@ -75,7 +76,15 @@ class ExpandedRows:
         chosen = {id(row) for row in part}
         self._waiting = deque(row for row in self._waiting if id(row) not in chosen)
         self.use_adapter(first.adapter)
-        return self._run(part, key)
+        try:
+            with out_of_memory_named():
+                return self._run(part, key)
+        except OutOfMemory as error:
+            self._prefix = None
+            if len(part) > 1:
+                raise part_too_large(len(part)) from error
+            prompt = len(first.prompt.ids)
+            raise row_too_large(prompt=prompt, answer=first.request.max_tokens, at_once=prompt) from error
 
     def _run(self, part: list[Row], key: tuple[str | None, tuple[int, ...]]) -> list[Ended]:
         ended: list[Ended] = []

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 
+from bt_compiler.engine.backends.memory import out_of_memory_named
 from bt_compiler.engine.backends.quiet import quiet
 from bt_compiler.errors import BackendError
 
@@ -38,7 +39,7 @@ class Loaded:
 
 def load_base(path: Path, *, dtype: str, device: str, in_4bit: bool = False) -> Any:
     """The model alone. `in_4bit`: its linear layers' weights as NF4 with their constants in 8 bits, computed in `dtype`
-    (arXiv 2305.14314, section 3); needs bitsandbytes. Raises BackendError (BTC504, BTC505).
+    (arXiv 2305.14314, section 3); needs bitsandbytes. Raises BackendError (BTC504, BTC505), and OutOfMemory.
     """
     return _model(path, read_config(path), dtype, device, in_4bit=in_4bit)
 
@@ -57,7 +58,7 @@ def read_config(path: Path) -> Any:
 
 
 def load(path: Path, *, dtype: str, device: str) -> Loaded:
-    """Loads the folder. Raises BackendError (BTC503, BTC504, BTC505, BTC507)."""
+    """Loads the folder. Raises BackendError (BTC503, BTC504, BTC505, BTC507), and OutOfMemory."""
     if dtype not in DTYPES:
         raise BackendError.of(
             "BTC507",
@@ -107,15 +108,16 @@ def _model(path: Path, config: Any, dtype: str, device: str, *, in_4bit: bool = 
         smaller = {"quantization_config": settings, "device_map": {"": device}}
     with quiet():
         try:
-            model, report = AutoModelForCausalLM.from_pretrained(
-                path,
-                config=config,
-                dtype=DTYPES[dtype],
-                attn_implementation="eager",
-                output_loading_info=True,
-                trust_remote_code=False,
-                **smaller,
-            )
+            with out_of_memory_named():
+                model, report = AutoModelForCausalLM.from_pretrained(
+                    path,
+                    config=config,
+                    dtype=DTYPES[dtype],
+                    attn_implementation="eager",
+                    output_loading_info=True,
+                    trust_remote_code=False,
+                    **smaller,
+                )
         except (SafetensorError, OSError, RuntimeError) as error:
             raise BackendError.of(
                 "BTC504",
@@ -139,7 +141,10 @@ def _model(path: Path, config: Any, dtype: str, device: str, *, in_4bit: bool = 
             help="config.json and the weights have to come from the same model",
         )
     model.requires_grad_(False)
-    return model.eval() if in_4bit else model.eval().to(device)
+    if in_4bit:
+        return model.eval()
+    with out_of_memory_named():
+        return model.eval().to(device)
 
 
 def generation_config(path: Path) -> Any:

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from bt_compiler.engine.backends.decoding import Choose, Row
+from bt_compiler.engine.backends.memory import OutOfMemory, out_of_memory_named, row_too_large
 from bt_compiler.engine.backends.quiet import quiet
 from bt_compiler.engine.backends.schedule import Ended
 from bt_compiler.errors import ExampleError
@@ -75,7 +76,7 @@ class PlainRows:
 
     @torch.inference_mode()
     def step(self) -> list[Ended]:
-        """Runs the next row to its end."""
+        """Runs the next row to its end. Raises BackendError (BTC513) where it has no room."""
         row = self._waiting.popleft()
         self.use_adapter(row.adapter)
         try:
@@ -86,6 +87,15 @@ class PlainRows:
             return [Ended(row, None)]
         chooser = RowChooser(row=row, choose=self.choose)
         ids = torch.tensor([[*row.prompt.ids, *forced]], device=self.model.device)
+        try:
+            with out_of_memory_named():
+                self._generate(ids, row, chooser)
+        except OutOfMemory as error:
+            prompt = len(row.prompt.ids)
+            raise row_too_large(prompt=prompt, answer=row.request.max_tokens, at_once=prompt) from error
+        return [Ended(row, chooser.error)]
+
+    def _generate(self, ids: Tensor, row: Row, chooser: RowChooser) -> None:
         with quiet():
             self.model.generate(
                 input_ids=ids,
@@ -99,4 +109,3 @@ class PlainRows:
                 logits_processor=LogitsProcessorList([chooser.process]),
                 stopping_criteria=StoppingCriteriaList([chooser.stop]),
             )
-        return [Ended(row, chooser.error)]

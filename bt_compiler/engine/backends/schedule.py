@@ -1,12 +1,13 @@
 """The first tier: rows packed into forward passes, prefixes shared, rows refilled as others end.
 
-Knows rows, slots and packs; what attention does with a pack is in `attention`, what a row does in `decoding`.
+Knows rows, slots and packs; what attention does with a pack is in `attention`, what a row does in `decoding`. Where
+memory runs out, the rows at work start again with half as many at once: what they write does not depend on that.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -16,7 +17,8 @@ from torch import Tensor
 from bt_compiler.engine.backends.attention import Group, Ones, Pack, Run
 from bt_compiler.engine.backends.decoding import Choose, Row
 from bt_compiler.engine.backends.kv import BLOCK, Places, Prefix, PrefixStore, RowBlocks
-from bt_compiler.errors import ExampleError
+from bt_compiler.engine.backends.memory import OutOfMemory, out_of_memory_named, part_too_large, reclaim, row_too_large
+from bt_compiler.errors import BackendError, ExampleError
 
 PIECE = 512
 """Most tokens of one row (or prefix) in one pass: a longer text is cut at multiples of this, whoever is near."""
@@ -63,6 +65,13 @@ class _Feed:
     start: int = 0
 
 
+class _Chosen(NamedTuple):
+    """The next token of a live row."""
+
+    feed: _Feed
+    token: int
+
+
 @dataclass(slots=True, kw_only=True)
 class PackedRows:
     """Rows of any adapters and prefixes, worked on together. The result of a row does not depend on the others."""
@@ -77,6 +86,10 @@ class PackedRows:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     own_tokens: int = 1 << 15
     """Bound on rows at work times the longest of them in tokens: rows wait rather than pass it."""
+    pack: int = PACK
+    """See PACK."""
+    halved: Callable[[int], None] = lambda slots: None
+    """Called with the new number of slots each time that memory has run out."""
     _waiting: deque[Row] = field(default_factory=deque)
     _live: list[_Live] = field(default_factory=list)
     _rows: RowBlocks = field(init=False)
@@ -107,11 +120,47 @@ class PackedRows:
 
     @torch.inference_mode()
     def step(self) -> list[Ended]:
-        """One pass over rows of one adapter, after waiting rows have taken free slots: the rows that ended."""
+        """One pass over rows of one adapter, after waiting rows have taken free slots: the rows that ended.
+
+        Raises BackendError: BTC513 where a row has no room alone, BTC514 where a part has none and must not be smaller.
+        """
         ended = self._admit()
-        if self._live:
-            ended.extend(self._advance())
+        if not self._live:
+            return ended
+        try:
+            with out_of_memory_named():
+                chosen = self._advance()
+        except OutOfMemory as error:
+            refusal = self._refusal()
+            self._withdraw()
+            if refusal is not None:
+                raise refusal from error
+        else:
+            return [*ended, *self._take(chosen)]
+        reclaim()
+        self.halved(self.slots)
         return ended
+
+    def _refusal(self) -> BackendError | None:
+        """Why there cannot be fewer rows at once."""
+        if self.slots == 1:
+            row = self._live[0].row
+            return row_too_large(prompt=len(row.prompt.ids), answer=row.request.max_tokens, at_once=PIECE)
+        return None if self.refill else part_too_large(self.slots)
+
+    def _withdraw(self) -> None:
+        """The rows at work wait again, in front; caches are given back, and there is half the room for new ones.
+
+        PIECE stays: where a text is cut is part of its bytes.
+        """
+        for live in reversed(self._live):
+            live.row.restart()
+            self._waiting.appendleft(live.row)
+        self._live.clear()
+        self.prefixes.clear()
+        self.slots, self.pack = max(1, self.slots // 2), max(1, self.pack // 2)
+        self.own_tokens //= 2
+        self._rows = RowBlocks(self.slots)
 
     def _admit(self) -> list[Ended]:
         ended: list[Ended] = []
@@ -139,7 +188,7 @@ class PackedRows:
         longest = max((_need(item.row) for item in self._live), default=0)
         return not self._live or (len(self._live) + 1) * max(longest, _need(row)) <= self.own_tokens
 
-    def _advance(self) -> list[Ended]:
+    def _advance(self) -> list[_Chosen]:
         long = [slot for slot, live in enumerate(self._live) if len(live.pending) > LONG]
         chosen = long or list(range(len(self._live)))
         adapter = self._next_adapter([self._live[slot].row.adapter for slot in chosen])
@@ -152,7 +201,7 @@ class PackedRows:
             live = self._live[slot]
             self._compute_prefix(live.prefix, adapter)
             count = min(len(live.pending), PIECE)
-            if feeds and total + count > PACK:
+            if feeds and total + count > self.pack:
                 break
             feeds.append(_Feed(slot=slot, live=live, count=count))
             total += count
@@ -186,7 +235,7 @@ class PackedRows:
             prefix.done += count
             self.prefixes.trim()
 
-    def _pass(self, feeds: list[_Feed], adapter: str | None) -> list[Ended]:
+    def _pass(self, feeds: list[_Feed], adapter: str | None) -> list[_Chosen]:
         feeds.sort(key=lambda feed: (feed.count > 1, feed.slot))
         total = 0
         tokens: list[int] = []
@@ -218,15 +267,16 @@ class PackedRows:
         for feed in feeds:
             feed.live.own += feed.count
             del feed.live.pending[: feed.count]
-        return self._choose(done, logits[: len(done)])
-
-    def _choose(self, feeds: Sequence[_Feed], logits: Tensor) -> list[Ended]:
-        rows = [feed.live.row for feed in feeds]
-        if not rows:
+        if not done:
             return []
+        tokens = self.choose([feed.live.row for feed in done], logits[: len(done)])
+        return [_Chosen(feed, token) for feed, token in zip(done, tokens, strict=True)]
+
+    def _take(self, chosen: Sequence[_Chosen]) -> list[Ended]:
+        """Rows go on with their tokens; those that end leave."""
         ended: list[Ended] = []
         leaving: list[int] = []
-        for feed, token in zip(feeds, self.choose(rows, logits), strict=True):
+        for feed, token in chosen:
             row = feed.live.row
             error: ExampleError | None = None
             try:

@@ -37,6 +37,7 @@ class Recorder:
         chosen = []
         for index, row in enumerate(rows):
             mine = self.seen.setdefault(row.request.id, [])
+            del mine[len(row.written) :]  # a row that had no room starts again
             chosen.append(self.tokens[row.request.id][len(mine)])
             mine.append(logits[index].clone())
         return chosen

@@ -34,7 +34,7 @@ class Tier(Protocol):
         ...
 
     def step(self) -> list[Ended]:
-        """Works a little: the rows that ended meanwhile."""
+        """Works a little: the rows that ended meanwhile. Raises BackendError where memory runs out (BTC513, BTC514)."""
         ...
 
     def idle(self) -> bool:
@@ -78,8 +78,12 @@ def open_tier(
     use_adapter: Callable[[str | None], None],
     batch: int,
     refill: bool = True,
+    halved: Callable[[int], None] = lambda rows: None,
 ) -> Tier:
-    """Opens the tier of that name on the model, which then attends in the way that the tier needs."""
+    """Opens the tier of that name on the model, which then attends in the way that the tier needs.
+
+    `halved` is told how many rows are worked on at once from now on, each time that memory has run out.
+    """
     model = loaded.model
     if tier == SHARED_PREFIX:
         return PackedRows(
@@ -90,6 +94,7 @@ def open_tier(
             refill=refill,
             device=torch.device(model.device),
             own_tokens=_row_bytes(model) // _token_bytes(model),
+            halved=halved,
         )
     # eager turns rows of padding into NaN where its mask does not fit its float32 softmax
     sdpa = tier == EXPANDED and getattr(model, "_supports_sdpa", False)

@@ -22,6 +22,7 @@ from bt_compiler.engine.backends.encoding import Encoder
 from bt_compiler.engine.backends.hub import ResolvedModel, resolve_model
 from bt_compiler.engine.backends.loading import Loaded, load
 from bt_compiler.engine.backends.measuring import chosen_dtype, device_name
+from bt_compiler.engine.backends.memory import OutOfMemory, out_of_memory_named
 from bt_compiler.engine.backends.remembered import remembered
 from bt_compiler.engine.backends.selfcheck import examine
 from bt_compiler.engine.backends.tiers import Tier, open_tier
@@ -29,7 +30,7 @@ from bt_compiler.engine.backends.verdict import Verdict
 from bt_compiler.engine.backends.weighing import Weighings
 from bt_compiler.engine.progress import Progress
 from bt_compiler.engine.request import BaseFolder, Completion, Finished, PromptText, Request
-from bt_compiler.errors import ExampleError
+from bt_compiler.errors import BackendError, ExampleError
 
 ENGINE_VERSION = "1"
 """Raised when the engine's arithmetic changes: part of cache keys."""
@@ -52,7 +53,7 @@ class TransformersBackend:
         choices: Callable[[str, Callable[[], Any]], Any],
         progress: Progress,
     ) -> None:
-        """Loads the model. Raises BackendError (BTC500 to BTC507)."""
+        """Loads the model. Raises BackendError (BTC500 to BTC507, BTC593)."""
         self._resolved: ResolvedModel = resolve_model(
             model_id, revision=revision, cache_root=cache_root, progress=progress
         )
@@ -62,7 +63,16 @@ class TransformersBackend:
         if self._threads != torch.get_num_threads():
             torch.set_num_threads(self._threads)
         self._batch = batch or _BATCH[self._device]
-        self._dtype, self._loaded, self._verdict = self._open(dtype, choices)
+        self._progress = progress
+        try:
+            with out_of_memory_named():
+                self._dtype, self._loaded, self._verdict = self._open(dtype, choices)
+        except OutOfMemory as error:
+            raise BackendError.of(
+                "BTC593",
+                f"there is no room to load and try `{self._resolved.id}`",
+                help="name a smaller model, write `dtype: bfloat16`, or take a device with more memory",
+            ) from error
         self.context_window = self._loaded.context_window
         self._encoder = Encoder(self._loaded.tokenizer, self._loaded.stop_ids)
         self._weighings = Weighings(encoder=self._encoder, stop_ids=self._loaded.stop_ids)
@@ -183,11 +193,17 @@ class TransformersBackend:
                 use_adapter=self._adapters.use,
                 batch=self._batch,
                 refill=self._verdict.row_invariant,
+                halved=self._halved,
             )
         return self._tier
 
+    def _halved(self, rows: int) -> None:
+        """Stays so for as long as the backend is open."""
+        self._batch = rows
+        self._progress.say(f"generating ran out of memory; it goes on with {rows} rows at once at most")
+
     def poll(self) -> list[Finished]:
-        """See `Backend.poll`."""
+        """See `Backend.poll`. Raises BackendError where memory runs out (BTC513, BTC514)."""
         finished, self._rejected = self._rejected, []
         tier = self._running()
         while not finished and not tier.idle():
