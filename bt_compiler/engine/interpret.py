@@ -58,16 +58,29 @@ def _call(node: Call, setting: Setting, scope: Scope, place: Place) -> Running:
 
 
 def _retrieve(node: Retrieve, setting: Setting, scope: Scope, place: Place) -> Running:
-    query = scope.resolve(node.query)
-    step = Step(node=place.node(node.name), visit=place.visit, inputs={"query": query})
-    try:
-        passages = yield Search(node.retriever, query, node.k)
-    except ExampleError as error:
-        setting.steps.append(step)
-        raise NodeFailed(Failure(code=error.code, message=error.message, node=step.node)) from error
+    step, passages = yield from _search(node, node.k, setting, scope, place)
     outputs = {"passages": passages}
     setting.steps.append(replace(step, outputs=outputs))
     return outputs
+
+
+def _search(
+    node: Retrieve | Rerank, count: int, setting: Setting, scope: Scope, place: Place
+) -> Generator[Need, Any, tuple[Step, list[dict[str, Any]]]]:
+    """The step so far, and the first `count` passages that are not known. As many more are asked for as are known by
+    id: all of them may come first.
+    """
+    inputs: dict[str, Any] = {"query": " ".join(scope.resolve(text) for text in node.query)}
+    if node.known is not None:
+        inputs["known"] = scope.resolve(node.known)
+    known = {passage["id"] for passage in inputs.get("known", ())}
+    step = Step(node=place.node(node.name), visit=place.visit, inputs=inputs)
+    try:
+        found = yield Search(node.retriever, inputs["query"], count + len(known))
+    except ExampleError as error:
+        setting.steps.append(step)
+        raise NodeFailed(Failure(code=error.code, message=error.message, node=step.node)) from error
+    return step, [passage for passage in found if passage["id"] not in known][:count]
 
 
 def _tool(node: UseTool, setting: Setting, scope: Scope, place: Place) -> Running:
@@ -175,13 +188,8 @@ def _succeeded(outcome: dict[str, Any] | NodeFailed) -> dict[str, Any]:
 
 def _rerank(node: Rerank, setting: Setting, scope: Scope, place: Place) -> Running:
     """The step shows the passages that are given; those that were looked at are inputs of the calls before it."""
-    query = scope.resolve(node.query)
-    step = Step(node=place.node(node.name), visit=place.visit, inputs={"query": query})
-    try:
-        passages = yield Search(node.retriever, query, node.depth)
-    except ExampleError as error:
-        setting.steps.append(step)
-        raise NodeFailed(Failure(code=error.code, message=error.message, node=step.node)) from error
+    step, passages = yield from _search(node, node.depth, setting, scope, place)
+    query = step.inputs["query"]
     branches = [
         _branch(
             node,

@@ -22,27 +22,29 @@ def bind_inputs(
     path: SpecPath,
     scope: Scope,
     findings: Findings,
+    optional: Sequence[Field] = (),
 ) -> tuple[Binding, ...] | None:
-    """The inputs of `step` at `path`, in the order of `expected`. `what` names who expects them (`module `m``).
+    """The inputs of `step` at `path`, in the order of `expected`, then those `optional` ones that are given. `what`
+    names who expects them (`module `m``).
 
     `expected` None: the callee is unknown, references are resolved all the same. None after findings.
     """
     given = _given(raw, (*path, "in"))
-    fields = {item.name: item for item in expected or ()}
+    fields = {item.name: item for item in (*(expected or ()), *optional)}
     bound: dict[str, Binding | None] = {}
     for name, (node, at) in given.items():
         if expected is not None and name not in fields:
             help = did_you_mean(name, fields, what="inputs")
             findings.add("BTC205", f"{what} has no input `{name}`", at, key=not isinstance(raw, Sequence), help=help)
             continue
-        bound[name] = _bind(node, fields.get(name), what=what, step=step, path=at, scope=scope, findings=findings)
-    missing = [item for item in fields.values() if item.name not in given]
+        bound[name] = bind(node, fields.get(name), what=what, step=step, path=at, scope=scope, findings=findings)
+    missing = [item for item in expected or () if item.name not in given]
     misspelt = [close for name in given if name not in fields for close in get_close_matches(name, fields, 1)]
     if any(item.name not in misspelt for item in missing):
         _add_missing(missing, what, path, raw, scope, findings)
-    if expected is None or missing or any(item is None for item in bound.values()) or len(bound) != len(fields):
+    if expected is None or missing or any(item is None for item in bound.values()):
         return None
-    return tuple(item for name in fields if (item := bound[name]) is not None)
+    return tuple(item for name in fields if (item := bound.get(name)) is not None)
 
 
 def _given(raw: Mapping[str, Any] | Sequence[str] | None, path: SpecPath) -> dict[str, tuple[Any, SpecPath]]:
@@ -69,9 +71,12 @@ def _add_missing(
     findings.add("BTC204", f"{what} lacks {shown}", place, key=raw is None, help=f"add {lines} to `in`")
 
 
-def _bind(
+def bind(
     node: Any, field: Field | None, *, what: str, step: str, path: SpecPath, scope: Scope, findings: Findings
 ) -> Binding | None:
+    """One input: `field` with the reference or constant at `path`. `field` None: of an unknown callee. None after
+    findings.
+    """
     if is_reference(node):
         found = resolve(node, scope, step, path, findings)
         if found is None or field is None or found.type is None:

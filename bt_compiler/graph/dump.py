@@ -64,7 +64,7 @@ def _body(body: Sequence[Node], indent: str) -> Iterator[str]:
                 called = f"{_declared(node)}({given})" + (" per visit" if node.slots else "")
                 yield f"{indent}{node.name} = call {called}{gives}"
             case Retrieve():
-                yield f"{indent}{node.name} = retrieve {node.retriever}(query={_shown(node.query)}, k={node.k}){gives}"
+                yield f"{indent}{node.name} = retrieve {_asked(node)}{gives}"
             case UseTool():
                 given = ", ".join(_bound(item) for item in node.inputs)
                 yield f"{indent}{node.name} = tool {node.tool}({given}){gives}"
@@ -106,8 +106,14 @@ def _head(node: Block) -> str:
             pick = "majority" if node.best is None else f"best {node.best}"
             return f"sample {node.times} at {node.temperature:g}, pick {pick}"
         case Rerank():
-            asked = f"{node.retriever}(query={_shown(node.query)}, k={node.k})"
-            return f"retrieve {asked} of {node.depth} by {_shown(node.score.value)}"
+            return f"retrieve {_asked(node)} of {node.depth} by {_shown(node.score.value)}"
+
+
+def _asked(node: Retrieve | Rerank) -> str:
+    texts = ", ".join(_shown(text) for text in node.query)
+    query = texts if len(node.query) == 1 else f"[{texts}]"
+    known = "" if node.known is None else f", known={_shown(node.known)}"
+    return f"{node.retriever}(query={query}{known}, k={node.k})"
 
 
 def _module(module: Module) -> Iterator[str]:

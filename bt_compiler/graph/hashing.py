@@ -93,11 +93,13 @@ def _hashed_node(node: Node, program: Program, names: _Names) -> Node:
 
 def _asked(node: Retrieve | Rerank, program: Program, names: _Names) -> dict[str, Any]:
     retriever = next((item for item in program.retrievers if item.name == node.retriever), None)
-    return {
+    texts = [_value(text, names) for text in node.query]
+    content = {
         "retrieve": [node.retriever, retriever.kind if retriever is not None else None],
-        "query": _value(node.query, names),
+        "query": texts[0] if len(texts) == 1 else ["joined", texts],
         "k": node.k,
     }
+    return content if node.known is None else {**content, "known": _value(node.known, names)}
 
 
 def _hashed_switch(node: Switch, program: Program, names: _Names) -> Switch:

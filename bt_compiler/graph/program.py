@@ -164,9 +164,12 @@ class Retrieve:
 
     name: str
     retriever: str
-    query: Value
+    query: tuple[Value, ...]
+    """Texts, joined by one space."""
     k: int
     outputs: tuple[Field, ...]
+    known: Value | None = None
+    """Passages that are there already: they are not given again, `k` others are."""
     hash: str = ""
     span: Span | None = field(default=None, compare=False)
 
@@ -301,7 +304,8 @@ class Rerank:
 
     name: str
     retriever: str
-    query: Value
+    query: tuple[Value, ...]
+    """As that of `Retrieve`."""
     k: int
     depth: int
     body: tuple[Node, ...]
@@ -309,6 +313,8 @@ class Rerank:
     score: Binding
     """An output of the call: a bool, a number, or an enum from worst to best, as that of a judge."""
     outputs: tuple[Field, ...]
+    known: Value | None = None
+    """As that of `Retrieve`: neither ranked nor given."""
     hash: str = ""
     span: Span | None = field(default=None, compare=False)
 

@@ -46,6 +46,7 @@ def ranked(step: Retrieve, section: RetrieverSection, module: Module, findings: 
         name=step.name,
         retriever=step.retriever,
         query=step.query,
+        known=step.known,
         k=step.k,
         depth=max(step.k, int(section.options.get("depth", DEPTH))),
         body=(call,),

@@ -12,13 +12,9 @@ from bt_compiler.diagnostics import did_you_mean
 from bt_compiler.graph.findings import Findings, SpecPath
 from bt_compiler.graph.program import FINISH, ToolRef
 from bt_compiler.graph.ranking import ranking_module
-from bt_compiler.spec import Field, Sections
-from bt_compiler.spec.types import PASSAGES, STR
+from bt_compiler.graph.searches import QUERY, RETRIEVED
+from bt_compiler.spec import Sections
 
-RETRIEVED = (Field(name="passages", type=PASSAGES),)
-"""What a retriever gives."""
-QUERY = (Field(name="query", type=STR),)
-"""What a retriever takes."""
 _KEYS = ("tools", "at_most")
 _SEARCH = "finds passages that fit the query"
 

@@ -185,7 +185,7 @@ def _node_to_json(node: Node) -> dict[str, Any]:
             if node.slots:
                 data["slots"] = list(node.slots)
         case Retrieve():
-            data |= {"retrieve": node.retriever, "query": _value_to_json(node.query), "k": node.k}
+            data |= {"retrieve": node.retriever, **_asked_to_json(node)}
         case UseTool():
             data |= {"tool": node.tool, "inputs": _bindings_to_json(node.inputs)}
         case Repeat():
@@ -207,9 +207,22 @@ def _node_to_json(node: Node) -> dict[str, Any]:
             if node.best is not None:
                 data["best"] = _value_to_json(node.best)
         case Rerank():
-            data |= {"rerank": node.retriever, "query": _value_to_json(node.query), "k": node.k, "depth": node.depth}
+            data |= {"rerank": node.retriever, **_asked_to_json(node), "depth": node.depth}
             data |= _inside_to_json(node.body, node.out)
     return data
+
+
+def _asked_to_json(node: Retrieve | Rerank) -> dict[str, Any]:
+    """One text as it is, several as a list."""
+    texts = [_value_to_json(text) for text in node.query]
+    data = {"query": texts[0] if len(texts) == 1 else texts, "k": node.k}
+    return data if node.known is None else {**data, "known": _value_to_json(node.known)}
+
+
+def _asked_from_json(data: Mapping[str, Any]) -> dict[str, Any]:
+    texts = data["query"] if isinstance(data["query"], list) else [data["query"]]
+    query = tuple(_value_from_json(text) for text in texts)
+    return {"query": query, "k": data["k"], "known": _value_from_json(data["known"]) if "known" in data else None}
 
 
 def _inside_to_json(body: Sequence[Node], out: Sequence[Binding]) -> dict[str, Any]:
@@ -228,8 +241,7 @@ def _node_from_json(data: Mapping[str, Any]) -> Node:
         slots = tuple(data.get("slots", ()))
         return Call(name=name, module=data["call"], inputs=inputs, outputs=outputs, slots=slots, hash=hash)
     if "retrieve" in data:
-        query = _value_from_json(data["query"])
-        return Retrieve(name=name, retriever=data["retrieve"], query=query, k=data["k"], outputs=outputs, hash=hash)
+        return Retrieve(name=name, retriever=data["retrieve"], **_asked_from_json(data), outputs=outputs, hash=hash)
     if "tool" in data:
         inputs = _bindings_from_json(data["inputs"])
         return UseTool(name=name, tool=data["tool"], inputs=inputs, outputs=outputs, hash=hash)
@@ -238,7 +250,7 @@ def _node_from_json(data: Mapping[str, Any]) -> Node:
         return Switch(name=name, value=value, cases=cases, outputs=outputs, hash=hash)
     body, out = _body_from_json(data["body"]), _bindings_from_json(data["out"])
     if "rerank" in data:
-        asked = {"retriever": data["rerank"], "query": _value_from_json(data["query"]), "k": data["k"]}
+        asked = {"retriever": data["rerank"], **_asked_from_json(data)}
         return Rerank(name=name, **asked, depth=data["depth"], body=body, score=out[0], outputs=outputs, hash=hash)
     if "map" in data:
         return Map(

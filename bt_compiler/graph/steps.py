@@ -27,8 +27,8 @@ from bt_compiler.graph.findings import Findings, SpecPath
 from bt_compiler.graph.loops import declare_loop, lower_loop_parts
 from bt_compiler.graph.program import Call, Module, Node, Repeat, Rerank, Retrieve, UseTool
 from bt_compiler.graph.ranking import ranked, ranking_module
-from bt_compiler.graph.react import QUERY, RETRIEVED
 from bt_compiler.graph.scope import Outputs, Scope, order
+from bt_compiler.graph.searches import RETRIEVED, bind_search
 from bt_compiler.spec.sections import RetrieverSection, ToolSection
 
 T = TypeVar("T")
@@ -197,9 +197,8 @@ def _lower_retrieve(
         )
         findings.add("BTC202", f"unknown retriever `{asked}`", (*path, "retrieve"), help=help)
     declared.called.add(asked)
-    inputs = bind_inputs(
-        raw.get("in"), QUERY, what=f"retriever `{asked}`", step=name, path=path, scope=scope, findings=findings
-    )
+    what = f"retriever `{asked}`"
+    inputs = bind_search(raw["in"], what=what, step=name, path=path, scope=scope, findings=findings)
     judge = None if retriever is None else ranking_module(retriever)
     if judge is not None and judge not in declared.modules:
         help = did_you_mean(judge, declared.modules, what="modules")
@@ -209,7 +208,8 @@ def _lower_retrieve(
     step = Retrieve(
         name=name,
         retriever=asked,
-        query=inputs[0].value,
+        query=inputs.query,
+        known=inputs.known,
         k=raw.get("k", retriever.k),
         outputs=RETRIEVED,
         span=findings.spec.span(path),

@@ -130,7 +130,12 @@ def _verify_node(node: Node, program: Program, names: _Names) -> None:
 def _verify_search(node: Retrieve | Rerank, program: Program, names: _Names) -> None:
     if node.retriever not in [item.name for item in program.retrievers]:
         raise InvalidProgram(f"`{node.name}` asks unknown retriever `{node.retriever}`")
-    _fits(node.query, STR, names, f"query of `{node.name}`")
+    for text in node.query:
+        _fits(text, STR, names, f"query of `{node.name}`")
+    if node.known is not None:
+        _fits(node.known, PASSAGES, names, f"known passages of `{node.name}`")
+    if not node.query:
+        raise InvalidProgram(f"`{node.name}` asks nothing")
     if node.k < 1 or [(item.name, item.type) for item in node.outputs] != [("passages", PASSAGES)]:
         raise InvalidProgram(f"`{node.name}` retrieves {node.k} into {node.outputs}")
 

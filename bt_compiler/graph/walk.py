@@ -70,7 +70,7 @@ def values_of(node: Node) -> list[Value]:
         case Call() | UseTool():
             return [binding.value for binding in node.inputs]
         case Retrieve() | Rerank():
-            return [node.query]
+            return [*node.query] if node.known is None else [*node.query, node.known]
         case Repeat():
             return [carry.start for carry in node.carry if carry.start is not None]
         case Switch():

@@ -2,9 +2,10 @@
 
     python tests/bench/second_query.py hotpotqa --out /tmp/second [--set optimize.weights.epochs=2]
 
-The first hop asks the question. The row to learn from is the title of a gold passage that the first hop did not bring:
-a label made of the train file, so these are gold rows. Beside it stand six passages for the question alone, queries
-that nobody had to learn, and the missing title itself.
+The first hop asks the question, the second question and query together, for three passages that are not there yet. The
+row to learn from is the title of a gold passage that the first hop did not bring: a label made of the train file, so
+these are gold rows. Beside it stand six passages for the question alone, second queries that nobody had to learn, and
+the missing title, each for three passages that are not there yet.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ program:
   steps:
     first: {{retrieve: wiki, in: {{query: $question}}}}
     next: {{call: next_query, in: {{context: $first.passages, question: $question}}}}
-    second: {{retrieve: wiki, in: {{query: $next.query}}}}
+    second: {{retrieve: wiki, in: {{query: [$question, $next.query], known: $first.passages}}}}
   out: {{query: $next.query, passages: $second.passages}}
 metric: {{kind: retrieval_full_hit, label: gold_titles}}
 optimize:
@@ -51,6 +52,10 @@ optimize:
 def full_hit(name: str, found: list[list[str]], questions: list[dict[str, Any]]) -> None:
     hits = sum(set(one["gold_titles"]) <= set(titles) for one, titles in zip(questions, found, strict=True))
     print(f"| {name} | {hits / len(questions):.3f} | {len(questions)} |", flush=True)
+
+
+def unseen(found: list[str], known: list[str]) -> list[str]:
+    return [title for title in found if title not in known][:3]
 
 
 def main() -> None:
@@ -80,11 +85,12 @@ def main() -> None:
         "the best title": top,
         "question and best title": [f"{q} {title}" for q, title in zip(asked, top, strict=True)],
         "the missing title itself": missing,
+        "question and missing title": [f"{q} {title}" for q, title in zip(asked, missing, strict=True)],
     }
     full_hit("none: six for the question", first, questions)
     for name, queries in tried.items():
         second = direct_bm25(passages, queries)
-        full_hit(name, [one[:3] + two[:3] for one, two in zip(first, second, strict=True)], questions)
+        full_hit(name, [one[:3] + unseen(two, one[:3]) for one, two in zip(first, second, strict=True)], questions)
     spec = settings.out / "second_query.yaml"
     spec.write_text(SPEC.format(corpus=(settings.data / "corpus.jsonl").absolute()), encoding="utf-8")
     command = [sys.executable, "-m", "bt_compiler", "compile", str(spec), "--seed", settings.seed, "--json"]

@@ -104,7 +104,7 @@ def two_hops(*, times: int = 2, until: str | None = None) -> Program:
     query = module({"context": PASSAGES, "question": STR}, {"query": STR, "done": BOOL}, name="next_query")
     answer = module({"context": PASSAGES, "question": STR}, {"answer": STR}, name="answer", instructions="Answer.")
     found = Retrieve(
-        name="found", retriever="wiki", query=Ref(step="hop", field="query"), k=2, outputs=fields(passages=PASSAGES)
+        name="found", retriever="wiki", query=(Ref(step="hop", field="query"),), k=2, outputs=fields(passages=PASSAGES)
     )
     hops = Repeat(
         name="hops",

@@ -186,7 +186,7 @@ def two_hops() -> Program:
     found = Retrieve(
         name="found",
         retriever="wiki",
-        query=Ref(step="hop", field="query"),
+        query=(Ref(step="hop", field="query"),),
         k=1,
         outputs=(Field(name="passages", type=PASSAGES),),
     )
