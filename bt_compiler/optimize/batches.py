@@ -1,8 +1,8 @@
 """Token rows into batches: the order of an epoch, and the two shapes a batch can take.
 
 `packed` lays all rows of a batch into one sequence behind the tokens they share, so that a shared prompt is computed
-once and nothing is padding; `padded` is one row a line, filled up on the left, for models that attend in a way of
-their own. Knows plain integers only: no tensors, no tokenizer.
+once and nothing is padding; who may see whom is in `owners`. `padded` is one row a line, filled up on the left, for
+models that take no mask of their own. Knows plain integers only: no tensors, no tokenizer.
 """
 
 from __future__ import annotations
@@ -15,8 +15,12 @@ from bt_compiler.canonical import seed_of
 
 IGNORED = -100
 """Label of a token that has no loss, as `torch.nn.functional.cross_entropy` knows it."""
+PREFIX = -1
+"""Owner of the tokens that all rows of a packed batch share."""
 WINDOW = 16
 """Batches sorted by length among themselves: rows of like length come together, and the order stays random."""
+QUADRATIC = 1024
+"""Tokens of context at which attention costs about as much as the linear layers of a small LM."""
 
 
 class TokenRow(NamedTuple):
@@ -46,10 +50,8 @@ class Packed(NamedTuple):
     ids: tuple[int, ...]
     positions: tuple[int, ...]
     """Each token's place in its own row."""
-    prefix: int
-    """Leading tokens that all rows share."""
-    rows: tuple[tuple[int, int], ...]
-    """Start and end of each row's own tokens, which see those of the prefix and of their row that come before them."""
+    owners: tuple[int, ...]
+    """Row of each token, or `PREFIX`: a token sees those of its own row and of the prefix that come before it."""
     predicting: tuple[int, ...]
     """Indices whose logits have a label."""
     labels: tuple[int, ...]
@@ -111,22 +113,30 @@ def shared_prefix(rows: Sequence[TokenRow]) -> int:
     return limit
 
 
+def packing_pays(rows: Sequence[TokenRow]) -> bool:
+    """Whether one packed sequence costs less than padded lines, attention counted as its square."""
+    shared = shared_prefix(rows)
+    length = shared + sum(len(row.ids) - shared for row in rows)
+    longest = max(len(row.ids) for row in rows)
+    return length * (1 + length / QUADRATIC) <= len(rows) * longest * (1 + longest / QUADRATIC)
+
+
 def packed(rows: Sequence[TokenRow]) -> Packed:
     """Lays the rows behind their shared prefix."""
     shared = shared_prefix(rows)
     ids = list(rows[0].ids[:shared])
     positions = list(range(shared))
-    spans: list[tuple[int, int]] = []
+    owners = [PREFIX] * shared
     predicting: list[int] = []
     labels: list[int] = []
-    for row in rows:
+    for owner, row in enumerate(rows):
         offset = len(ids) - shared
         ids.extend(row.ids[shared:])
         positions.extend(range(shared, len(row.ids)))
-        spans.append((offset + shared, offset + len(row.ids)))
+        owners.extend([owner] * (len(row.ids) - shared))
         predicting.extend(range(offset + row.start - 1, offset + len(row.ids) - 1))
         labels.extend(row.ids[row.start :])
-    return Packed(tuple(ids), tuple(positions), shared, tuple(spans), tuple(predicting), tuple(labels))
+    return Packed(tuple(ids), tuple(positions), tuple(owners), tuple(predicting), tuple(labels))
 
 
 def padded(rows: Sequence[TokenRow], filler: int) -> Padded:

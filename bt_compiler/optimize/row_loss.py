@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional
 
-from bt_compiler.optimize.batches import IGNORED, Packed, TokenRow, packed, padded
-from bt_compiler.optimize.packed_attention import NAME, Spans
+from bt_compiler.optimize.batches import IGNORED, PREFIX, Packed, TokenRow, packed, packing_pays, padded
 from bt_compiler.optimize.training_job import Precision
 
 _NARROW: Mapping[Precision, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -33,7 +32,6 @@ class RowLoss:
     def __init__(self, model: Any, *, precision: Precision, probe: Sequence[TokenRow]) -> None:
         self._model = model
         self._device = next(model.parameters()).device
-        self._own_attention = model.config._attn_implementation
         self._compute = _NARROW.get(precision)
         self.packs = len(probe) > 1 and self._packing_is_exact(probe)
 
@@ -56,21 +54,20 @@ class RowLoss:
 
     def _answers(self, rows: Sequence[TokenRow]) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits (labels, vocabulary) in float32 or wider and labels (labels,) of all tokens with loss, row by row."""
-        if self.packs:
+        if self.packs and packing_pays(rows):
             batch = packed(rows)
             return _wide(self._packed_logits(batch)), self._tensor(batch.labels)
         return self._padded(rows)
 
     def _packing_is_exact(self, rows: Sequence[TokenRow]) -> bool:
-        """Whether the model attends as it is told and takes positions; architectures differ, so it is tried.
+        """Whether the model takes a mask and positions of its own; architectures differ, so it is tried.
 
         The last row's logits must not move by a bit when the first row's tokens change, and the loss must be that of
-        padded rows but for rounding. Named boundary: what a model raises on arguments it does not know is not ours, and
+        padded rows but for rounding. Named boundary: what a model raises on a mask it does not know is not ours, and
         the padded shape always works.
         """
         batch = packed(rows)
-        start, stop = batch.rows[0]
-        changed = tuple(max(0, t - 1) if start <= place < stop else t for place, t in enumerate(batch.ids))
+        changed = tuple(max(0, t - 1) if owner == 0 else t for t, owner in zip(batch.ids, batch.owners, strict=True))
         last = sum(row.learnt for row in rows[:-1])
         with torch.no_grad():
             expected = functional.cross_entropy(*self._padded(rows), reduction="sum").item()
@@ -86,17 +83,21 @@ class RowLoss:
 
     def _packed_logits(self, batch: Packed) -> torch.Tensor:
         """Logits of the predicting tokens, shape (labels, vocabulary)."""
-        self._attend(NAME)
+        owners = torch.tensor(batch.owners, device=self._device)
+        size = len(batch.ids)
+        seen = (owners[:, None] == owners[None, :]) | (owners[None, :] == PREFIX)
+        seen &= torch.ones(size, size, dtype=torch.bool, device=self._device).tril()
+        dtype = self._compute or next(self._model.parameters()).dtype
+        mask = torch.zeros(size, size, dtype=dtype, device=self._device).masked_fill(~seen, torch.finfo(dtype).min)
         return self._logits(
             input_ids=self._tensor([batch.ids]),
             position_ids=self._tensor([batch.positions]),
+            attention_mask=mask[None, None],
             logits_to_keep=self._tensor(batch.predicting),
-            btc_spans=Spans(prefix=batch.prefix, rows=batch.rows),
         )[0]
 
     def _padded(self, rows: Sequence[TokenRow]) -> tuple[torch.Tensor, torch.Tensor]:
         batch = padded(rows, filler=0)
-        self._attend(self._own_attention)
         logits = self._logits(
             input_ids=self._tensor(batch.ids),
             position_ids=self._tensor(batch.positions),
@@ -106,10 +107,6 @@ class RowLoss:
         labels = self._tensor(batch.labels)
         learnt = labels != IGNORED
         return _wide(logits[learnt]), labels[learnt]
-
-    def _attend(self, name: str) -> None:
-        if self._model.config._attn_implementation != name:
-            self._model.set_attn_implementation(name)
 
     def _logits(self, **inputs: Any) -> torch.Tensor:
         narrow = self._compute is not None

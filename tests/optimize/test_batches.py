@@ -5,20 +5,16 @@ from hypothesis import strategies as st
 
 from bt_compiler.optimize.batches import (
     IGNORED,
-    Packed,
+    PREFIX,
     TokenRow,
     epoch_batches,
     in_order,
     packed,
+    packing_pays,
     padded,
     parts,
     shared_prefix,
 )
-
-
-def places(batch: Packed, owner: int) -> list[int]:
-    """Indices of the packed tokens that make up one row."""
-    return [*range(batch.prefix), *range(*batch.rows[owner])]
 
 
 def row(ids: list[int], start: int) -> TokenRow:
@@ -40,9 +36,9 @@ def token_rows(draw: st.DrawFn) -> list[TokenRow]:
 def test_a_packed_token_sees_exactly_the_tokens_before_it_in_its_own_row(rows: list[TokenRow]) -> None:
     batch = packed(rows)
     for owner, (ids, _, _) in enumerate(rows):
-        assert [batch.ids[i] for i in places(batch, owner)] == list(ids)
-        assert [batch.positions[i] for i in places(batch, owner)] == list(range(len(ids)))
-    assert sorted({i for owner in range(len(rows)) for i in places(batch, owner)}) == list(range(len(batch.ids)))
+        places = [i for i, other in enumerate(batch.owners) if other in (PREFIX, owner)]
+        assert [batch.ids[i] for i in places] == list(ids)
+        assert [batch.positions[i] for i in places] == list(range(len(ids)))
 
 
 @given(token_rows())
@@ -51,8 +47,8 @@ def test_only_completion_tokens_have_a_loss_and_each_is_predicted_by_the_token_b
     learnt = list(zip(batch.predicting, batch.labels, strict=True))
     expected = []
     for owner, (ids, start, _) in enumerate(rows):
-        mine = places(batch, owner)
-        expected += [(mine[index - 1], ids[index]) for index in range(start, len(ids))]
+        places = [i for i, other in enumerate(batch.owners) if other in (PREFIX, owner)]
+        expected += [(places[index - 1], ids[index]) for index in range(start, len(ids))]
     assert learnt == expected
 
 
@@ -71,13 +67,12 @@ def test_padded_lines_say_the_same(rows: list[TokenRow]) -> None:
         assert predicted == {width - len(ids) + index: ids[index] for index in range(start, len(ids))}
 
 
-def test_two_rows_token_by_token() -> None:
+def test_the_mask_of_two_rows_token_by_token() -> None:
     rows = [row([1, 2, 3, 4, 5], 3), row([1, 2, 6, 7], 3)]
     batch = packed(rows)
     assert batch.ids == (1, 2, 3, 4, 5, 6, 7)
     assert batch.positions == (0, 1, 2, 3, 4, 2, 3)
-    assert batch.prefix == 2
-    assert batch.rows == ((2, 5), (5, 7))
+    assert batch.owners == (PREFIX, PREFIX, 0, 0, 0, 1, 1)
     assert batch.predicting == (2, 3, 5)
     assert batch.labels == (4, 5, 7)
 
@@ -104,6 +99,12 @@ def test_rows_of_like_length_come_together() -> None:
         for batch in epoch_batches(rows, batch=4, seed=3, epoch=0)
     ]
     assert max(spread) == 0
+
+
+def test_packing_is_left_where_long_rows_share_nothing() -> None:
+    long = [row([i] * 3000, 2900) for i in range(4)]
+    assert not packing_pays(long)
+    assert packing_pays([row([1] * 60 + [i] * 40, 95) for i in range(4)])
 
 
 def test_parts_hold_all_rows_in_order_within_the_limit() -> None:
