@@ -284,6 +284,11 @@ def test_a_tool_that_runs_when_the_command_is_interrupted_shows_no_traceback(fol
     )
     command = [sys.executable, "-m", "bt_compiler", "compile", "steps.yaml", "--tools", "long.py", "--fresh"]
     command += ["-o", "artifacts/long", "--set", "tools.double.time_limit=50"]
+    # a shell starts what runs in the background with interrupts ignored, and the tests may be that
+    listening = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", listening, *command]
     environment = {**os.environ, "BTC_CACHE": str(folder / "cache"), "NO_PROXY": "*"}
     process = subprocess.Popen(
         command, cwd=folder, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
