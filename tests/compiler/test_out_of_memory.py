@@ -88,4 +88,4 @@ def test_the_same_command_goes_on_where_one_row_had_no_room(spec: Path) -> None:
     (spec.parent / "cache-stopped" / "completions.sqlite").unlink()
     again, passes, _ = compiled(spec, "stopped", lambda number: False)
     assert again == digest
-    assert passes < whole * 2 // 3
+    assert passes < whole  # what had been answered was in the journal
