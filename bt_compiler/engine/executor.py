@@ -56,6 +56,7 @@ class Engine:
         candidate: Candidate,
         examples: Sequence[Example],
         *,
+        beside: Sequence[Candidate] = (),
         seed: int = 0,
         repeats: int = 1,
         temperature: float | None = None,
@@ -64,47 +65,24 @@ class Engine:
     ) -> list[Trace]:
         """One trace for every example and repeat: all repeats of the first example, then all those of the second.
 
+        Then the same of each candidate of `beside`; they run at once, so that batches are full.
         The result is a function of (program, candidate, examples, seed, repeats, temperature) and the backends'
         identities; not of the order in which completions come. `temperature` overrides every module's own. With
         `leave_own_demo_out`, demos that come from an example are not shown to that example. `progress.advance` is
         called once a trace; the caller begins the stretch. Raises BackendError.
         """
-        return self.run_together(
-            program,
-            [candidate],
-            examples,
-            seed=seed,
-            repeats=repeats,
-            temperature=temperature,
-            leave_own_demo_out=leave_own_demo_out,
-            progress=progress,
-        )
-
-    def run_together(
-        self,
-        program: Program,
-        candidates: Sequence[Candidate],
-        examples: Sequence[Example],
-        *,
-        seed: int = 0,
-        repeats: int = 1,
-        temperature: float | None = None,
-        leave_own_demo_out: bool = False,
-        progress: Progress | None = None,
-    ) -> list[Trace]:
-        """All traces of the first candidate as `run` gives them, then those of the second: work of one batch."""
         execution = Execution(
             engine=self,
             program=program,
-            candidate=candidates[0],
+            candidate=candidate,
             seed=seed,
             temperature=temperature,
             leave_own_demo_out=leave_own_demo_out,
         )
         told = progress or Silent()
         tickets = [
-            execution.submit(example, repeat, candidate)
-            for candidate in candidates
+            execution.submit(example, repeat, one)
+            for one in (candidate, *beside)
             for example in examples
             for repeat in range(repeats)
         ]

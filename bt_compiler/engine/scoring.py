@@ -76,7 +76,8 @@ def evaluate_together(
 ) -> list[Report]:
     """A report of each candidate, all run at once so that batches are full; each gets its share of the seconds."""
     start = clock()
-    traces = engine.run_together(program, candidates, examples, seed=seed, progress=progress)
+    first, *others = candidates
+    traces = engine.run(program, first, examples, beside=others, seed=seed, progress=progress)
     scored = score_traces(traces, examples, metric, engine)
     seconds, size = (clock() - start) / len(candidates), len(examples)
     return [

@@ -72,7 +72,6 @@ def train_adapter(
     BTC423 no layers that could be computed twice.
     """
     base_model, base_digest = host.base_model()
-    launch = settings.launch
     job = Job(
         rows=[_encoded(host, row) for row in rows],
         validation=[_encoded(host, row)._replace(rejected=None) for row in validation],
@@ -82,7 +81,7 @@ def train_adapter(
         name=name,
         minutes=minutes,
         start=start,
-        spread=None if launch is None else launch_digest(launch),
+        spread=None if settings.launch is None else launch_digest(settings.launch),
     )
     key = job.key(base_digest)
     target = folder / ADAPTER
@@ -100,15 +99,19 @@ def train_adapter(
         write_done(folder, key, sha256=sha256, history=history)
     else:
         sha256, history = done
-    adapter = Adapter(
-        name=f"{name}-{sha256[:12]}",
-        path=target,
+    return Training(adapter=_adapter(host, job, target, sha256), history=history)
+
+
+def _adapter(host: WeightHost, job: Job, path: Path, sha256: str) -> Adapter:
+    base_model, base_digest = host.base_model()
+    return Adapter(
+        name=f"{job.name}-{sha256[:12]}",
+        path=path,
         base_model=base_model,
         base_digest=base_digest,
-        rank=0 if settings.method == "full" else settings.r,
+        rank=0 if job.settings.method == "full" else job.settings.r,
         sha256=sha256,
     )
-    return Training(adapter=adapter, history=history)
 
 
 def _learnt(host: WeightHost, job: Job, store: Store, progress: Progress) -> tuple[LossPoint, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from said import Said
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 
@@ -22,20 +23,6 @@ from bt_compiler.errors import BackendError
 
 Fails = Callable[[int], bool]
 """Whether memory runs out in the pass of this number."""
-
-
-class Said:
-    """Remembers what it is told in words."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def begin(self, label: str, total: int | None) -> None: ...
-
-    def advance(self, units: int = 1, note: str = "") -> None: ...
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
 
 
 @pytest.fixture

@@ -408,6 +408,6 @@ def test_candidates_that_run_together_give_what_each_gives_alone():
         for trace in engine(ScriptedBackend(function=answer, window=2)).run(program, candidate, examples(QUESTIONS))
     ]
     backend = ScriptedBackend(function=answer, window=2)
-    together = engine(backend).run_together(program, [plain, other], examples(QUESTIONS))
+    together = engine(backend).run(program, plain, examples(QUESTIONS), beside=[other])
     assert [trace.outputs for trace in together] == [trace.outputs for trace in alone]
     assert together[0].outputs != together[len(QUESTIONS)].outputs

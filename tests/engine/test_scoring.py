@@ -84,11 +84,18 @@ class RecordedEngine:
         self.traces = {item.example: item for item in traces}
         self.seeds: list[int] = []
 
-    def run_together(
-        self, program: Program, candidates: list[Candidate], examples: list[Example], *, seed: int, progress: Progress
+    def run(
+        self,
+        program: Program,
+        candidate: Candidate,
+        examples: list[Example],
+        *,
+        beside: list[Candidate],
+        seed: int,
+        progress: Progress,
     ) -> list[Trace]:
         self.seeds.append(seed)
-        return [self.traces[item.id] for _ in candidates for item in examples]
+        return [self.traces[item.id] for _ in (candidate, *beside) for item in examples]
 
 
 def test_evaluate_sums_up_a_run() -> None:

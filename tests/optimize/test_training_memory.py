@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from said import Said
 from tiny_host import TinyHost, rows, tiny_model
 
 from bt_compiler.engine.backends.loading import load_base
@@ -27,20 +28,6 @@ SETTINGS = WeightsSection(r=4, alpha=8, epochs=3, learning_rate=5e-3, batch=4, w
 def train(folder: Path, settings: WeightsSection, **more: Any) -> Training:
     arguments = {"host": TinyHost(), "rows": rows(16), "validation": rows(4, 16), "seed": 1} | more
     return train_adapter(settings=settings, folder=folder, name="test", **arguments)
-
-
-class Said:
-    """Remembers what it is told in words."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def begin(self, label: str, total: int | None) -> None: ...
-
-    def advance(self, units: int = 1, note: str = "") -> None: ...
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
 
 
 def cramped(most: int) -> TinyHost:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from said import Said
 from tiny_models import GRAMMAR, OTHER, SYSTEM, finish_all, open_model, request, save_adapter, save_model
 
 from bt_compiler.engine.backends import transformers
@@ -19,20 +20,6 @@ from bt_compiler.engine.backends.transformers import TransformersBackend
 from bt_compiler.engine.request import Choices, Request, Sampling
 from bt_compiler.errors import BackendError
 from bt_compiler.graph.candidate import Adapter
-
-
-class Said:
-    """Remembers what it is told in words."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def begin(self, label: str, total: int | None) -> None: ...
-
-    def advance(self, units: int = 1, note: str = "") -> None: ...
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
 
 
 def on_cpu() -> None:

@@ -1,0 +1,17 @@
+"""A progress that tests can ask what was said."""
+
+from __future__ import annotations
+
+
+class Said:
+    """Remembers what it is told in words."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def begin(self, label: str, total: int | None) -> None: ...
+
+    def advance(self, units: int = 1, note: str = "") -> None: ...
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
