@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from tiny_lm import make_tiny_lm
 from bt_compiler.artifact.bundle import read_bundle
 from bt_compiler.compiler.compile import CompileSettings, compile_with
 from bt_compiler.engine.backends import open_backend
+from bt_compiler.engine.cache import CompletionCache
+from bt_compiler.engine.request import Request
 from bt_compiler.errors import BackendError
 
 Fails = Callable[[int], bool]
@@ -37,8 +39,8 @@ def spec(tmp_path: Path) -> Path:
     return path
 
 
-def compiled(spec: Path, out: str, fails: Fails) -> tuple[str, int, list[str]]:
-    """Digest, forward passes and what was said."""
+def compiled(spec: Path, out: str, fails: Fails, asked: list[str] | None = None) -> tuple[str, int, list[str]]:
+    """Digest, forward passes and what was said; `asked` gets the requests that reach the model."""
     said, passes = Said(), 0
 
     def hook(*_: Any) -> None:
@@ -50,6 +52,14 @@ def compiled(spec: Path, out: str, fails: Fails) -> tuple[str, int, list[str]]:
     def opened(section: Any, choices: Any) -> Any:
         backend: Any = open_backend(section, cache_root=spec.parent / f"cache-{out}", choices=choices, progress=said)
         backend._loaded.model.get_output_embeddings().register_forward_hook(hook)
+        submit = backend.submit
+
+        def counted(requests: Sequence[Request]) -> None:
+            if asked is not None:
+                asked.extend(one.id for one in requests)
+            submit(requests)
+
+        backend.submit = counted
         return backend
 
     settings = CompileSettings(
@@ -69,10 +79,15 @@ def test_it_ends_in_the_bundle_of_an_undisturbed_compile(spec: Path) -> None:
 
 
 def test_the_same_command_goes_on_where_one_row_had_no_room(spec: Path) -> None:
-    digest, whole, _ = compiled(spec, "whole", lambda number: False)
+    asked: list[str] = []
+    digest, whole, _ = compiled(spec, "whole", lambda number: False, asked)
     with pytest.raises(BackendError, match="BTC513"):
         compiled(spec, "stopped", lambda number: number > whole * 2 // 3)
     (spec.parent / "cache-stopped" / "completions.sqlite").unlink()
-    again, passes, _ = compiled(spec, "stopped", lambda number: False)
-    assert again == digest
-    assert passes < whole  # what had been answered was in the journal
+    kept = CompletionCache(spec.parent / "artifacts" / ".stopped.compile" / "completions.sqlite", None)
+    answered = kept.statistics()["entries"]
+    kept.close()
+    again: list[str] = []
+    assert compiled(spec, "stopped", lambda number: False, again)[0] == digest
+    assert answered > 0
+    assert len(again) == len(asked) - answered
