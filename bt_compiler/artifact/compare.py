@@ -1,12 +1,12 @@
 """What changed between two bundles: spec, graph, prompts, adapters, scores, and every example that is scored otherwise.
 
-Reads nothing: it compares two verified bundles, without a model.
+Compares two verified bundles without a model; of their files it reads the prompt formats alone.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,8 @@ class BundleDiff:
     graph_changed: bool
     prompts: Mapping[str, tuple[str, ...]]
     """Module -> unified diff of instructions and demos."""
+    formats: Mapping[str, tuple[str, ...]]
+    """Module -> unified diff of its prompt format's text."""
     adapters: tuple[tuple[str, str | None, str | None], ...]
     """(slot, sha256 before, sha256 after) where they differ."""
     splits: tuple[SplitChange, ...]
@@ -62,6 +64,7 @@ def compare(before: Bundle, after: Bundle) -> BundleDiff:
         facts=tuple(facts),
         graph_changed=_graph(before) != _graph(after),
         prompts=_prompt_changes(before, after),
+        formats=_changes(_format_lines(before), _format_lines(after)),
         adapters=tuple(
             (slot, old_adapters.get(slot), new_adapters.get(slot))
             for slot in slots
@@ -89,21 +92,29 @@ def _leaf_changes(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, An
 
 def _prompt_changes(before: Bundle, after: Bundle) -> dict[str, tuple[str, ...]]:
     old, new = (candidate_to_json(bundle.candidate)["prompts"] for bundle in (before, after))
-    changes = {}
-    for module in sorted({*old, *new}):
-        lines = tuple(
-            difflib.unified_diff(_prompt_lines(old.get(module)), _prompt_lines(new.get(module)), lineterm="", n=1)
-        )
-        if lines:
-            changes[module] = lines[2:]  # without the two lines that name files
-    return changes
+    return _changes(
+        {module: _prompt_lines(prompt) for module, prompt in old.items()},
+        {module: _prompt_lines(prompt) for module, prompt in new.items()},
+    )
 
 
-def _prompt_lines(prompt: Mapping[str, Any] | None) -> list[str]:
-    if prompt is None:
-        return []
+def _prompt_lines(prompt: Mapping[str, Any]) -> list[str]:
     demos = [f"demo: {canonical_json(demo)}" for demo in prompt["demos"]]
     return [*(f"instructions: {line}" for line in str(prompt["instructions"]).splitlines()), *demos]
+
+
+def _format_lines(bundle: Bundle) -> dict[str, list[str]]:
+    return {one.name: Path(one.format).read_text(encoding="utf-8").splitlines() for one in bundle.program.modules}
+
+
+def _changes(old: Mapping[str, Sequence[str]], new: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    """Module -> unified diff, without the two lines that name files, of the modules whose lines differ."""
+    found = {}
+    for module in sorted({*old, *new}):
+        lines = tuple(difflib.unified_diff(old.get(module, ()), new.get(module, ()), lineterm="", n=1))
+        if lines:
+            found[module] = lines[2:]
+    return found
 
 
 def _split_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[SplitChange]:

@@ -88,9 +88,10 @@ def diff_command(before: Path, after: Path, as_json: bool) -> None:
         click.echo(f"{key}: {_short(old)} -> {_short(new)}")
     if change.graph_changed:
         click.echo("the program graph changed")
-    for module, lines in change.prompts.items():
-        click.echo(f"\nprompt of {module}")
-        click.echo("\n".join(f"  {line}" for line in lines))
+    for what, changes in (("prompt", change.prompts), ("format", change.formats)):
+        for module, lines in changes.items():
+            click.echo(f"\n{what} of {module}")
+            click.echo("\n".join(f"  {line}" for line in lines))
     for slot, was, now in change.adapters:
         click.echo(f"\nadapter {slot}: {(was or 'none')[:12]} -> {(now or 'none')[:12]}")
     for split in change.splits:

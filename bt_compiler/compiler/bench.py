@@ -28,7 +28,7 @@ from bt_compiler.data.example import Example
 from bt_compiler.engine.cache import cache_root
 from bt_compiler.engine.executor import Engine
 from bt_compiler.engine.progress import Progress, Silent
-from bt_compiler.engine.request import Backend, Completion, WeightHost
+from bt_compiler.engine.request import Backend, Completion, WeightHost, weight_host
 from bt_compiler.engine.retrieval import open_retrievers
 from bt_compiler.engine.trace import Trace
 from bt_compiler.errors import CompileError
@@ -147,7 +147,7 @@ def bench_spec(
     if not chosen:
         raise CompileError.of("BTC451", "there are no train examples to run", help="give `data` a train split")
     root = cache_root(os.environ) if cache is None else cache
-    models = used_models(spec.sections, spec.program, spec.judges)
+    models = used_models(spec.sections, spec.program, judges={})  # nothing is judged
     asked = [retriever.name for retriever in spec.program.retrievers]
     retrievers = open_retrievers(asked, spec.sections.retrievers, cache_root=root, progress=told)
     with (
@@ -190,16 +190,16 @@ def _model(
     answers = [completion for name, completion in bought if name == model.name]
     rates: dict[str, float] = {}
     work = (0.0, 0.0)
-    if isinstance(backend, WeightHost):
-        from bt_compiler.engine.backends.measuring import product_rate, token_work
+    host = weight_host(backend)
+    if host is not None:
+        from bt_compiler.engine.backends.measuring import device_name, product_rate, token_work
 
-        device = str(facts.get("device", "cpu"))
-        rates = {dtype: product_rate(dtype, device) for dtype in ("float32", "bfloat16")}
-        with backend.borrow() as borrowed:
+        rates = {dtype: product_rate(dtype, device_name()) for dtype in ("float32", "bfloat16")}
+        with host.borrow() as borrowed:
             work = token_work(borrowed)
-    bound = rates.get(str(facts.get("dtype")))
+    bound = rates.get(str(facts.get("dtype"))) if isinstance(backend, WeightHost) else None
     generating = _generating(answers, seconds, work, bound) if answers else None
-    training = _training(spec, model, backend, traces, work, rates, progress, clock)
+    training = None if host is None else _training(spec, model, host, traces, work, rates, progress, clock)
     return ModelBench(
         model=model.name,
         id=model.id,
@@ -233,7 +233,7 @@ def _generating(
 def _training(
     spec: CheckedSpec,
     model: ModelSection,
-    backend: Backend,
+    host: WeightHost,
     traces: Sequence[Trace],
     work: tuple[float, float],
     rates: Mapping[str, float],
@@ -242,7 +242,7 @@ def _training(
 ) -> Trained | None:
     """One epoch on what the program answered, right or wrong; None where nothing of this model is to be trained."""
     modules = {module.name for module in trainable(spec.program) if module.model == model.name}
-    if not isinstance(backend, WeightHost) or not modules or "weights" not in spec.sections.optimize.strategy:
+    if not modules or "weights" not in spec.sections.optimize.strategy:
         return None
     from bt_compiler.optimize.trainer import fast_precision, train_adapter
 
@@ -253,11 +253,11 @@ def _training(
         return None
     settings = replace(spec.sections.optimize.weights, epochs=1, validation=0.0, patience=None)
     precision = fast_precision()
-    tokens = sum(len(backend.encode_row(row.prompt, row.completion)[0]) for row in rows)
+    tokens = sum(len(host.encode_row(row.prompt, row.completion)[0]) for row in rows)
     with tempfile.TemporaryDirectory(prefix="btc-bench-") as folder:
         start = clock()
         train_adapter(
-            host=backend,
+            host=host,
             rows=rows,
             validation=(),
             settings=settings,

@@ -13,7 +13,7 @@ def test_the_same_compile_in_two_places_is_the_same(contents: BundleContents, tm
         write_bundle(tmp_path / name, contents)
     found = compare(read_bundle(tmp_path / "a"), read_bundle(tmp_path / "b"))
     assert found.same and not found.graph_changed
-    assert (found.facts, found.prompts, found.adapters) == ((), {}, ())
+    assert (found.facts, found.prompts, found.formats, found.adapters) == ((), {}, {}, ())
     assert [split.examples for split in found.splits] == [(), ()]
 
 
@@ -31,12 +31,14 @@ def test_what_changed_is_shown(
         candidate=replace(contents.candidate, prompts=prompts, adapters={}),
         reports={**contents.reports, "shipped": shipped},
         program=replace(contents.program, modules=(module,)),
+        formats={name: f"{text}\nBe brief." for name, text in contents.formats.items()},
     )
     write_bundle(tmp_path / "b", other)
     found = compare(read_bundle(tmp_path / "a"), read_bundle(tmp_path / "b"))
     assert not found.same and found.graph_changed
     assert found.facts == (("seed", 0, 5),)
     assert [line[:6] for line in found.prompts["classify"] if line[0] == "-"] == ["-demo:"]
+    assert found.formats["classify"][-1] == "+Be brief."
     assert found.adapters == (("*", contents.candidate.adapters["*"].sha256, None),)
     (test,) = (split for split in found.splits if split.split == "test")
     assert test.examples == ((report.scores[0][0], report.scores[0][1], 1.0 - report.scores[0][1]),)

@@ -14,6 +14,11 @@ from answering import RuleBackend
 from kill_resume import Place, prepare
 
 from bt_compiler.compiler.bench import bench_spec
+from bt_compiler.compiler.opening import Choices
+from bt_compiler.engine.backends import open_backend
+from bt_compiler.engine.progress import Silent
+from bt_compiler.engine.request import Backend
+from bt_compiler.spec.sections import ModelSection
 
 
 @pytest.fixture(scope="module")
@@ -43,3 +48,16 @@ def test_an_engine_without_weights_has_no_bound_and_no_training(place: Place) ->
     assert (model.generating.calls, model.generating.of_bound) == (4, None)
     assert (model.training, dict(model.rates)) == (None, {})
     assert "tokens/s" in found.to_text()
+
+
+def test_servers_whose_weights_are_here_are_trained_here(place: Place) -> None:
+    """Generating happens elsewhere, so that only training has a bound."""
+
+    def opened(section: ModelSection, choices: Choices) -> Backend:
+        backend = RuleBackend(rule=lambda asked: "Kind: apple")
+        backend.weights = open_backend(section, cache_root=place.folder / "c", choices=choices, progress=Silent())
+        return backend
+
+    (model,) = bench_spec(place.spec, examples=4, cache=place.folder / "c", opener=opened).models
+    assert model.generating is not None and model.generating.of_bound is None
+    assert model.training is not None and 0 < model.training.of_bound < 1

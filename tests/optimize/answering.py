@@ -16,7 +16,7 @@ from bt_compiler.data.example import Example, Splits
 from bt_compiler.engine.executor import Engine
 from bt_compiler.engine.metrics import build_metric
 from bt_compiler.engine.progress import Silent
-from bt_compiler.engine.request import Completion, Finished, PromptText, Request
+from bt_compiler.engine.request import Completion, Finished, PromptText, Request, WeightHost
 from bt_compiler.graph import candidate_id, spec_candidate
 from bt_compiler.graph.candidate import SHARED, Adapter, Candidate
 from bt_compiler.graph.program import (
@@ -78,6 +78,8 @@ class RuleBackend:
     waiting: list[Request] = field(default_factory=list)
     shuffler: random.Random = field(default_factory=lambda: random.Random(7))
     closed: bool = False
+    weights: WeightHost | None = None
+    """Where the weights are at hand, if they are."""
 
     def identity(self) -> Mapping[str, str]:
         return {"engine": "rule", "model": "rule", "dtype": "none"}
