@@ -79,7 +79,7 @@ def test_an_endpoint_gets_as_much_as_makes_it_faster() -> None:
     async def story(loop: Clock) -> None:
         fleet, server = Fleet(["a"], most=None, loop=loop), Server(32)
         await work(fleet, {"a": server}, ["p"] * 2000)
-        assert fleet.limits == [64]  # twice what is answered at once: never idle
+        assert fleet.limits == [40]  # a quarter more than is answered at once: never idle
         assert loop.now < 2000 / 32 + 6
 
     on_a_clock(story)
@@ -94,7 +94,7 @@ def test_two_endpoints_take_half_the_time_of_one_whatever_they_share() -> None:
         return float(on_a_clock(story))
 
     for prefixes in (["p"] * 800, [f"p{number % 5}" for number in range(800)], [str(number) for number in range(800)]):
-        assert seconds(["a"], prefixes) / seconds(["a", "b"], prefixes) > 1.85
+        assert seconds(["a"], prefixes) / seconds(["a", "b"], prefixes) > 1.9
 
 
 def test_a_faster_endpoint_gets_more() -> None:

@@ -1,8 +1,9 @@
 """Which endpoint a request goes to, and how many go to each at once. Knows clocks and loads; nothing of HTTP.
 
 An endpoint takes as many requests at once as still make it faster: its limit doubles while a round of full load ends
-more requests a second than the round before, and is halved where the server says that it is too much (as TCP does,
-Chiu & Jain 1989). Requests that share a prefix go where it has been computed, unless others are less loaded by more
+more requests a second than the round before, falls back to little more than before where it does not (what waits at one
+server cannot be given to another), and is halved where the server says that it is too much (as TCP does, Chiu & Jain
+1989). Requests that share a prefix go where it has been computed, unless others are less loaded by more
 than computing it anew is worth.
 """
 
@@ -21,8 +22,12 @@ DOWN_FOR = 10.0
 """Seconds that an endpoint which cannot be connected to gets no work while another can be."""
 NEW_PREFIX = 1.5
 """Requests in flight that computing a prefix anew is worth."""
-_FASTER = 1.05
+_FASTER = 1.2
 """What a round has to gain for the limit to be doubled again."""
+_QUEUED = 1.25
+"""The limit that an endpoint settles at, over the least that was as fast: it is never idle between two requests."""
+_ROUNDS = 16
+"""Rounds after which doubling is tried again, for a single round may have been slow by chance."""
 _PREFIXES = 256
 """Prefixes remembered for each endpoint."""
 
@@ -37,9 +42,12 @@ class _Endpoint:
     down_until: float = 0.0
     paused_until: float = 0.0
     prefixes: OrderedDict[str, None] = field(default_factory=OrderedDict)
-    settled: bool = False
-    """Whether doubling has stopped paying; from there on the limit creeps up by one a round."""
+    enough: int = FIRST_LIMIT
+    """The limit to fall back to where doubling does not pay."""
+    resting: int = 0
+    """Rounds until doubling is tried again; 0 while it is."""
     ceiling: int = MOST
+    """Where the server said that it is too much."""
     round: int = 0
     """Requests that ended since the endpoint was last found full."""
     began: float | None = None
@@ -120,7 +128,7 @@ class Fleet:
             return
         endpoint.ceiling = max(1, endpoint.limit)
         endpoint.limit = max(1, endpoint.limit // 2)
-        endpoint.settled, endpoint.began, endpoint.round = True, None, 0
+        endpoint.resting, endpoint.began, endpoint.round = _ROUNDS, None, 0
 
     def unreachable(self, url: str) -> None:
         """No connection: left out for a while."""
@@ -137,13 +145,16 @@ class Fleet:
     def _end_round(self, endpoint: _Endpoint) -> None:
         began = self._loop.time() if endpoint.began is None else endpoint.began
         rate = endpoint.round / max(self._loop.time() - began, 1e-6)
-        if endpoint.settled:
-            endpoint.limit = min(endpoint.limit + 1, endpoint.ceiling)
-        elif rate > _FASTER * endpoint.rate:
-            endpoint.rate = rate
+        if endpoint.resting > 1:
+            endpoint.resting -= 1
+            if endpoint.ceiling < MOST:
+                endpoint.limit = min(endpoint.limit + 1, endpoint.ceiling)
+        elif endpoint.resting == 1 or rate > _FASTER * endpoint.rate:
+            endpoint.enough = endpoint.limit if endpoint.resting else int(endpoint.limit * _QUEUED)
+            endpoint.resting, endpoint.rate = 0, rate
             endpoint.limit = min(endpoint.limit * 2, endpoint.ceiling)
         else:
-            endpoint.settled, endpoint.ceiling = True, endpoint.limit
+            endpoint.resting, endpoint.limit = _ROUNDS, min(endpoint.enough, endpoint.ceiling)
         endpoint.began, endpoint.round = None, 0
 
     def _leave(self, endpoint: _Endpoint) -> None:

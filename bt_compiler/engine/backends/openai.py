@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bt_compiler.canonical import canonical_json, digest
 from bt_compiler.diagnostics import did_you_mean
-from bt_compiler.engine.backends.fleet import MOST, Fleet
+from bt_compiler.engine.backends.fleet import Fleet
 from bt_compiler.engine.backends.served_adapters import ServedAdapters
 from bt_compiler.engine.backends.wire import LONGEST_WAIT, Again, body_of, key_refused, path_of, read
 from bt_compiler.engine.request import Completion, Finished, PromptText, Request, WeightHost
@@ -92,23 +92,21 @@ class OpenAIBackend:
         """
         import httpx
 
+        from bt_compiler.engine.backends.connections import Connections
+
         self._model = model
         self._endpoints = tuple(url.rstrip("/") for url in endpoints)
         self._revision = revision
         self._patience = patience or Patience()
         self._batch = batch
         self._base = weights
-        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._headers = httpx.Headers({"Authorization": f"Bearer {api_key}"} if api_key else {})  # hides it when shown
         self.context_window = self._ask_windows()
         self._refused: frozenset[str] = frozenset()
         self._tasks: dict[str, Future[Result]] = {}
         self._ended: SimpleQueue[tuple[str, Future[Result]]] = SimpleQueue()
-        self._client = httpx.AsyncClient(
-            headers=self._headers,
-            timeout=httpx.Timeout(self._patience.timeout, connect=10.0, pool=None),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=batch or MOST),
-        )
-        self._adapters = ServedAdapters(self._client, model)
+        self._connections = Connections(headers=self._headers, timeout=self._patience.timeout)
+        self._adapters = ServedAdapters(self._connections, model)
         self._loop = asyncio.new_event_loop()
         self._fleet = Fleet(self._endpoints, most=batch, loop=self._loop)
         self._thread = Thread(target=self._loop.run_forever, name="openai", daemon=True)
@@ -176,7 +174,7 @@ class OpenAIBackend:
         if self._loop.is_closed():
             return
         self.cancel(list(self._tasks))
-        asyncio.run_coroutine_threadsafe(self._client.aclose(), self._loop).result()
+        asyncio.run_coroutine_threadsafe(self._connections.close(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -244,7 +242,8 @@ class OpenAIBackend:
         adapter = request.adapter
         served = self._model if adapter is None else await self._adapters.served(adapter, endpoint)
         body = body_of(request, served, self._refused)
-        response = await self._client.post(f"{endpoint}/{path_of(request)}", json=body)
+        with self._connections.lent() as client:
+            response = await client.post(f"{endpoint}/{path_of(request)}", json=body)
         if adapter is not None and response.status_code == 404:
             self._adapters.forget(endpoint)
             return Again(why=f"the server does not know adapter `{served}` any more")

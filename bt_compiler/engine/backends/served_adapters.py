@@ -19,7 +19,7 @@ from bt_compiler.errors import BackendError
 from bt_compiler.graph.candidate import Adapter
 
 if TYPE_CHECKING:
-    import httpx
+    from bt_compiler.engine.backends.connections import Connections
 
 PROBE = (
     "Question: which of the three rivers is the longest, and why? Answer: the second, for it rises in the mountains of "
@@ -48,8 +48,8 @@ class _Proven(NamedTuple):
 class ServedAdapters:
     """The adapters that servers of one base model have been given. All methods run on one event loop."""
 
-    def __init__(self, client: httpx.AsyncClient, model: str) -> None:
-        self._client = client
+    def __init__(self, connections: Connections, model: str) -> None:
+        self._connections = connections
         self._model = model
         self._loading: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._proven: dict[str, list[_Proven]] = {}
@@ -79,7 +79,8 @@ class ServedAdapters:
         """The name holds the content's hash, so one that is there already is the right one."""
         check_lora(adapter)
         body = {"lora_name": name, "lora_path": str(adapter.path.resolve())}
-        response = await self._client.post(f"{endpoint}/load_lora_adapter", json=body)
+        with self._connections.lent() as client:
+            response = await client.post(f"{endpoint}/load_lora_adapter", json=body)
         if response.status_code in (401, 403):
             raise key_refused(endpoint, response.status_code)
         if response.status_code != 200 and "already" not in response.text:
@@ -120,7 +121,8 @@ class ServedAdapters:
     async def _print(self, model: str, endpoint: str) -> Print:
         """Raises BackendError (BTC595) where the server gives no log probabilities."""
         body = {"model": model, "prompt": PROBE, "max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1}
-        response = await self._client.post(f"{endpoint}/completions", json=body)
+        with self._connections.lent() as client:
+            response = await client.post(f"{endpoint}/completions", json=body)
         found: Sequence[Any] = ()
         answered: Any = None
         try:
