@@ -21,6 +21,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bt_compiler.canonical import seed_of
+from bt_compiler.data.example import content_of
 from bt_compiler.engine.executor import Engine
 from bt_compiler.engine.request import WeightHost, weight_host
 from bt_compiler.engine.scoring import evaluate
@@ -114,10 +115,13 @@ def weight_hosts(program: Program, engine: Engine) -> dict[str, WeightHost]:
 
 
 def validation_examples(examples: Sequence[str], share: float, seed: int) -> frozenset[str]:
-    """Ids held out for validation: by hash, so that neither order nor neighbours decide; one at least is left over."""
-    count = min(int(len(examples) * share + 0.5), len(examples) - 1)
-    ranked = sorted(examples, key=lambda example: (seed_of(seed, "validation", example), example))
-    return frozenset(ranked[: max(0, count)])
+    """Ids held out for validation: by hash, so that neither order nor neighbours decide; one at least is left over,
+    and none is an exact copy of one that is.
+    """
+    count = max(0, min(int(len(examples) * share + 0.5), len(examples) - 1))
+    ranked = sorted(examples, key=lambda id: (seed_of(seed, "validation", content_of(id)), content_of(id), id))
+    learnt = {content_of(id) for id in ranked[count:]}
+    return frozenset(id for id in ranked[:count] if content_of(id) not in learnt)
 
 
 def plan_lessons(
