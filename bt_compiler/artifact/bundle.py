@@ -78,7 +78,7 @@ def write_bundle(folder: Path, contents: BundleContents) -> Manifest:
     (no space, read-only), BTC561 for an adapter that is none.
     """
     folder = folder.absolute()
-    _refuse_foreign(folder)
+    refuse_foreign(folder)
     adapters = {adapter.name: adapter for adapter in contents.candidate.adapters.values()}
     texts, manifest = _documents(contents, adapters)
     try:
@@ -199,15 +199,16 @@ def _prompt_text(data: Mapping[str, Any]) -> PromptText:
     return PromptText(messages=messages, text=data["text"], shared=data["shared"])
 
 
-def _refuse_foreign(folder: Path) -> None:
-    """A folder with other things in it is never replaced."""
+def refuse_foreign(folder: Path) -> None:
+    """A folder with other things in it is never replaced. Raises BundleError (BTC560)."""
     if not folder.exists() and not folder.is_symlink():
         return
     if folder.is_symlink() or not folder.is_dir() or (not (folder / MANIFEST).is_file() and any(folder.iterdir())):
         raise BundleError.of(
             "BTC560",
             f"`{folder}` exists and is not a bundle",
-            help="choose an empty or new folder with `-o`",
+            help="empty it or move it away, and the same command goes on from what it has done; or choose an empty or "
+            "new folder with `-o`, which starts anew",
         )
 
 

@@ -13,30 +13,47 @@ from typing import Any
 from bt_compiler.artifact import plots
 from bt_compiler.artifact.page import template
 from bt_compiler.artifact.swap import put
+from bt_compiler.errors import BundleError
 
 DASH = "—"
 """In place of a score: the strategy could not run."""
+_LAST = "sweep.json"
+_FILES = ("report.html", "sweep.md", _LAST)
 _HEAD = ("strategy", "mean", "sd", "by seed", "against", "shipped")
+
+
+def refuse_other_folder(folder: Path) -> None:
+    """The files of a sweep are never put among those of something else. Raises BundleError (BTC560)."""
+    own = {*_FILES, *(_temporary(folder / name).name for name in _FILES)}
+    if not folder.exists() and not folder.is_symlink():
+        return
+    if folder.is_dir() and ((folder / _LAST).is_file() or {entry.name for entry in folder.iterdir()} <= own):
+        return
+    raise BundleError.of(
+        "BTC560",
+        f"`{folder}` exists and is not the folder of a sweep",
+        help="empty it or move it away, or choose an empty or new folder with `-o`",
+    )
 
 
 def write_sweep(folder: Path, document: Mapping[str, Any]) -> None:
     """`report.html`, `sweep.md` and, last, `sweep.json`, each by temp file and rename. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
-    files = {
-        "report.html": sweep_page(document),
-        "sweep.md": sweep_markdown(document),
-        "sweep.json": json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
-    }
-    for name, text in files.items():
+    whole = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    for name, text in zip(_FILES, (sweep_page(document), sweep_markdown(document), whole), strict=True):
         write_text(folder / name, text)
 
 
 def write_text(path: Path, text: str) -> None:
     """Replaces a file, or leaves it as it was. Raises OSError."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = _temporary(path)
     temporary.unlink(missing_ok=True)
     put(temporary, text.encode("utf-8"))
     temporary.replace(path)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
 
 
 def sweep_text(document: Mapping[str, Any]) -> str:

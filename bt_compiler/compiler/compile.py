@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bt_compiler.artifact.bundle import verify_bundle, write_bundle
+from bt_compiler.artifact.bundle import refuse_foreign, verify_bundle, write_bundle
 from bt_compiler.artifact.contents import BundleContents
 from bt_compiler.compiler.check import CheckedSpec, checked
 from bt_compiler.compiler.handover import Finding, bundle_contents
@@ -82,10 +82,10 @@ def compile_spec(
 
     An unfinished compile of the same spec, data, seed, packages and model into the same folder is resumed; a finished
     one whose bundle is intact is left as it is, and `progress.say` tells so. Raises SpecError, DataError, BackendError,
-    BundleError (BTC569 there is no index to carry), UsageError (BTC467 a budget in money, but no prices) and
-    CompileError (BTC460 another compile runs into this folder, BTC461 it cannot be written, BTC462 the disk is full,
-    BTC466 the budget is too small). A KeyboardInterrupt passes through: whatever was finished is in the journal by
-    then.
+    BundleError (BTC560 `out` is something else, BTC569 there is no index to carry), UsageError (BTC467 a budget in
+    money, but no prices) and CompileError (BTC460 another compile runs into this folder, BTC461 it cannot be written,
+    BTC462 the disk is full, BTC466 the budget is too small). A KeyboardInterrupt passes through: whatever was finished
+    is in the journal by then.
     """
     told = Silent() if progress is None else progress
     settings = CompileSettings(
@@ -107,6 +107,8 @@ def compile_with(path: Path, settings: CompileSettings) -> Path:
     if settings.with_index:
         _refuse_nothing_to_carry(spec)
     out = (settings.out or ARTIFACTS / spec.program.name).absolute()
+    with disk_errors(out):
+        refuse_foreign(out)  # before anything is paid for
     _check_prices(spec, settings.budget)
     root = cache_root(os.environ) if settings.cache is None else settings.cache
     identity = compile_identity(

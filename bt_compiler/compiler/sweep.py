@@ -17,7 +17,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bt_compiler.artifact.sweep_files import write_sweep
+from bt_compiler.artifact.sweep_files import refuse_other_folder, write_sweep
 from bt_compiler.canonical import digest
 from bt_compiler.compiler.check import CheckedSpec, checked
 from bt_compiler.compiler.compile import ARTIFACTS, disk_errors, tell_opening
@@ -84,12 +84,15 @@ def sweep_spec(path: Path, settings: SweepSettings) -> Swept:
     """Runs every strategy at every seed on every model, and writes `sweep.json`, `sweep.md` and `report.html`.
 
     The same command resumes. All specs are checked, and all models found, before anything runs. Raises SpecError,
-    DataError, BackendError, UsageError, and CompileError BTC460 to BTC464 of the journal.
+    DataError, BackendError, UsageError, BundleError BTC560 where `out` holds something else, and CompileError BTC460 to
+    BTC464 of the journal.
     """
     root = cache_root(os.environ) if settings.cache is None else settings.cache
     variants = [_variant(path, overrides, root, settings) for overrides in spread(settings.overrides)]
     first = variants[0].spec
     out = (settings.out or ARTIFACTS / f"{first.program.name}-sweep").absolute()
+    with disk_errors(out):
+        refuse_other_folder(out)
     document: dict[str, Any] = {
         "schema_version": SWEEP_SCHEMA,
         "name": first.program.name,

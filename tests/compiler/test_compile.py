@@ -16,7 +16,7 @@ from bt_compiler.artifact.bundle import read_bundle
 from bt_compiler.compiler.compile import CompileSettings, compile_with
 from bt_compiler.compiler.evaluate import evaluate_bundle
 from bt_compiler.engine.templates import template_folder
-from bt_compiler.errors import BtcError, CompileError
+from bt_compiler.errors import BtcError, BundleError, CompileError
 from bt_compiler.optimize.journal import Journal, journal_folder
 
 SPEC = """\
@@ -75,13 +75,13 @@ def run(spec: Path, tmp_path: Path) -> Compile:
     def compiled(out: str = "bundle", *, die_after: int | None = None, cache: str = "cache", **settings: Any) -> Any:
         backend = RuleBackend(rule=sometimes, die_after=die_after)
         lines = Lines()
+        settings = {"opener": lambda _section, _choices: backend, **settings}
         folder = compile_with(
             spec,
             CompileSettings(
                 out=tmp_path / "artifacts" / out,
                 cache=tmp_path / cache,
                 progress=lines,
-                opener=lambda _section, _choices: backend,
                 **settings,
             ),
         )
@@ -112,6 +112,40 @@ def test_the_same_command_again_is_up_to_date(run: Compile) -> None:
     assert again == digest
     assert backend.asked == []
     assert any("up to date" in line for line in said)
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "link"])
+def test_a_place_of_something_else_is_refused_before_anything_runs(run: Compile, tmp_path: Path, kind: str) -> None:
+    out = tmp_path / "artifacts" / "bundle"
+    if kind == "folder":
+        out.mkdir(parents=True)
+        (out / "notes.txt").write_text("mine")
+    elif kind == "file":
+        out.parent.mkdir()
+        out.write_text("mine")
+    else:
+        run("elsewhere")
+        out.symlink_to(out.with_name("elsewhere"))
+    with pytest.raises(BundleError, match="BTC560"):
+        run(opener=lambda *_: pytest.fail("a model was opened"))
+    assert not journal_folder(out).exists()
+
+
+def test_a_place_that_was_taken_meanwhile_costs_nothing(run: Compile, tmp_path: Path) -> None:
+    out = tmp_path / "artifacts" / "bundle"
+    backend = RuleBackend(rule=sometimes)
+
+    def takes_it(*_: Any) -> RuleBackend:
+        out.mkdir()
+        (out / "notes.txt").write_text("mine")
+        return backend
+
+    with pytest.raises(BundleError, match="BTC560") as caught:
+        run(opener=takes_it)
+    assert "the same command goes on" in str(caught.value.diagnostics[0].help)
+    out.rename(out.with_name("moved"))
+    _, after, _ = run(cache="other")
+    assert backend.asked and not after.asked
 
 
 def test_fresh_compiles_again_to_the_same_digest(run: Compile) -> None:

@@ -16,7 +16,7 @@ from bt_compiler.artifact.bundle import read_bundle
 from bt_compiler.artifact.sweep_files import sweep_markdown, sweep_page, sweep_text
 from bt_compiler.compiler.compile import CompileSettings, compile_with
 from bt_compiler.compiler.sweep import SweepSettings, Swept, parse_seeds, parse_strategies, spread, sweep_spec
-from bt_compiler.errors import SpecError, UsageError
+from bt_compiler.errors import BundleError, SpecError, UsageError
 from bt_compiler.optimize.prompts import prompts_step
 from bt_compiler.optimize.sweep import PAPER
 
@@ -168,6 +168,21 @@ def test_a_mistake_in_any_spec_is_found_before_anything_runs(sweep: Sweep, tmp_p
         with pytest.raises((SpecError, UsageError)):
             sweep(overrides=[wrong_setting])
     assert not list(tmp_path.glob(".moods-sweep*"))
+
+
+def test_a_folder_of_something_else_is_refused_before_anything_runs(sweep: Sweep, tmp_path: Path) -> None:
+    folder = tmp_path / "moods-sweep"
+    folder.mkdir()
+    (folder / "manifest.json").write_text("{}")
+    with pytest.raises(BundleError, match=r"BTC560.*not the folder of a sweep"):
+        sweep()
+    assert not list(tmp_path.glob(".moods-sweep*")) and len(list(folder.iterdir())) == 1
+    (folder / "manifest.json").unlink()
+    (folder / "report.html").write_text("of a sweep that was killed while it wrote")
+    swept, _ = sweep(strategies=PAPER[:2])
+    (folder / "notes.txt").write_text("mine")
+    again, _ = sweep(strategies=PAPER[:2])
+    assert again.document == swept.document and (folder / "notes.txt").exists()
 
 
 def test_without_a_test_split_dev_is_shown_and_said(sweep: Sweep, spec: Path) -> None:
