@@ -188,7 +188,11 @@ def _table(variant: Variant, journals: Path, root: Path, settings: SweepSettings
         settings.progress.say(
             f"model {variant.label}: {len(strategies)} strategies, seeds {', '.join(map(str, seeds))}"
         )
-        table: dict[str, Any] = journal.memo(wanted, lambda: _swept(variant, journal, root, settings))
+        table: dict[str, Any] = journal.memo(
+            wanted,
+            lambda: _swept(variant, journal, root, settings),
+            keep=lambda table: not table["failures"],  # what failed may have done so for want of memory or a server
+        )
     return table
 
 

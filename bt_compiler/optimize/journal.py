@@ -96,16 +96,21 @@ class Journal:
         """Every completion of this compile, unbounded; the first store an engine asks."""
         return self._store
 
-    def memo(self, name: str, make: Callable[[], Any]) -> Any:
+    def memo(self, name: str, make: Callable[[], Any], *, keep: Callable[[Any], bool] = lambda value: True) -> Any:
         """The JSON value that `make` gave the first time `name` was asked for, in this run or an earlier one.
 
         The value goes through JSON the first time too, so that a resumed run sees exactly what the first one saw.
+        Values that are not to `keep` are made again whenever they are asked for.
         """
         path = self.folder / "memo" / f"{digest(name)[:24]}.json"
         if path.exists():
-            return json.loads(path.read_text(encoding="utf-8"))["value"]
-        value = make()
-        return _write(path, {"schema": SCHEMA, "name": name, "value": value})["value"]
+            value = json.loads(path.read_text(encoding="utf-8"))["value"]
+            if keep(value):
+                return value
+        value = json.loads(canonical_json(make()))
+        if keep(value):
+            _write(path, {"schema": SCHEMA, "name": name, "value": value})
+        return value
 
     def step_memo(self, index: int, name: str, make: Callable[[], Any]) -> Any:
         """As `memo`, of step `index` (from 1)."""

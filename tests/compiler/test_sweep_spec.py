@@ -16,8 +16,10 @@ from bt_compiler.artifact.bundle import read_bundle
 from bt_compiler.artifact.sweep_files import sweep_markdown, sweep_page, sweep_text
 from bt_compiler.compiler.compile import CompileSettings, compile_with
 from bt_compiler.compiler.sweep import SweepSettings, Swept, parse_seeds, parse_strategies, spread, sweep_spec
-from bt_compiler.errors import BundleError, SpecError, UsageError
+from bt_compiler.errors import BundleError, CompileError, SpecError, UsageError
+from bt_compiler.graph.candidate import Candidate
 from bt_compiler.optimize.prompts import prompts_step
+from bt_compiler.optimize.step import StepContext, StepResult
 from bt_compiler.optimize.sweep import PAPER
 
 SPEC = """\
@@ -153,6 +155,20 @@ def test_a_remote_model_cannot_be_trained_and_its_table_says_so(sweep: Sweep) ->
     assert "\nΘ         —\n" in text
     assert "— Θ, Θ→Θ, Θ→Π, Θ→Π→Θ: BTC406 at Θ, seed 0, 1: the weights of `classify`" in text
     assert "could not run at seed 0, 1" in sweep_page(swept.document)
+
+
+def test_what_failed_is_tried_again(sweep: Sweep) -> None:
+    def killed(context: StepContext, candidate: Candidate) -> StepResult:
+        raise CompileError.of("BTC421", "a process of training died", help="the same command goes on")
+
+    few = PAPER[:3]
+    undisturbed, _ = sweep(strategies=few, fresh=True)
+    first, (_,) = sweep(strategies=few, fresh=True, steps={**STEPS, "weights": killed})
+    assert [one["code"] for one in first.document["tables"][0]["failures"]] == ["BTC421"]
+    again, (after,) = sweep(strategies=few)
+    assert numbers(again.document) == numbers(undisturbed.document)
+    assert not after.asked, "all of it is in the cache: only the step that failed runs again"
+    assert sweep(strategies=few)[1] == [], "a table without failures is kept"
 
 
 def test_the_specs_own_strategy_is_not_looked_at(sweep: Sweep, spec: Path) -> None:

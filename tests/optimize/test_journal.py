@@ -42,6 +42,15 @@ def test_a_memo_that_fails_is_made_again(tmp_path: Path) -> None:
         assert journal.memo("x", lambda: 3) == 3
 
 
+def test_a_value_that_is_not_to_be_kept_is_made_again(tmp_path: Path) -> None:
+    with Journal.open(tmp_path, IDENTITY) as journal:
+        for value in (1, 2):
+            assert journal.memo("x", lambda value=value: [value], keep=lambda _: False) == [value]
+        assert journal.memo("x", lambda: 3) == 3
+        assert journal.memo("x", lambda: 4, keep=lambda found: found > 3) == 4
+        assert journal.memo("x", lambda: 5) == 4
+
+
 def test_step_folders_are_kept(tmp_path: Path) -> None:
     with Journal.open(tmp_path, IDENTITY) as journal:
         (journal.step_folder(2) / "checkpoint").write_text("here")
