@@ -124,13 +124,13 @@ def _check_settings(spec: Spec, sections: Sections, program: Program, judges: Ju
     for model in sections.models:
         if model.name in models:
             found += _check_model_folder(model)
-    found += _check_launch(spec, sections)
+    found += check_launch(spec, sections)
     if found:
         raise SpecError(found)
 
 
-def _check_launch(spec: Spec, sections: Sections) -> list[Diagnostic]:
-    """The config file that training is launched by."""
+def check_launch(spec: Spec, sections: Sections) -> list[Diagnostic]:
+    """What is wrong with the config file that training is launched by."""
     from bt_compiler.optimize.accelerate_config import launch_findings
 
     found = launch_findings(sections.optimize)

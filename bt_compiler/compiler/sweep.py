@@ -19,16 +19,16 @@ from typing import Any, NamedTuple
 
 from bt_compiler.artifact.sweep_files import refuse_other_folder, write_sweep
 from bt_compiler.canonical import digest
-from bt_compiler.compiler.check import CheckedSpec, checked
+from bt_compiler.compiler.check import CheckedSpec, check_launch, checked
 from bt_compiler.compiler.compile import ARTIFACTS, disk_errors, tell_opening
-from bt_compiler.compiler.identity import compile_identity, data_facts, used_models
+from bt_compiler.compiler.identity import compile_identity, data_facts, launch_facts, package_versions, used_models
 from bt_compiler.compiler.opening import OpenBackend
 from bt_compiler.compiler.workbench import open_workbench
 from bt_compiler.diagnostics import did_you_mean
 from bt_compiler.engine.cache import cache_root
 from bt_compiler.engine.metrics import build_metric
 from bt_compiler.engine.progress import Progress, Silent
-from bt_compiler.errors import UsageError
+from bt_compiler.errors import SpecError, UsageError
 from bt_compiler.optimize.branch import Branch
 from bt_compiler.optimize.journal import Journal
 from bt_compiler.optimize.step import OptimizerStep
@@ -161,15 +161,30 @@ def spread(overrides: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def _variant(path: Path, overrides: Sequence[str], root: Path, settings: SweepSettings) -> Variant:
-    """The spec checked without a strategy of its own, for what cannot run is to be a line in the table."""
+    """The spec checked without a strategy of its own, for what cannot run is to be a line in the table.
+
+    What training needs beside data is looked at before anything runs, as by a compile.
+    """
     spec = checked(path, (*overrides, "optimize.strategy=[]"))
-    found = compile_identity(spec, seed=0, cache_root=root, progress=settings.progress, tools=settings.tools)
-    identity = {**found, "seed": "any", "sweep": SWEEP_SCHEMA}
     kinds = tuple(dict.fromkeys(kind for strategy in settings.strategies for kind in strategy))
-    optimize = replace(spec.sections.optimize, strategy=kinds)
-    spec = replace(spec, sections=replace(spec.sections, optimize=optimize))
-    models = used_models(spec.sections, spec.program, spec.judges)
-    return Variant(", ".join(model.id for model in models), spec, identity)
+    asked, every = (_with_steps(spec, steps) for steps in (kinds, ("prompts", "weights")))
+    if found := check_launch(spec.spec, every.sections):
+        raise SpecError(found)
+    identity = {
+        **compile_identity(asked, seed=0, cache_root=root, progress=settings.progress, tools=settings.tools),
+        # of all steps: a journal is not to start over because fewer strategies are named than the last time
+        "package": package_versions(every.sections, spec.program, spec.judges),
+        "launch": launch_facts(every.sections),
+        "seed": "any",
+        "sweep": SWEEP_SCHEMA,
+    }
+    models = used_models(asked.sections, spec.program, spec.judges)
+    return Variant(", ".join(model.id for model in models), asked, identity)
+
+
+def _with_steps(spec: CheckedSpec, steps: Strategy) -> CheckedSpec:
+    optimize = replace(spec.sections.optimize, strategy=steps)
+    return replace(spec, sections=replace(spec.sections, optimize=optimize))
 
 
 def _journals(out: Path) -> Path:

@@ -22,6 +22,9 @@ from bt_compiler.optimize.prompts import prompts_step
 from bt_compiler.optimize.step import StepContext, StepResult
 from bt_compiler.optimize.sweep import PAPER
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
+from tiny_lm import make_tiny_lm
+
 SPEC = """\
 version: 1
 name: moods
@@ -184,6 +187,39 @@ def test_a_mistake_in_any_spec_is_found_before_anything_runs(sweep: Sweep, tmp_p
         with pytest.raises((SpecError, UsageError)):
             sweep(overrides=[wrong_setting])
     assert not list(tmp_path.glob(".moods-sweep*"))
+
+
+def test_what_training_lacks_is_found_before_anything_runs(
+    sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bt_compiler.compiler.identity.find_spec", lambda name: None)
+    rounded = ["optimize.weights.quantize=4bit"]
+    with pytest.raises(CompileError, match="BTC424"):
+        sweep(strategies=PAPER[:3], overrides=rounded)
+    with pytest.raises(SpecError, match=r"BTC420.*cannot be read"):
+        sweep(strategies=PAPER[:3], overrides=[f"optimize.weights.launch={{config: {tmp_path / 'gone.yaml'}}}"])
+    assert not list(tmp_path.glob(".moods-sweep*"))
+    assert len(sweep(strategies=PAPER[:2], overrides=rounded)[1]) == 1, "nothing is to be trained"
+
+
+def test_another_teacher_makes_another_table(sweep: Sweep, tmp_path: Path) -> None:
+    teacher = make_tiny_lm(tmp_path / "teacher", ["good"])
+    taught = [f"models.big={{id: {teacher}}}", "optimize.weights.teacher=big"]
+    _, first = sweep(strategies=PAPER[:3], overrides=taught)
+    assert first and sweep(strategies=PAPER[:3], overrides=taught)[1] == []
+    make_tiny_lm(tmp_path / "teacher", ["good"], seed=1)
+    _, again = sweep(strategies=PAPER[:3], overrides=taught)
+    assert again, "the teacher's weights have changed"
+
+
+def test_fewer_strategies_leave_the_journal_as_it_is(sweep: Sweep, tmp_path: Path) -> None:
+    (tmp_path / "two.yaml").write_text("distributed_type: MULTI_CPU\nnum_processes: 2\n")
+    launched = [f"optimize.weights.launch={{config: {tmp_path / 'two.yaml'}}}"]
+    sweep(strategies=PAPER[:3], overrides=launched)
+    sweep(strategies=PAPER[:1], overrides=launched)
+    assert sweep(strategies=PAPER[:3], overrides=launched)[1] == []
+    (tmp_path / "two.yaml").write_text("distributed_type: MULTI_CPU\nnum_processes: 3\n")
+    assert sweep(strategies=PAPER[:3], overrides=launched)[1], "sums over three processes have another order"
 
 
 def test_a_folder_of_something_else_is_refused_before_anything_runs(sweep: Sweep, tmp_path: Path) -> None:
