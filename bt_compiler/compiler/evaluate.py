@@ -84,7 +84,12 @@ def _examples(predictor: Predictor, split: SplitName, data: Path | None, judges:
     if data is not None:
         source = SourceSection(path=str(data.absolute()))
         examples = load_examples(
-            source, columns=section.columns, extract=section.extract, inputs=program.inputs, labels=labels
+            source,
+            columns=section.columns,
+            extract=section.extract,
+            inputs=program.inputs,
+            labels=labels,
+            optional=optional,
         )
     else:
         examples = getattr(load_splits(section, inputs=program.inputs, labels=labels, optional=optional), split)

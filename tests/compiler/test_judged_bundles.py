@@ -117,6 +117,16 @@ def test_a_bundle_is_scored_where_the_spec_and_its_files_are_gone(home: Path, tm
     assert not any(OWN in prompt.messages[0].content for prompt in now["small"].prompts)
 
 
+def test_a_file_that_people_rated_shows_how_far_the_judge_agrees(home: Path, tmp_path: Path) -> None:
+    bundle, _ = compiled(home, tmp_path / "judged")
+    rows = [{"question": f"q {n}", "gold": "a", "answer": "ab"[n % 2], "good": n < 3} for n in range(4)]
+    file = tmp_path / "rated.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report, _ = scored(bundle, file)
+    assert report.agreement is not None
+    assert (report.agreement.rated, report.agreement.equal) == (4, 3 / 4)
+
+
 def test_the_carried_format_is_used_beside_one_that_has_changed(home: Path, tmp_path: Path) -> None:
     bundle, then = compiled(home, tmp_path / "judged")
     (home / "strict.jinja").write_text((home / "strict.jinja").read_text().replace("strict", "lenient"))
