@@ -84,6 +84,10 @@ class Budget(Protocol):
         """Time left of the step's share; None: no limit on time."""
         ...
 
+    def fell_short(self) -> None:
+        """Is told of work that had to fit into `minutes` and did so in part."""
+        ...
+
 
 class Unlimited:
     """Everything fits."""
@@ -108,6 +112,9 @@ class Unlimited:
         del name
         return None
 
+    def fell_short(self) -> None:
+        """Never."""
+
 
 class LimitedBudget:
     """A budget with a limit; see the module. `reserve`: examples that are still to be scored when a step ends."""
@@ -121,7 +128,7 @@ class LimitedBudget:
         self._earlier = 0.0
         self._ceiling = limit.amount
         self.cut_short = False
-        """Whether anything was refused."""
+        """Whether anything was left out."""
 
     def observe(self, examples: int, before: Account, after: Account) -> None:
         """Keeps the dearest cost of an example."""
@@ -159,6 +166,10 @@ class LimitedBudget:
             return self._answer(True, spent, left=max(0.0, self._ceiling - spent))
 
         return float(self._asked(name, asked)["left"])
+
+    def fell_short(self) -> None:
+        """More time would do more."""
+        self.cut_short = True
 
     def _answer(self, allowed: bool, spent: float, **more: float) -> dict[str, float | bool]:
         return {"allowed": allowed, "spent": spent, "rate": self._rate, **more}

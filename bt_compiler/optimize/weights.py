@@ -9,7 +9,8 @@ Evidence of the step (JSON): `rows` {source: n}, `rows_by_module` {module: {sour
 `examples` {train, with_rows, validation}, `tried` [{source, examples, solved}], `precision`, `adapters`
 [{name, modules, method, rows, pairs, sha256}], `loss` [{adapter, step, epoch, train, preferred, validation,
 probability}], `choice` [{demos, id, score, interval [low, high], tokens {prompt, completion} an example,
-scores {example: score}, chosen}], and with preference pairs `preference` {pairs, examples, failed}.
+scores {example: score}, chosen}], with preference pairs `preference` {pairs, examples, failed}, and `cut_short`
+[texts]: what a budget left out.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from bt_compiler.optimize.training_job import Precision
 from bt_compiler.spec.sections import WeightsSection
 
 if TYPE_CHECKING:
+    from bt_compiler.optimize.checkpoint import LossPoint
     from bt_compiler.optimize.trainer import Training
 
 
@@ -85,6 +87,8 @@ def weights_step(context: StepContext, candidate: Candidate) -> StepResult:
     evidence = _evidence(context, collected, held_out, trained, choices, chosen)
     if pairs is not None:
         evidence["preference"] = dict(pairs)
+    if cut := _cut_short(context, trained):
+        evidence["cut_short"] = cut
     return StepResult(candidate=chosen, kind="weights", evidence={**evidence, "precision": precision})
 
 
@@ -183,6 +187,29 @@ def _train(context: StepContext, candidate: Candidate, lesson: Lesson, precision
         precision=precision,
         minutes=context.budget.minutes(f"step {context.index} training of {lesson.key}"),
     )
+
+
+def _cut_short(context: StepContext, trained: Sequence[_Trained]) -> list[str]:
+    """Trainings that neither their epochs nor their patience ended, but the time they were given; the budget is told.
+
+    That follows from the losses, so that a resumed compile comes to the same.
+    """
+    asked, patience = context.settings.weights.epochs, context.settings.weights.patience
+    found: list[str] = []
+    for lesson, training in trained:
+        done = training.history[-1].epoch
+        best = max(
+            (point for point in training.history if point.probability is not None), key=_probability, default=None
+        )
+        waited = patience is not None and best is not None and done - best.epoch >= patience
+        if done < asked and not waited:
+            context.budget.fell_short()
+            found.append(f"{asked - done} of {asked} epochs of adapter {lesson.key}")
+    return found
+
+
+def _probability(point: LossPoint) -> float:
+    return point.probability or 0.0
 
 
 def _plain(name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from bt_compiler.compiler.evaluate import evaluate_bundle
 from bt_compiler.compiler.identity import compile_identity
 from bt_compiler.engine.progress import Silent
 from bt_compiler.errors import CompileError
+from bt_compiler.optimize.budget import parse_limit
 from bt_compiler.runtime import load
 from bt_compiler.spec.sections import LaunchSection
 
@@ -76,6 +78,40 @@ def test_a_bundle_runs_on_what_was_trained(more: str, rank: int, kind: str, tmp_
         found = [predictor.predict({"size": row["size"]}) for row in rows[:3]]
         assert set(predictor.output_schema["properties"]) == {"kind", "likely"}
     assert all(one.kind in KINDS and 0 < one.likely <= 1 for one in found)
+
+
+def test_training_that_a_budget_cut_short_goes_on_with_a_larger_one(tmp_path: Path) -> None:
+    rows = [{"size": 1.5 + index, "kind": KINDS[index % 3]} for index in range(18)]
+    (tmp_path / "fruit.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = make_tiny_lm(tmp_path / "model", ["Say which kind it is. Size: 3.5 Kind: apple", *KINDS] * 20)
+    (tmp_path / "tuned.yaml").write_text(SPEC.format(model=model, more="r: 2"))
+
+    def compiled(budget: str | None, **more: Any) -> tuple[int, dict[str, Any], str]:
+        """Epochs, the step's evidence and the digest. Nothing but training takes time."""
+        folder = compile_with(
+            tmp_path / "tuned.yaml",
+            CompileSettings(
+                out=tmp_path / "out",
+                cache=tmp_path / "cache",
+                overrides=["optimize.weights.epochs=20", "optimize.strategy=[weights]"],
+                budget=None if budget is None else parse_limit(budget),
+                clock=lambda: 0.0,
+                **more,
+            ),
+        )
+        evidence = json.loads((folder / "report.json").read_text())["steps"][0]["evidence"]
+        return evidence["loss"][-1]["epoch"], evidence, read_bundle(folder).manifest.digest
+
+    few, evidence, digest = compiled("0.01 s")
+    assert few < 20 and evidence["cut_short"] == [f"{20 - few} of 20 epochs of adapter shared"]
+    assert "want of budget: " in (tmp_path / "out" / "report.html").read_text()
+    written = (tmp_path / "out" / "manifest.json").stat().st_mtime_ns
+    assert compiled("0.01 s") == (few, evidence, digest)
+    assert (tmp_path / "out" / "manifest.json").stat().st_mtime_ns == written, "it was up to date"
+    epochs, evidence, whole = compiled("10 h")
+    assert epochs == 20 and "cut_short" not in evidence and whole != digest
+    assert compiled("0.01 s")[2] == whole, "what nothing cut short is up to date under any budget"
+    assert compiled(None, fresh=True)[2] == whole
 
 
 def test_rounding_without_its_package_is_an_error_before_anything_is_done(
