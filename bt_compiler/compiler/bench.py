@@ -158,7 +158,7 @@ def bench_spec(
         _run(spec, engine, chosen[:1], told, clock)  # grammars, index pages and kernels are warm after it
         bought: list[tuple[str, Completion]] = []
         told.begin("generating", len(chosen))
-        counted = replace(engine, bought=lambda model, completion: bought.append((model, completion)))
+        counted = replace(engine, answered=lambda model, completion: bought.append((model, completion)))
         traces, seconds = _run(spec, counted, chosen, told, clock)
         found = tuple(
             _model(spec, model, backends[model.name], bought, seconds, traces, told, clock) for model in models

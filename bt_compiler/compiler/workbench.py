@@ -93,16 +93,17 @@ class Workbench:
         engine = Engine(backends=self.backends, retrievers=self.retrievers, tools=self.tools)
         prices = {model.name: model.price for model in self.models if model.price is not None}
 
-        def bought(model: str, completion: Completion) -> None:
+        def answered(model: str, completion: Completion) -> None:
             if model in prices:
-                store.pay(prices[model].of(completion.prompt_tokens, completion.completion_tokens))
+                price = prices[model].of(completion.prompt_tokens, completion.completion_tokens)
+                store.pay(price, cached=completion.cached)
 
         if not self.fixed_parts:
             store = AccountedStore((journal.completions, self.cache), clock=self.clock)
-            return replace(engine, stores=(store,), bought=bought), store
+            return replace(engine, stores=(store,), answered=answered), store
         runs = WholeRuns(journal.completions)
         store = AccountedStore((runs,), clock=self.clock)
-        return replace(engine, stores=(store,), ended=runs.commit, bought=bought), store
+        return replace(engine, stores=(store,), ended=runs.commit, answered=answered), store
 
 
 @contextmanager

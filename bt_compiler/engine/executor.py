@@ -47,8 +47,8 @@ class Engine:
     """Asked in order; a hit is written to those before it, a new completion to all."""
     ended: Callable[[], None] | None = None
     """Called after each whole `run`, for stores that keep runs whole."""
-    bought: Callable[[str, Completion], None] | None = None
-    """Called with the model's name and each completion that its backend made."""
+    answered: Callable[[str, Completion], None] | None = None
+    """Called with the model's name and each completion that its backend made or a store had (`Completion.cached`)."""
 
     def run(
         self,
@@ -329,6 +329,8 @@ class Execution:
                 continue
             stored = self._stored(key)
             if stored is not None:
+                if self._engine.answered is not None:
+                    self._engine.answered(model, stored)
                 self._ready.append((task, stored))
                 continue
             self._by_key[key] = request.id
@@ -362,8 +364,8 @@ class Execution:
                 store.put_many(new)
             for flight, result in landed:
                 del self._by_key[flight.key]
-                if self._engine.bought is not None and isinstance(result, Completion):
-                    self._engine.bought(flight.backend, result)
+                if self._engine.answered is not None and isinstance(result, Completion):
+                    self._engine.answered(flight.backend, result)
                 self._deliver(flight, result)
 
     def _deliver(self, flight: Flight, result: Completion | ExampleError) -> None:

@@ -27,6 +27,8 @@ class Account:
     completion_tokens: int = 0
     cost: float = 0.0
     """Money for the calls that were not cached, by the prices in the spec."""
+    worth: float = 0.0
+    """Money that all calls would have cost, had none been cached."""
 
     def minus(self, earlier: Account) -> Account:
         """What was added since `earlier`."""
@@ -56,10 +58,12 @@ class AccountedStore:
         self._prompt_tokens = 0
         self._completion_tokens = 0
         self._cost = 0.0
+        self._worth = 0.0
 
-    def pay(self, amount: float) -> None:
-        """Counts money spent."""
-        self._cost += amount
+    def pay(self, amount: float, *, cached: bool = False) -> None:
+        """Counts the price of a completion; one that was `cached` costs nothing."""
+        self._worth += amount
+        self._cost += 0.0 if cached else amount
 
     def get(self, key: str) -> Completion | None:
         """The completion of the first store that has it."""
@@ -95,6 +99,7 @@ class AccountedStore:
             prompt_tokens=self._prompt_tokens,
             completion_tokens=self._completion_tokens,
             cost=self._cost,
+            worth=self._worth,
         )
 
     def _count(self, completion: Completion) -> None:

@@ -36,10 +36,11 @@ class Bootstrapped:
 
 def bootstrap(context: StepContext, teacher: Candidate, train: Sequence[Example], progress: Progress) -> Bootstrapped:
     """Runs `teacher` on `train` and keeps the traces that `context.accept` scores `at_least` high enough."""
-    traces = context.engine.run(
-        context.program, teacher, train, seed=context.seed, leave_own_demo_out=True, progress=progress
-    )
-    scored = score_traces(traces, train, context.accept, context.engine)
+    with context.budget.measured(len(train)):
+        traces = context.engine.run(
+            context.program, teacher, train, seed=context.seed, leave_own_demo_out=True, progress=progress
+        )
+        scored = score_traces(traces, train, context.accept, context.engine)
     threshold = context.settings.accept.at_least
     accepted = [trace for trace in scored if trace.error is None and (trace.score or 0.0) >= threshold]
     return Bootstrapped(

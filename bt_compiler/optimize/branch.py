@@ -32,9 +32,9 @@ class Branch:
         """All, or those of this branch alone."""
         return self._completions
 
-    def memo(self, name: str, make: Callable[[], Any]) -> Any:
+    def memo(self, name: str, make: Callable[[], Any], *, keep: Callable[[Any], bool] = lambda value: True) -> Any:
         """Shared by all branches."""
-        return self._journal.memo(name, make)
+        return self._journal.memo(name, make, keep=keep)
 
     def step_memo(self, index: int, name: str, make: Callable[[], Any]) -> Any:
         """As `memo`, of step `index` (from 1) of this branch."""

@@ -1,9 +1,10 @@
 """What a compile may spend: minutes, tokens or money, and whether the next piece of work still fits.
 
 The strategy asks before each step and each round of a race; a step that no longer fits is left out, a race ends with
-the best so far, and enough is kept back to score what ships. Cost is estimated from the scoring runs so far, the
-dearest of them. Every answer is kept in the journal, so that a compile that is killed and resumed decides as before;
-time spent before a resume is counted on from the last answer. Another limit asks anew and reuses all that was done.
+the best so far, and enough is kept back to score what ships. Cost is estimated from the runs of the program so far, the
+dearest of them, as if nothing had been in a cache. Every answer is kept in the journal, so that a compile that is
+killed and resumed decides as before; time spent before a resume is counted on from the last answer. Another limit asks
+anew and reuses all that was done.
 
 Knows amounts and a journal; nothing of programs.
 """
@@ -11,7 +12,8 @@ Knows amounts and a journal; nothing of programs.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -29,6 +31,8 @@ _UNITS: dict[str, tuple[Unit, float]] = {
     "ktokens": ("tokens", 1e3),
     "mtokens": ("tokens", 1e6),
 }
+_TELLING = 16
+"""Calls from which the time of a call is learnt, where others of the same run were cached: a few alone take longer."""
 _AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*(?:\s*tokens)?)\s*")
 
 
@@ -65,8 +69,8 @@ def parse_limit(text: str) -> Limit:
 class Budget(Protocol):
     """Whether work still fits."""
 
-    def observe(self, examples: int, before: Account, after: Account) -> None:
-        """Learns from a run over `examples` what one costs."""
+    def measured(self, examples: int) -> AbstractContextManager[None]:
+        """Learns what an example costs from the block, which runs the program on `examples` of them."""
         ...
 
     def begin(self, step: str, *, steps_left: int, examples: int) -> bool:
@@ -93,9 +97,16 @@ class Unlimited:
     """Everything fits."""
 
     cut_short = False
+    informed = True
 
-    def observe(self, examples: int, before: Account, after: Account) -> None:
+    def measured(self, examples: int) -> AbstractContextManager[None]:
         """Of no use here."""
+        del examples
+        return nullcontext()
+
+    def release(self, examples: int) -> None:
+        """Of no use here."""
+        del examples
 
     def begin(self, step: str, *, steps_left: int, examples: int) -> bool:
         """Always."""
@@ -126,25 +137,38 @@ class LimitedBudget:
         self._reserve = reserve
         self._rate = 0.0
         self._earlier = 0.0
-        self._ceiling = limit.amount
+        self._began = 0.0
+        self._steps_left = 1
         self.cut_short = False
         """Whether anything was left out."""
 
-    def observe(self, examples: int, before: Account, after: Account) -> None:
-        """Keeps the dearest cost of an example."""
-        if examples:
-            self._rate = max(self._rate, self._amount(after.minus(before)) / examples)
+    @property
+    def informed(self) -> bool:
+        """Whether anything is known of what an example costs. Time is not, while all was answered by a cache."""
+        return self._rate > 0
+
+    @contextmanager
+    def measured(self, examples: int) -> Iterator[None]:
+        """Keeps the dearest cost of an example; the first one stays known to every later budget of this journal."""
+        before = self._account()
+        yield
+        found = self._price(self._account().minus(before)) / examples if examples else 0.0
+        first = self._journal.memo(f"budget: {self._limit.unit} an example", lambda: found, keep=lambda rate: rate > 0)
+        self._rate = max(self._rate, found, first)
+
+    def release(self, examples: int) -> None:
+        """So many of the reserve have been scored."""
+        self._reserve -= examples
 
     def begin(self, step: str, *, steps_left: int, examples: int) -> bool:
         """Whether the least work and the reserve fit into all that is left."""
 
         def asked() -> dict[str, float | bool]:
             spent = self._spent()
-            free = self._limit.amount - spent - self._rate * self._reserve
-            return self._answer(free >= self._rate * examples, spent, ceiling=spent + free / steps_left)
+            return self._answer(self._free(spent) >= self._rate * examples, spent)
 
         answer = self._asked(step, asked)
-        self._ceiling = float(answer["ceiling"])
+        self._began, self._steps_left = float(answer["spent"]), steps_left
         return bool(answer["allowed"])
 
     def allows(self, name: str, examples: int) -> bool:
@@ -152,7 +176,7 @@ class LimitedBudget:
 
         def asked() -> dict[str, float | bool]:
             spent = self._spent()
-            return self._answer(spent + self._rate * examples <= self._ceiling, spent)
+            return self._answer(spent + self._rate * examples <= self._ceiling(), spent)
 
         return bool(self._asked(name, asked)["allowed"])
 
@@ -163,13 +187,21 @@ class LimitedBudget:
 
         def asked() -> dict[str, float | bool]:
             spent = self._spent()
-            return self._answer(True, spent, left=max(0.0, self._ceiling - spent))
+            return self._answer(True, spent, left=max(0.0, self._ceiling() - spent))
 
         return float(self._asked(name, asked)["left"])
 
     def fell_short(self) -> None:
         """More time would do more."""
         self.cut_short = True
+
+    def _free(self, spent: float) -> float:
+        """What may still be spent on steps."""
+        return self._limit.amount - spent - self._rate * self._reserve
+
+    def _ceiling(self) -> float:
+        """What may be spent by the end of the step, by what an example is known to cost by now."""
+        return self._began + self._free(self._began) / self._steps_left
 
     def _answer(self, allowed: bool, spent: float, **more: float) -> dict[str, float | bool]:
         return {"allowed": allowed, "spent": spent, "rate": self._rate, **more}
@@ -201,6 +233,15 @@ class LimitedBudget:
         if self._limit.unit == "tokens":
             return float(account.prompt_tokens + account.completion_tokens)
         return account.cost
+
+    def _price(self, account: Account) -> float:
+        """What the work would cost if nothing of it were cached; 0 where the time of that is not known."""
+        if self._limit.unit == "money":
+            return account.worth
+        fresh = account.calls - account.cached_calls
+        if self._limit.unit == "tokens" or fresh == account.calls:
+            return self._amount(account)
+        return self._amount(account) / fresh * account.calls if fresh >= _TELLING else 0.0
 
     def _shown(self, amount: float) -> str:
         if self._limit.unit == "tokens":

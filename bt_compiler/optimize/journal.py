@@ -44,8 +44,8 @@ class StepJournal(Protocol):
         """Every completion asked for."""
         ...
 
-    def memo(self, name: str, make: Callable[[], Any]) -> Any:
-        """A JSON value that is made once for all."""
+    def memo(self, name: str, make: Callable[[], Any], *, keep: Callable[[Any], bool] = lambda value: True) -> Any:
+        """A JSON value that is made once for all, or until it is one to `keep`."""
         ...
 
     def step_memo(self, index: int, name: str, make: Callable[[], Any]) -> Any:

@@ -167,20 +167,21 @@ def _raced(
     def score(running: Sequence[int], start: int, end: int) -> list[list[float]]:
         met = order[start:end]
         size = max(1, AT_ONCE // len(met))
-        reports = [
-            report
-            for first in range(0, len(running), size)
-            for report in evaluate_together(
-                context.engine,
-                context.program,
-                [candidates[index] for index in running[first : first + size]],
-                met,
-                context.metric,
-                split="inner val",
-                seed=context.seed,
-                progress=progress,
-            )
-        ]
+        with context.budget.measured(len(running) * len(met)):
+            reports = [
+                report
+                for first in range(0, len(running), size)
+                for report in evaluate_together(
+                    context.engine,
+                    context.program,
+                    [candidates[index] for index in running[first : first + size]],
+                    met,
+                    context.metric,
+                    split="inner val",
+                    seed=context.seed,
+                    progress=progress,
+                )
+            ]
         for index, report in zip(running, reports, strict=True):
             parts[candidates[index].id].append(report)
         return [[value for _, value in report.scores] for report in reports]

@@ -109,6 +109,9 @@ def run_strategy(task: StrategyTask, *, steps: Mapping[str, OptimizerStep] = STE
     """Runs `task.settings.strategy` in order. Raises CompileError where a step has nothing to learn from."""
     scores = Scores(task)
     prefixes = [zero_shot(task, scores)]
+    if not task.budget.informed:  # dev was in a cache: what has to be done anyway may tell what an example costs
+        scores.test(task.zero_shot, "zero-shot")
+        task.budget.release(len(task.splits.test))
     facts: list[StepFacts] = []
     strategy = task.settings.strategy
     for number, kind in enumerate(strategy):
@@ -248,18 +251,17 @@ class Scores:
         key = (split, candidate_id(candidate.prompts, candidate.adapters))
         if key not in self._seen:
             task.progress.begin(f"scoring {name} on {split}", len(examples))
-            before = task.store.account()
-            found = evaluate(
-                task.engine,
-                task.program,
-                candidate,
-                examples,
-                task.metric,
-                split=split,
-                seed=task.seed,
-                progress=task.progress,
-            )
-            task.budget.observe(len(examples), before, task.store.account())
+            with task.budget.measured(len(examples)):
+                found = evaluate(
+                    task.engine,
+                    task.program,
+                    candidate,
+                    examples,
+                    task.metric,
+                    split=split,
+                    seed=task.seed,
+                    progress=task.progress,
+                )
             self._seen[key] = found if self._keep_traces else replace(found, traces=())
         report = self._seen[key]
         interval = report.interval

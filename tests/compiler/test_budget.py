@@ -11,7 +11,9 @@ from answering import Asked, RuleBackend, coin, truth, wrong
 from bt_compiler.artifact import read_bundle
 from bt_compiler.compiler.compile import CompileSettings, compile_with
 from bt_compiler.errors import CompileError, UsageError
-from bt_compiler.optimize.budget import parse_limit
+from bt_compiler.optimize.accounts import Account
+from bt_compiler.optimize.budget import LimitedBudget, parse_limit
+from bt_compiler.optimize.journal import Journal
 
 SPEC = """\
 version: 1
@@ -39,9 +41,7 @@ def sometimes(asked: Asked) -> str:
 @pytest.fixture
 def run(tmp_path: Path) -> Compile:
     """Compiles with a budget; each call of the backend takes a second of the clock."""
-    for split, count in (("train", 50), ("dev", 8), ("test", 5)):
-        rows = [{"text": f"{'gb'[n % 2]} {split} {n}", "mood": ("good", "bad")[n % 2]} for n in range(count)]
-        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(tmp_path, train=50, dev=8, test=5)
     (tmp_path / "moods.yaml").write_text(SPEC)
 
     def compiled(budget: str | None, *, cache: str = "cache", **settings: Any) -> Any:
@@ -60,6 +60,12 @@ def run(tmp_path: Path) -> Compile:
         return folder, backend
 
     return compiled
+
+
+def write_rows(folder: Path, **counts: int) -> None:
+    for split, count in counts.items():
+        rows = [{"text": f"{'gb'[n % 2]} {split} {n}", "mood": ("good", "bad")[n % 2]} for n in range(count)]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def strategy_of(folder: Path) -> list[str]:
@@ -122,6 +128,52 @@ def test_tokens_are_counted_whatever_the_cache_holds(run: Compile) -> None:
     cold, backend = run("6k tokens", fresh=True, cache="cold")
     assert len(backend.asked) > fewer
     assert (read_bundle(cold).manifest.digest, strategy_of(cold)) == (warm_digest, warm_strategy)
+
+
+PRICED = ["model.price={prompt: 0, completion: 1000000}"]
+"""An answer has two tokens: 2 usd."""
+
+
+@pytest.mark.parametrize(("small", "limit"), [("10 s", "400 s"), ("20 usd", "800 usd")])
+@pytest.mark.parametrize("fresh", [False, True])
+def test_what_is_in_a_cache_does_not_look_free(
+    run: Compile, tmp_path: Path, small: str, limit: str, fresh: bool
+) -> None:
+    """A second of the clock and 2 usd a call; the cache holds the zero-shot program on dev."""
+    write_rows(tmp_path, train=160, dev=8, test=60)
+    long = [*PRICED, "optimize.prompts.val=150", "optimize.prompts.racing=0.0001"]
+    with pytest.raises(CompileError, match="BTC466"):
+        run(small, overrides=long)
+    folder, backend = run(limit, overrides=long, fresh=fresh)
+    assert strategy_of(folder)[0] == "prompts"
+    assert 200 < len(backend.asked) <= 400
+
+
+@pytest.mark.parametrize("limit", ["120 s", "100000 usd"])
+def test_a_compile_whose_every_answer_is_in_the_cache_costs_nothing(run: Compile, limit: str) -> None:
+    whole, _ = run(None, overrides=PRICED)
+    digest = read_bundle(whole).manifest.digest
+    again, backend = run(limit, overrides=PRICED, fresh=True)
+    assert not backend.asked
+    assert read_bundle(again).manifest.digest == digest
+
+
+def test_time_is_not_learnt_from_the_few_answers_that_a_cache_lacked(tmp_path: Path) -> None:
+    calls, cached = 0, 0
+
+    def account() -> Account:
+        return Account(seconds=60.0 * (calls - cached), calls=calls, cached_calls=cached)
+
+    with Journal.open(tmp_path / "journal", {}) as journal:
+        budget = LimitedBudget(parse_limit("100 m"), account=account, journal=journal, reserve=10)
+        with budget.measured(20):
+            calls, cached = 40, 39
+        assert not budget.informed
+        with budget.measured(20):
+            calls, cached = 80, 39 + 20
+        assert budget.informed
+        assert budget.begin("step 1", steps_left=1, examples=29), "100 less the 21 spent and 10 times 2 are 59"
+        assert budget.allows("more", 29) and not budget.allows("yet more", 30)
 
 
 def test_a_budget_too_small_for_the_first_step_says_what_it_costs(run: Compile) -> None:
