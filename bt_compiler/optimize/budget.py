@@ -84,8 +84,8 @@ class Budget(Protocol):
         """Whether `examples` more fit into the step's share. `name` tells the question from others."""
         ...
 
-    def minutes(self, name: str) -> float | None:
-        """Time left of the step's share; None: no limit on time."""
+    def minutes(self, name: str, *, keep: int) -> float | None:
+        """Time left of the step's share, less that of running `keep` examples; None: no limit on time."""
         ...
 
     def fell_short(self) -> None:
@@ -118,9 +118,9 @@ class Unlimited:
         del name, examples
         return True
 
-    def minutes(self, name: str) -> float | None:
+    def minutes(self, name: str, *, keep: int) -> float | None:
         """No limit."""
-        del name
+        del name, keep
         return None
 
     def fell_short(self) -> None:
@@ -180,14 +180,14 @@ class LimitedBudget:
 
         return bool(self._asked(name, asked)["allowed"])
 
-    def minutes(self, name: str) -> float | None:
-        """Time left of the step's share, at least 0; None unless the limit is one of time."""
+    def minutes(self, name: str, *, keep: int) -> float | None:
+        """Time left of the step's share, less that of `keep` examples, at least 0; None unless the limit is of time."""
         if self._limit.unit != "minutes":
             return None
 
         def asked() -> dict[str, float | bool]:
             spent = self._spent()
-            return self._answer(True, spent, left=max(0.0, self._ceiling() - spent))
+            return self._answer(True, spent, left=max(0.0, self._ceiling() - spent - self._rate * keep))
 
         return float(self._asked(name, asked)["left"])
 

@@ -2,7 +2,9 @@
 
 Each source is a function of the same form, tried in the order of `weights.sources` on the examples that no earlier
 source could solve; every row says which one it came from, so that a result from gold or hinted rows never passes for
-self-taught. Every call of the program runs on the current candidate and its adapters. Knows nothing of training.
+self-taught. A source that does not fit the budget is left out, but for the cheapest: a step begins only where that and
+the scoring of what was trained do fit (`least_runs`). Every call of the program runs on the current candidate and its
+adapters. Knows nothing of training.
 """
 
 from __future__ import annotations
@@ -19,10 +21,11 @@ from bt_compiler.engine.trace import Trace
 from bt_compiler.errors import CompileError, ExampleError
 from bt_compiler.graph.candidate import Candidate
 from bt_compiler.optimize.hints import rationales
+from bt_compiler.optimize.inner import inner_split
 from bt_compiler.optimize.labelled import Task, labelled_tasks
 from bt_compiler.optimize.rows import Row, RowWriter, deduplicate, rows_of
 from bt_compiler.optimize.step import StepContext
-from bt_compiler.spec.sections import RowSource
+from bt_compiler.spec.sections import OptimizeSection, RowSource, WeightsSection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,23 +58,48 @@ class Collected:
     rows: Mapping[str, tuple[Row, ...]] = field(default_factory=dict)
     """Example id -> rows, in the order of train."""
     tried: tuple[Tried, ...] = ()
+    left_out: tuple[RowSource, ...] = ()
+    """Sources that did not fit the budget."""
+
+
+def runs_of(source: RowSource, weights: WeightsSection) -> int:
+    """Runs of an example that a source needs at most; the program's own runs that labels may lack are not among them,
+    and a hint's draft and its test are counted as a run each.
+    """
+    return {"self": 1, "sampled": weights.samples, "teacher": 1, "gold": 0, "hinted": 2 * weights.samples}[source]
+
+
+def least_runs(settings: OptimizeSection, train: Sequence[Example]) -> int:
+    """Runs of an example that a weights step cannot do without: rows from its cheapest source, what they are compared
+    with where pairs are asked for, and the scoring of what was trained. Raises CompileError BTC450.
+    """
+    weights = settings.weights
+    rows = min(runs_of(source, weights) for source in weights.sources) + (weights.preference is not None)
+    return rows * len(train) + len(inner_split(train, settings.prompts, seed=0).val)  # the seed decides who
 
 
 def collect(start: Start) -> Collected:
     """Asks the sources in the order of the spec until every train example has rows. Raises CompileError BTC405."""
-    context = start.context
+    context, weights = start.context, start.context.settings.weights
+    cheapest = min(weights.sources, key=lambda source: runs_of(source, weights))
     found: dict[str, tuple[Row, ...]] = {}
     tried: list[Tried] = []
-    for name in context.settings.weights.sources:
+    left_out: list[RowSource] = []
+    for name in weights.sources:
         unsolved = [example for example in context.train if example.id not in found]
         if not unsolved:
             break
+        runs = runs_of(name, weights) * len(unsolved)
+        if name != cheapest and not context.budget.allows(f"step {context.index} rows from {name}", runs):
+            left_out.append(name)
+            context.progress.say(f"rows from `{name}`: left out, for they do not fit the budget")
+            continue
         solved = {key: rows for key, rows in SOURCES[name](start, unsolved).items() if rows}
         found |= solved
         tried.append(Tried(name, len(unsolved), len(solved)))
         context.progress.say(f"rows from `{name}`: {len(solved)} of {len(unsolved)} examples")
     rows = {example.id: found[example.id] for example in context.train if example.id in found}
-    return Collected(rows=rows, tried=tuple(tried))
+    return Collected(rows=rows, tried=tuple(tried), left_out=tuple(left_out))
 
 
 def _self(start: Start, unsolved: Sequence[Example]) -> Found:
@@ -153,16 +181,17 @@ def _run(start: Start, examples: Sequence[Example], *, repeats: int, temperature
     """Runs the current candidate; a second call for the same examples is answered by the journal."""
     context = start.context
     context.progress.begin("bootstrapping rows", len(examples) * repeats)
-    return context.engine.run(
-        context.program,
-        start.candidate,
-        examples,
-        seed=context.seed,
-        repeats=repeats,
-        temperature=temperature,
-        leave_own_demo_out=True,
-        progress=context.progress,
-    )
+    with context.budget.measured(len(examples) * repeats):
+        return context.engine.run(
+            context.program,
+            start.candidate,
+            examples,
+            seed=context.seed,
+            repeats=repeats,
+            temperature=temperature,
+            leave_own_demo_out=True,
+            progress=context.progress,
+        )
 
 
 def judged(start: Start, traces: Sequence[Trace], examples: Sequence[Example]) -> Judged:
@@ -191,7 +220,15 @@ def written_rows(start: Start, traces: Sequence[Trace], source: RowSource) -> tu
 
 
 def _tasks(start: Start, examples: Sequence[Example]) -> list[Task]:
-    return labelled_tasks(start.context.program, examples, lambda: own_traces(start, examples))
+    context = start.context
+
+    def runs() -> list[Trace]:
+        if context.budget.allows(f"step {context.index} own runs for labels", len(examples)):
+            return own_traces(start, examples)
+        context.progress.say("labels of modules inside the program: left out, for its runs do not fit the budget")
+        return []
+
+    return labelled_tasks(context.program, examples, runs)
 
 
 def _written(start: Start, answers: Sequence[tuple[Task, Mapping[str, Any]]], source: RowSource) -> Found:

@@ -35,11 +35,12 @@ class _Asked(NamedTuple):
 
 def prefer(start: Start, rows: Mapping[str, tuple[Row, ...]]) -> Preferred:
     """Pairs the rows with what failed runs of their example said: the program's own run, and its samples where
-    `sampled` is among the sources. Raises CompileError BTC408 where there is no pair at all.
+    `sampled` is among the sources and they fit the budget. Raises CompileError BTC408 where there is no pair at all.
     """
     train, weights = start.context.train, start.context.settings.weights
     traces = own_traces(start, train)
-    if "sampled" in weights.sources:
+    question = f"step {start.context.index} samples for pairs"
+    if "sampled" in weights.sources and start.context.budget.allows(question, weights.samples * len(train)):
         traces += sampled_traces(start, train)
     found = judged(start, traces, train)
     paired = {

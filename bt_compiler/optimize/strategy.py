@@ -28,6 +28,7 @@ from bt_compiler.graph.candidate import Candidate
 from bt_compiler.graph.program import Program
 from bt_compiler.optimize.accounts import Account, AccountedStore
 from bt_compiler.optimize.budget import LimitedBudget, Unlimited
+from bt_compiler.optimize.cold_start import least_runs
 from bt_compiler.optimize.journal import StepJournal
 from bt_compiler.optimize.prompts import prompts_step
 from bt_compiler.optimize.step import OptimizerStep, StepContext, StepResult
@@ -138,8 +139,10 @@ def run_strategy(task: StrategyTask, *, steps: Mapping[str, OptimizerStep] = STE
 def _fits(task: StrategyTask, number: int) -> bool:
     """Whether step `number` (from 0) fits the budget. Raises CompileError (BTC466) where the first does not."""
     kind, left = task.settings.strategy[number], len(task.settings.strategy) - number
-    name = f"step {number + 1} {kind}"
-    if task.budget.begin(name, steps_left=left, examples=len(task.splits.train)):
+    name, train = f"step {number + 1} {kind}", task.splits.train
+    limited = isinstance(task.budget, LimitedBudget)
+    least = least_runs(task.settings, train) if limited and kind == "weights" else len(train)
+    if task.budget.begin(name, steps_left=left, examples=least):
         return True
     if number == 0 and isinstance(task.budget, LimitedBudget):
         raise task.budget.too_small(kind)

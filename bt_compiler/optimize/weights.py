@@ -22,7 +22,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bt_compiler.canonical import seed_of
-from bt_compiler.data.example import content_of
+from bt_compiler.data.example import Example, content_of
 from bt_compiler.engine.executor import Engine
 from bt_compiler.engine.request import WeightHost, weight_host
 from bt_compiler.engine.scoring import evaluate
@@ -80,14 +80,20 @@ def weights_step(context: StepContext, candidate: Candidate) -> StepResult:
     if not lessons:
         raise _nothing_to_learn(context, collected)
     precision = _precision(context)
-    trained = [_Trained(lesson, _train(context, candidate, lesson, precision)) for lesson in lessons]
+    val = inner_split(context.train, context.settings.prompts, context.seed).val
+    kinds = _kinds(context, candidate, len(val))
+    keep = len(kinds) * len(val)
+    trained = [_Trained(lesson, _train(context, candidate, lesson, precision, keep)) for lesson in lessons]
     adapters = _adapters(context.program, candidate, trained)
-    choices = _choose(context, candidate, adapters)
+    choices = _choose(context, candidate, adapters, kinds, val)
     chosen = max(choices, key=lambda choice: choice[1].mean)[0]
     evidence = _evidence(context, collected, held_out, trained, choices, chosen)
     if pairs is not None:
         evidence["preference"] = dict(pairs)
-    if cut := _cut_short(context, trained):
+    cut = [*(f"rows from {name}" for name in collected.left_out), *_cut_epochs(context, trained)]
+    if len(kinds) == 1 and dict(candidate.prompts) != kinds[0]:
+        cut.append("the new weights with demos")
+    if cut:
         evidence["cut_short"] = cut
     return StepResult(candidate=chosen, kind="weights", evidence={**evidence, "precision": precision})
 
@@ -168,7 +174,8 @@ def _precision(context: StepContext) -> Precision:
     return found
 
 
-def _train(context: StepContext, candidate: Candidate, lesson: Lesson, precision: Precision) -> Training:
+def _train(context: StepContext, candidate: Candidate, lesson: Lesson, precision: Precision, keep: int) -> Training:
+    """`keep`: runs of an example that have to fit the step's share after it."""
     from bt_compiler.optimize.trainer import train_adapter
 
     settings = context.settings.weights
@@ -185,11 +192,11 @@ def _train(context: StepContext, candidate: Candidate, lesson: Lesson, precision
         progress=context.progress,
         start=start,
         precision=precision,
-        minutes=context.budget.minutes(f"step {context.index} training of {lesson.key}"),
+        minutes=context.budget.minutes(f"step {context.index} training of {lesson.key}", keep=keep),
     )
 
 
-def _cut_short(context: StepContext, trained: Sequence[_Trained]) -> list[str]:
+def _cut_epochs(context: StepContext, trained: Sequence[_Trained]) -> list[str]:
     """Trainings that neither their epochs nor their patience ended, but the time they were given; the budget is told.
 
     That follows from the losses, so that a resumed compile comes to the same.
@@ -230,14 +237,25 @@ def _adapters(program: Program, candidate: Candidate, trained: Sequence[_Trained
     return dict(sorted(adapters.items()))
 
 
-def _choose(
-    context: StepContext, candidate: Candidate, adapters: Mapping[str, Adapter]
-) -> list[tuple[Candidate, Report]]:
-    """The new weights with each kind of prompt, scored on the inner val; the shorter prompts first, to win ties."""
+def _kinds(context: StepContext, candidate: Candidate, val: int) -> list[Mapping[str, Prompt]]:
+    """The prompts to score the new weights with, the shorter first, to win ties; alone where the budget ends."""
     kinds: list[Mapping[str, Prompt]] = [without_demos(context.program, context.zero_shot)]
-    if dict(candidate.prompts) != kinds[0]:
-        kinds.append(candidate.prompts)
-    val = inner_split(context.train, context.settings.prompts, context.seed).val
+    if dict(candidate.prompts) == kinds[0]:
+        return kinds
+    if not context.budget.allows(f"step {context.index} scoring with demos", 2 * val):
+        context.progress.say("the new weights are scored without demos alone: with them does not fit the budget")
+        return kinds
+    return [*kinds, candidate.prompts]
+
+
+def _choose(
+    context: StepContext,
+    candidate: Candidate,
+    adapters: Mapping[str, Adapter],
+    kinds: Sequence[Mapping[str, Prompt]],
+    val: Sequence[Example],
+) -> list[tuple[Candidate, Report]]:
+    """The new weights with each kind of prompt, scored on the inner val."""
     found: list[tuple[Candidate, Report]] = []
     for prompts in kinds:
         tuned = Candidate(
@@ -248,16 +266,17 @@ def _choose(
             origin=f"step {context.index} weights",
         )
         context.progress.begin("scoring the new weights", len(val))
-        report = evaluate(
-            context.engine,
-            context.program,
-            tuned,
-            val,
-            context.metric,
-            split="val",
-            seed=context.seed,
-            progress=context.progress,
-        )
+        with context.budget.measured(len(val)):
+            report = evaluate(
+                context.engine,
+                context.program,
+                tuned,
+                val,
+                context.metric,
+                split="val",
+                seed=context.seed,
+                progress=context.progress,
+            )
         found.append((tuned, report))
     return found
 
@@ -274,8 +293,10 @@ def _tokens(report: Report) -> dict[str, float]:
 def _nothing_to_learn(context: StepContext, collected: Collected) -> CompileError:
     settings = context.settings
     tried = [f"`{source}`: {solved} of {examples} examples" for source, examples, solved in collected.tried]
+    tried += [f"`{source}` did not fit the budget" for source in collected.left_out]
     missing = [f"`{name}`" for name in ("sampled", "gold", "hinted", "teacher") if name not in settings.weights.sources]
     remedies = [
+        "give a larger `--budget`" if collected.left_out else "",
         f"add {', '.join(missing)} to `optimize.weights.sources`" if missing else "",
         f"lower `optimize.accept.at_least` ({settings.accept.at_least:g})",
         f"raise `optimize.weights.samples` ({settings.weights.samples})",

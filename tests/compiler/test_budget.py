@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from answering import Asked, RuleBackend, coin, truth, wrong
+from tiny_host import LendingBackend
 
 from bt_compiler.artifact import read_bundle
 from bt_compiler.compiler.compile import CompileSettings, compile_with
@@ -44,8 +45,10 @@ def run(tmp_path: Path) -> Compile:
     write_rows(tmp_path, train=50, dev=8, test=5)
     (tmp_path / "moods.yaml").write_text(SPEC)
 
-    def compiled(budget: str | None, *, cache: str = "cache", **settings: Any) -> Any:
-        backend = RuleBackend(rule=sometimes)
+    def compiled(
+        budget: str | None, *, cache: str = "cache", rule: Callable[[Asked], str] = sometimes, **settings: Any
+    ) -> Any:
+        backend = LendingBackend(rule=rule)
         folder = compile_with(
             tmp_path / "moods.yaml",
             CompileSettings(
@@ -174,6 +177,52 @@ def test_time_is_not_learnt_from_the_few_answers_that_a_cache_lacked(tmp_path: P
         assert budget.informed
         assert budget.begin("step 1", steps_left=1, examples=29), "100 less the 21 spent and 10 times 2 are 59"
         assert budget.allows("more", 29) and not budget.allows("yet more", 30)
+        assert budget.minutes("training", keep=0) == 59
+        assert budget.minutes("training that is scored", keep=20) == 19
+
+
+WEIGHTS = [
+    "optimize.strategy=[weights]",
+    "optimize.weights={sources: [sampled, gold], samples: 24, epochs: 1, r: 2}",
+]
+
+
+def test_rows_that_do_not_fit_the_budget_are_left_out(run: Compile) -> None:
+    """Gold rows ask nothing; 24 samples of 50 examples would be 1200 calls."""
+    folder, backend = run("200 s", overrides=WEIGHTS)
+    (step,) = json.loads((folder / "report.json").read_text())["steps"]
+    assert [tried["source"] for tried in step["evidence"]["tried"]] == ["gold"]
+    assert step["evidence"]["cut_short"] == ["rows from sampled"]
+    assert len(backend.asked) <= 200
+    assert strategy_of(run("200 s", overrides=WEIGHTS)[0]) == ["weights"]
+    more, backend = run("10 h", overrides=WEIGHTS)
+    evidence = json.loads((more / "report.json").read_text())["steps"][0]["evidence"]
+    assert "cut_short" not in evidence and len(backend.asked) > 1000
+    digest = read_bundle(more).manifest.digest
+    assert read_bundle(run(None, overrides=WEIGHTS, fresh=True)[0]).manifest.digest == digest
+
+
+def test_a_weights_step_begins_only_where_its_least_work_fits(run: Compile) -> None:
+    sampled = [WEIGHTS[0], WEIGHTS[1].replace("[sampled, gold]", "[sampled]")]
+    with pytest.raises(CompileError, match=r"BTC466.*too small for the first step, `weights`"):
+        run("200 s", overrides=sampled)
+
+
+def test_new_weights_are_scored_with_demos_only_where_that_fits(run: Compile) -> None:
+    both = ["optimize.strategy=[prompts, weights]", WEIGHTS[1].replace("[sampled, gold]", "[gold]")]
+    for limit, kinds, cut in (("180 s", 1, ["the new weights with demos"]), ("10 h", 2, None)):
+        folder, _ = run(limit, overrides=both)
+        evidence = json.loads((folder / "report.json").read_text())["steps"][1]["evidence"]
+        assert (len(evidence["choice"]), evidence.get("cut_short")) == (kinds, cut)
+
+
+def test_a_step_without_rows_says_which_the_budget_left_out(run: Compile) -> None:
+    """At most 50 own runs fit, and they solve nothing."""
+    own = [WEIGHTS[0], WEIGHTS[1].replace("[sampled, gold]", "[self, sampled]")]
+    with pytest.raises(CompileError, match="BTC401") as caught:
+        run("200 s", overrides=own, rule=lambda asked: f"Mood: {wrong(asked.value('Text'))}")
+    assert "`sampled` did not fit the budget" in caught.value.diagnostics[0].notes
+    assert "give a larger `--budget`" in str(caught.value.diagnostics[0].help)
 
 
 def test_a_budget_too_small_for_the_first_step_says_what_it_costs(run: Compile) -> None:
