@@ -307,7 +307,8 @@ def test_signature_text() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "question", "a -> b -> c", "-> b", "a ->", "a, -> b", "a, a -> b", "1a -> b", "a: strng -> b", "a: -> b"],
+    ["", "question", "a -> b -> c", "-> b", "a ->", "a, -> b", "a, a -> b", "1a -> b", "a: strng -> b", "a: -> b"]
+    + [f'a -> b: enum("{quoted}", c)' for quoted in (r"a\d", r"\ud800", r"\u12")],
 )
 def test_signature_text_that_cannot_be_read(text: str) -> None:
     with pytest.raises(TypeSyntaxError):
@@ -316,7 +317,7 @@ def test_signature_text_that_cannot_be_read(text: str) -> None:
 
 @given(
     st.text()
-    | st.lists(st.sampled_from(["->", ",", ":", "[", "]", "a", "str", "|", " ", "enum(", ")", '"'])).map("".join)
+    | st.lists(st.sampled_from(["->", ",", ":", "[", "]", "a", "str", "|", " ", "enum(", ")", '"', "\\"])).map("".join)
 )
 def test_any_signature_text_is_read_or_refused(text: str) -> None:
     try:
