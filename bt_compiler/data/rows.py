@@ -116,6 +116,8 @@ def _read(
             continue
         try:
             value = row.values.get(column)
+            if value == "" and table.header is not None and _takes_null(item.type):
+                value = None  # a CSV has no other way to leave a value out
             how = wanted.extract.get(item.name)
             if how is not None and not (value is None and _takes_null(item.type)):
                 value = extracted(value, how)

@@ -95,6 +95,9 @@ def test_json_equality(output: Any, label: Any, expected: float) -> None:
     [
         ("json", "{}", "{broken", "is not JSON"),
         ("contains", "x", "the", "no word"),
+        ("contains", "none of these", None, "the label is null"),
+        ("contains", "x", ["x", None], "the label is null"),
+        ("answer_in_passages", "x", None, "the label is null"),
         ("f1", ["x"], "x", "F1 compares texts"),
         ("set_overlap", "x", ["x"], "the output is of type `str`"),
         ("list_overlap", ["x"], "x", "the label is of type `str`"),
