@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,7 @@ def build_retrievers(spec: Spec, findings: Findings) -> tuple[RetrieverSection, 
     what a module ranks.
     """
     written = spec.get(("retrievers",), {})
-    sections = tuple(_retriever(spec, name) for name in written)
+    sections = _numbered_apart(tuple(_retriever(spec, name) for name in written))
     by_name = {section.name: section for section in sections}
     for section in sections:
         for number, name in enumerate(section.of):
@@ -176,6 +177,26 @@ def build_retrievers(spec: Spec, findings: Findings) -> tuple[RetrieverSection, 
                 message = f"the passages of `{name}` are ranked by a module, so that no retriever can be made of it"
                 findings.add("BTC388", message, place, help="name what it is made of, and rank last")
     return sections
+
+
+def _numbered_apart(sections: tuple[RetrieverSection, ...]) -> tuple[RetrieverSection, ...]:
+    """Where row numbers are ids and there are other passages, the numbers get the name of the first retriever over
+    that file: passages of one id are taken for one, whether a `hybrid` finds them, a loop collects or `known` has them.
+    """
+    sources: dict[tuple[str, str | None], str] = {}
+    for section in sections:
+        if section.corpus is not None:
+            sources.setdefault((section.corpus.path, section.corpus.id), section.name)
+        elif not section.of:  # a server
+            sources[section.name, None] = section.name
+    if len(sources) < 2:
+        return sections
+    return tuple(
+        section
+        if section.corpus is None or section.corpus.id is not None
+        else replace(section, corpus=replace(section.corpus, prefix=f"{sources[section.corpus.path, None]}:"))
+        for section in sections
+    )
 
 
 def _reaches(start: str, goal: str, by_name: Mapping[str, RetrieverSection]) -> bool:

@@ -37,7 +37,9 @@ class PluginMetric:
     binary: bool = False
 
     def score(self, example: Example, trace: Trace) -> float:
-        """See `Metric`. Raises `ExampleError` BTC356 where the function raises or gives no number, or no 0 or 1 where it is binary."""
+        """See `Metric`. Raises `ExampleError` BTC356 where the function raises, gives no number, or, where it is
+        binary, neither 0 nor 1.
+        """
         try:
             found = self.function(
                 inputs=example.inputs,

@@ -127,7 +127,7 @@ def _passage(section: CorpusSection, name: str, row: Row, columns: tuple[str, ..
     title_column = section.title or ("title" if "title" in row.values else None)
     title = value(title_column) if title_column else ""
     if section.id is None:
-        return Text(str(number), title, text)
+        return Text(f"{section.prefix}{number}", title, text)
     identity = value(section.id)
     if not identity:
         message = f"the passage has no `{section.id}` to identify it by"
