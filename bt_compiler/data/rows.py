@@ -12,7 +12,7 @@ from bt_compiler.data.files import header_is_data
 from bt_compiler.data.table import Row, Table, cut_short
 from bt_compiler.diagnostics import Diagnostic, did_you_mean
 from bt_compiler.errors import DataError
-from bt_compiler.spec import Field, Type, convert, show_type
+from bt_compiler.spec import Field, Type, convert, convert_text, show_type
 from bt_compiler.spec.sections import Extraction
 
 
@@ -116,12 +116,14 @@ def _read(
             continue
         try:
             value = row.values.get(column)
-            if value == "" and table.header is not None and _takes_null(item.type):
+            of_csv = table.header is not None
+            if value == "" and of_csv and _takes_null(item.type):
                 value = None  # a CSV has no other way to leave a value out
             how = wanted.extract.get(item.name)
             if how is not None and not (value is None and _takes_null(item.type)):
                 value = extracted(value, how)
-            values[item.name] = convert(value, item.type)
+            unquoted = isinstance(value, str) and (of_csv or how is not None)
+            values[item.name] = (convert_text if unquoted else convert)(value, item.type)
         except ValueError as error:
             shown = show_type(item.type)
             detail = str(error)

@@ -125,6 +125,15 @@ def test_an_empty_cell_of_a_csv_is_null_where_that_is_allowed(tmp_path: Path) ->
     assert example.labels["due"] == "", "JSON has null for what is not there"
 
 
+def test_a_cell_is_a_number_where_it_may_be_one(tmp_path: Path) -> None:
+    labels = (Field(name="due", type=Type(kind="union", options=(INT, STR))),)
+    for name, rows in (("a.csv", "text,due\na,5\nb,soon\n"), ("a.jsonl", '{"text": "a", "due": "5"}\n')):
+        (tmp_path / name).write_text(rows, encoding="utf-8")
+    sources = [SourceSection(path=str(tmp_path / name)) for name in ("a.csv", "a.jsonl")]
+    cells, quoted = (load_examples(source, columns={}, inputs=INPUTS, labels=labels) for source in sources)
+    assert [example.labels["due"] for example in (*cells, *quoted)] == [5, "soon", "5"]
+
+
 def test_only_what_is_asked_for_is_read(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("body,label,length,extra\nhello,a,long,x\n")

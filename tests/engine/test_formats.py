@@ -16,7 +16,7 @@ from bt_compiler.graph import lower_with_warnings
 from bt_compiler.graph.candidate import Demo, Prompt
 from bt_compiler.graph.program import Module
 from bt_compiler.spec import build_sections, load_spec
-from bt_compiler.spec.types import BOOL, FLOAT, PASSAGES, STR, Field, Type
+from bt_compiler.spec.types import BOOL, FLOAT, INT, PASSAGES, STR, Field, Type
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "golden"
@@ -195,6 +195,14 @@ def test_what_does_not_fit_is_an_error_of_the_example(text):
     made = module({"q": STR}, {"answer": STR, "species": SPECIES})
     with pytest.raises(ExampleError, match=r"BTC522: the completion of module `m` does not fit"):
         load_format("fields").parse(made, text)
+
+
+def test_a_union_reads_the_same_from_lines_and_json():
+    either = Type(kind="union", options=(INT, STR))
+    made = module({"question": STR}, {"answer": either, "other": either})
+    expected = {"answer": 5, "other": "five"}
+    assert load_format("fields").parse(made, "Answer: 5\nOther: five") == expected
+    assert load_format("json").parse(made, '{"answer": 5, "other": "five"}') == expected
 
 
 @pytest.mark.parametrize(
