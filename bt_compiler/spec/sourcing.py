@@ -10,7 +10,7 @@ from typing import Any
 
 from bt_compiler.diagnostics import did_you_mean
 from bt_compiler.spec.declared import type_finding
-from bt_compiler.spec.document import Spec
+from bt_compiler.spec.document import Spec, names_path
 from bt_compiler.spec.optimizing import REMOTE_ENGINES, Findings
 from bt_compiler.spec.sections import (
     Condition,
@@ -245,13 +245,4 @@ def model_id(spec: Spec, place: Place, written: str, engine: str = "transformers
     if spec.get(at) is None:
         return written
     path = Path(spec.file(at))
-    if written.startswith(("/", "./", "../", "~/")) or _exists(path):
-        return str(path)
-    return written
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a name too long for a file system is no file's
-        return False
+    return str(path) if names_path(written, path) else written
