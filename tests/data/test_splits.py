@@ -103,6 +103,16 @@ def test_a_dev_that_is_split_off_keeps_the_order_of_the_file(tmp_path: Path) -> 
     assert sorted(texts(splits.train) + texts(splits.dev)) == names
 
 
+def test_a_dev_that_is_split_off_has_the_labels_in_proportion(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    rows = [{"text": f"text {number}", "label": "a" if number % 4 else "b"} for number in range(160)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    data = DataSection(path=SourceSection(path=str(path)), split={"train": 0.5, "test": 0.5}, stratify="label")
+    splits = load_splits(data, inputs=INPUTS, labels=LABELS)
+    counts = [Counter(example.labels["label"] for example in part) for part in splits]
+    assert counts == [{"a": 45, "b": 15}, {"a": 15, "b": 5}, {"a": 60, "b": 20}]
+
+
 def test_an_empty_cell_of_a_csv_is_null_where_that_is_allowed(tmp_path: Path) -> None:
     maybe = Type(kind="union", options=(STR, NULL))
     number = Type(kind="union", options=(INT, NULL))
