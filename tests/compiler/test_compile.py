@@ -114,6 +114,30 @@ def test_the_same_command_again_is_up_to_date(run: Compile) -> None:
     assert any("up to date" in line for line in said)
 
 
+def test_another_place_of_the_model_is_written_into_the_bundle_without_a_call(run: Compile, tmp_path: Path) -> None:
+    def served(port: int) -> tuple[str, ...]:
+        return (f"model={{id: rule, engine: openai, endpoints: ['http://127.0.0.1:{port}/v1']}}",)
+
+    digest, _, _ = run(overrides=served(8001))
+    again, backend, said = run(overrides=served(8002), cache="none")
+    assert (again, backend.asked) == (digest, [])
+    assert not any("up to date" in line or "starting over" in line for line in said)
+    assert "127.0.0.1:8002" in (tmp_path / "artifacts" / "bundle" / "spec.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        "{kind: weighted, output: mood, parts: [{kind: accuracy, weight: 0.9}, {kind: cost, count: calls, at_most: 2, "
+        "weight: 0.1}]}",
+        "{kind: length, output: mood, at_most: 1}",
+    ],
+)
+def test_metrics_of_an_enum_without_one_label_write_a_bundle_too(run: Compile, tmp_path: Path, metric: str) -> None:
+    run(overrides=("metric=null", f"metric={metric}", "optimize.strategy=[]"))
+    assert json.loads((tmp_path / "artifacts" / "bundle" / "report.json").read_text())["confusion"] is None
+
+
 def test_fresh_compiles_again_to_the_same_digest(run: Compile) -> None:
     digest, first, _ = run()
     again, backend, said = run(fresh=True, cache="other-cache")

@@ -86,6 +86,17 @@ def test_gold_rows_carry_the_label(journal: Journal) -> None:
     )
 
 
+def test_of_several_accepted_answers_gold_rows_teach_the_first_that_fits(journal: Journal) -> None:
+    several = [["awful", item.labels["mood"], "well"] for item in TRAIN]
+    several[0] = ["awful"]
+    train = [replace(item, labels={"mood": label}) for item, label in zip(TRAIN, several, strict=True)]
+    context = context_of(RuleBackend(rule=always_good), journal, train=train, settings=settings("gold"))
+    found = collected(context)
+    assert {id: rows[0].completion for id, rows in found.rows.items()} == {
+        item.id: f"Mood: {item.labels['mood']}" for item in TRAIN[1:]
+    }
+
+
 def test_sampled_rows_are_accepted_repeats_at_temperature(journal: Journal) -> None:
     seen: list[tuple[float, int]] = []
 
