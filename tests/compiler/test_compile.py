@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from answering import Asked, Killed, RuleBackend, coin, truth, wrong
+from said import Said
 
 import bt_compiler.compiler.compile as story
 from bt_compiler.artifact.bundle import read_bundle
@@ -33,20 +34,6 @@ modules:
 metric: {kind: accuracy, output: mood}
 optimize: {strategy: [prompts, prompts], prompts: {candidates: 2}}
 """
-
-
-class Lines:
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def begin(self, label: str, total: int | None) -> None: ...
-
-    def advance(self, units: int = 1, note: str = "") -> None: ...
-
-    def say(self, line: str) -> None:
-        self.said.append(line)
 
 
 def sometimes(asked: Asked) -> str:
@@ -74,7 +61,7 @@ def run(spec: Path, tmp_path: Path) -> Compile:
 
     def compiled(out: str = "bundle", *, die_after: int | None = None, cache: str = "cache", **settings: Any) -> Any:
         backend = RuleBackend(rule=sometimes, die_after=die_after)
-        lines = Lines()
+        lines = Said()
         folder = compile_with(
             spec,
             CompileSettings(
@@ -86,7 +73,7 @@ def run(spec: Path, tmp_path: Path) -> Compile:
             ),
         )
         assert backend.closed or not backend.asked
-        return read_bundle(folder).manifest.digest, backend, lines.said
+        return read_bundle(folder).manifest.digest, backend, lines.lines
 
     return compiled
 
