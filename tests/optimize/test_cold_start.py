@@ -23,7 +23,7 @@ from bt_compiler.engine.executor import Engine
 from bt_compiler.errors import CompileError
 from bt_compiler.graph.candidate import Candidate
 from bt_compiler.graph.program import Program
-from bt_compiler.optimize.cold_start import Collected, Start, collect
+from bt_compiler.optimize.cold_start import Collected, Start, Unseen, collect, unseen_values
 from bt_compiler.optimize.hints import contains_label
 from bt_compiler.optimize.journal import Journal
 from bt_compiler.optimize.rows import row_writer
@@ -75,6 +75,13 @@ def test_the_order_is_that_of_the_spec(journal: Journal) -> None:
     found = collected(context_of(backend, journal, train=TRAIN, settings=settings("gold", "self")))
     assert [tuple(tried) for tried in found.tried] == [("gold", 12, 12)]
     assert not backend.asked
+
+
+def test_answers_that_no_row_shows_are_told(journal: Journal) -> None:
+    context = context_of(RuleBackend(rule=always_good), journal, train=TRAIN, settings=settings("self"))
+    rows = collected(context).rows
+    assert unseen_values(context.program, TRAIN, rows) == [Unseen("mood", "bad", 6)]
+    assert unseen_values(context.program, TRAIN, [*rows, TRAIN[1].id]) == []
 
 
 def test_gold_rows_carry_the_label(journal: Journal) -> None:
