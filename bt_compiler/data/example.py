@@ -24,7 +24,7 @@ class Example:
     @property
     def content(self) -> str:
         """The id without the number of the copy: equal for exact copies."""
-        return self.id[:_ID_DIGITS]
+        return content_of(self.id)
 
 
 class Splits(NamedTuple):
@@ -33,6 +33,16 @@ class Splits(NamedTuple):
     train: tuple[Example, ...]
     dev: tuple[Example, ...]
     test: tuple[Example, ...]
+
+
+def content_of(id: str) -> str:
+    """What the ids of exact copies have in common."""
+    return id[:_ID_DIGITS]
+
+
+def copies(one: str | None, other: str) -> bool:
+    """Whether these are the ids of exact copies, or of one example; None is that of no example."""
+    return one is not None and content_of(one) == content_of(other)
 
 
 def make_example(inputs: Mapping[str, Any], labels: Mapping[str, Any], *, copy: int = 1) -> Example:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from bt_compiler.canonical import seed_of
-from bt_compiler.data.example import Example
+from bt_compiler.data.example import Example, copies
 from bt_compiler.engine.cache import request_key
 from bt_compiler.engine.confidence import check_scoring
 from bt_compiler.engine.formats import load_format
@@ -68,8 +68,8 @@ class Engine:
         Then the same of each candidate of `beside`; they run at once, so that batches are full.
         The result is a function of (program, candidate, examples, seed, repeats, temperature) and the backends'
         identities; not of the order in which completions come. `temperature` overrides every module's own. With
-        `leave_own_demo_out`, demos that come from an example are not shown to that example. `progress.advance` is
-        called once a trace; the caller begins the stretch. Raises BackendError.
+        `leave_own_demo_out`, demos that come from an example are not shown to that example, nor to its exact copies.
+        `progress.advance` is called once a trace; the caller begins the stretch. Raises BackendError.
         """
         execution = Execution(
             engine=self,
@@ -206,7 +206,7 @@ class Execution:
         if not self._leave_own_demo_out:
             return prompts
         return {
-            name: replace(prompt, demos=tuple(demo for demo in prompt.demos if demo.example != example.id))
+            name: replace(prompt, demos=tuple(demo for demo in prompt.demos if not copies(demo.example, example.id)))
             for name, prompt in prompts.items()
         }
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bt_compiler.canonical import canonical_json, digest, seed_of
+from bt_compiler.data.example import copies
 from bt_compiler.engine.formats import Format, load_format
 from bt_compiler.engine.request import PromptText
 from bt_compiler.engine.trace import Trace
@@ -77,7 +78,7 @@ class RowWriter:
         Raises ExampleError where the inputs cannot be rendered.
         """
         prompt = self.prompts[module.name]
-        others = replace(prompt, demos=tuple(demo for demo in prompt.demos if demo.example != example))
+        others = replace(prompt, demos=tuple(demo for demo in prompt.demos if not copies(demo.example, example)))
         form = self.formats[module.format]
         rendered = form.render(module, others, inputs)
         completion = form.completion(module, outputs)

@@ -4,8 +4,8 @@ What it does is chosen by a word in the last turn: `hang`, `flaky` (500, then we
 then well), `hidden` (an error inside a 200), `nonsense`, `broken` (always 500), `long` (400), `filtered`, `empty`,
 `halfway` (half an answer, then silence). An adapter with `sleeper` in its name answers as the base model does.
 Paths: `/v1` (vLLM's ways), `/secret/v1` (wants a key), `/plain/v1` (knows no structured outputs, no adapters, no list
-of models). `GET /log` tells what came in, `POST /forget` does to adapters what a restart does. With a second argument
-the server's base model is another one.
+of models), `/down/v1` (always 502), `/strict/v1` (always 400). `GET /log` tells what came in, `POST /forget` does to
+adapters what a restart does. With a second argument the server's base model is another one.
 """
 
 from __future__ import annotations
@@ -77,6 +77,10 @@ async def answer(path: str, body: dict[str, Any], key: str | None) -> Any:
     seen[text] += 1
     if path.startswith("secret") and key != "Bearer open-sesame":
         return error(401, "invalid key")
+    if path.startswith("down"):
+        return Response("bad gateway", status_code=502, media_type="text/plain")
+    if path.startswith("strict"):
+        return error(400, "top_p is not supported here")
     if path.startswith("plain") and ("structured_outputs" in body or "response_format" in body):
         return error(400, "Unrecognized request argument supplied: structured_outputs")
     if body["model"] != "lm" and body["model"] not in adapters:

@@ -289,6 +289,10 @@ def test_an_examples_own_demo_is_left_out_of_its_prompt_alone():
     Engine(backends={"default": backend}).run(program, candidate, rows, leave_own_demo_out=True)
     shown = [re.findall(r"t\d", " ".join(turn.content for turn in r.prompt.messages)) for r in backend.requests]
     assert shown == [["t1", "t0"], ["t0", "t1"], ["t0", "t1", "t2"]]
+    backend.requests.clear()
+    copy = replace(rows[0], id=f"{rows[0].id}.2")
+    Engine(backends={"default": backend}).run(program, candidate, [copy], leave_own_demo_out=True)
+    assert "t1" in (asked := str(backend.requests[0].prompt)) and asked.count("t0") == 1, "an exact copy is no other"
 
 
 class Loose(ScriptedBackend):

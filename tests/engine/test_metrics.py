@@ -98,6 +98,12 @@ def test_a_text_without_number_has_none() -> None:
     assert last_number("forty-two") is None
 
 
+@pytest.mark.parametrize("text", ["1e9999999", "1e-9999999", "1e99999999999999999999999", "9" * 500])
+def test_what_no_float_reaches_is_no_number(text: str) -> None:
+    assert last_number(text) is None
+    assert score("numeric", text, 3) == 0
+
+
 @pytest.mark.parametrize(
     ("output", "label", "options", "expected"),
     [

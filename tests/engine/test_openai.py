@@ -154,6 +154,24 @@ def test_lasting_troubles_end_the_example_alone(server, word, code, said, tries)
     assert sum(f"{word} forever" in str(one["body"]) for one in log(server)["requests"]) == tries
 
 
+@pytest.mark.parametrize(("path", "said"), [("down", "502: bad gateway"), ("strict", "top_p is not supported")])
+def test_a_server_that_answers_nothing_ends_the_run_instead_of_the_examples(server, path, said):
+    for of in (LABEL, replace(LABEL, format="completion")):
+        with pytest.raises(BackendError, match=r"BTC597(.|\n)*answers no request") as caught:
+            run(opened(f"{server}/{path}/v1"), "one", "two", of=of)
+        assert said in str(caught.value)
+
+
+def test_a_broken_endpoint_beside_a_sound_one_ends_nothing(server):
+    traces = run(opened(f"{server}/down/v1", f"{server}/v1", batch=4), *[f"beside {n}" for n in range(6)])
+    assert [trace.outputs for trace in traces] == [{"species": "setosa"}] * 6
+
+
+def test_an_example_alone_that_no_server_answers_is_the_only_one_to_fail(server):
+    (trace,) = run(opened(f"{server}/v1"), "broken alone")
+    assert trace.error is not None and trace.error.code == "BTC532"
+
+
 def test_an_answer_outside_the_grammar_is_asked_for_once_more(server):
     (trace,) = run(opened(f"{server}/v1"), "ignores constraints")
     assert trace.outputs == {"species": "setosa"}
@@ -273,7 +291,12 @@ def test_the_key_comes_from_the_environment_and_is_never_in_an_error(server, mon
     with pytest.raises(BackendError, match="BTC529") as caught:
         open_section(secret)
     assert "wrong-and-private" not in str(caught.value)
-    monkeypatch.setenv("BTC_TEST_KEY", "open-sesame")
+    for unfit in ("open-sesame\nsecond line", "open–sesame", "  \n"):
+        monkeypatch.setenv("BTC_TEST_KEY", unfit)
+        with pytest.raises(BackendError, match="BTC533") as caught:
+            open_section(secret)
+        assert "sesame" not in str(caught.value)
+    monkeypatch.setenv("BTC_TEST_KEY", "open-sesame\n")  # as files of secrets end
     backend = open_section(secret)
     assert run(backend, "with key")[0].outputs == {"species": "setosa"}
     shown = repr([backend.identity(), backend.facts(), vars(backend), vars(vars(backend)["_connections"])])

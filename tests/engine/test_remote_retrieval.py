@@ -210,6 +210,13 @@ def test_a_server_that_fails_later_stops_the_work_and_may_come_back(server: Serv
         assert caught.value.diagnostics[0].code == code
 
 
+def test_a_key_that_no_header_can_carry_is_never_shown(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BTC_TEST_KEY", "private\nlines")
+    with pytest.raises(BackendError, match="BTC383") as caught:
+        opened(section(server, api_key={"env": "BTC_TEST_KEY"}))
+    assert "private" not in str(caught.value)
+
+
 def test_lists_of_sentences_are_joined_as_in_a_corpus(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(STORED[0], "text", ["One.", "Two."])
     assert opened(section(server)).search(["x"], 1)[0][0]["text"] == "One. Two."

@@ -1,9 +1,16 @@
+from dataclasses import replace
+
 import pytest
 from answering import examples
 
+from bt_compiler.data.example import Example, make_example
 from bt_compiler.errors import CompileError
 from bt_compiler.optimize.inner import inner_split
 from bt_compiler.spec.sections import PromptsSection
+
+
+def loaded(count: int) -> list[Example]:
+    return [make_example({"text": str(number)}, {}) for number in range(count)]
 
 
 def test_thirty_percent_give_demos_and_the_rest_choose() -> None:
@@ -26,6 +33,16 @@ def test_membership_follows_content_and_seed_not_order() -> None:
     assert {one.id for one in forward.train} == {one.id for one in backward.train}
     other = inner_split(given, PromptsSection(), 2)
     assert {one.id for one in forward.train} != {one.id for one in other.train}
+
+
+def test_exact_copies_of_what_gives_demos_do_not_choose() -> None:
+    given = [replace(one, id=f"{one.id}{copy}") for one in loaded(12) for copy in ("", ".2")]
+    train, val = inner_split(given, PromptsSection(train=7, val=17), 0)
+    assert len(train) == 7
+    assert not {one.content for one in train} & {one.content for one in val}
+    assert len(train) + len(val) == 23  # the copy of the seventh does neither
+    with pytest.raises(CompileError, match="BTC450"):
+        inner_split(given[:2], PromptsSection(), 0)
 
 
 @pytest.mark.parametrize(

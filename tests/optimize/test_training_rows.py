@@ -138,6 +138,10 @@ def test_validation_follows_from_ids_and_seed_and_leaves_something_to_learn() ->
     assert held != validation_examples(ids, 0.2, 4)
     assert validation_examples(["only"], 0.9, 1) == frozenset()
     assert validation_examples([], 0.2, 1) == frozenset()
+    copied = [f"{number:016d}{copy}" for number in range(20) for copy in ("", ".2")]
+    held = validation_examples(copied, 0.2, 3)
+    assert 7 <= len(held) <= 8
+    assert not {id[:16] for id in held} & {id[:16] for id in copied if id not in held}
 
 
 class TellingApart(RuleBackend):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,6 +9,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from bt_compiler.diagnostics import did_you_mean
+from bt_compiler.engine.keys import read_key
 from bt_compiler.engine.progress import Progress
 from bt_compiler.engine.request import Backend
 from bt_compiler.errors import BackendError, SpecError
@@ -103,14 +103,11 @@ def _openai(section: ModelSection, around: Surroundings) -> Backend:
         )
     key = None
     if section.api_key_env is not None:
-        key = os.environ.get(section.api_key_env)
-        if not key:
-            raise BackendError.of(
-                "BTC533",
-                f"the environment variable `{section.api_key_env}` is not set",
-                span=section.span,
-                help="set it to the key of the server; keys are never written in a spec",
-            )
+        try:
+            key = read_key(section.api_key_env)
+        except ValueError as error:
+            help = "set it to the key of the server; keys are never written in a spec"
+            raise BackendError.of("BTC533", str(error), span=section.span, help=help) from error
     weights = None
     if section.weights is not None:
         missing = [name for name in ("torch", "transformers", "peft") if find_spec(name) is None]

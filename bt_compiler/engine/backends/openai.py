@@ -21,7 +21,7 @@ from bt_compiler.diagnostics import did_you_mean
 from bt_compiler.engine.backends.fleet import Fleet
 from bt_compiler.engine.backends.served_adapters import ServedAdapters
 from bt_compiler.engine.backends.wire import LONGEST_WAIT, Again, body_of, key_refused, path_of, read
-from bt_compiler.engine.request import Completion, Finished, PromptText, Request, WeightHost
+from bt_compiler.engine.request import Completion, Finished, Message, PromptText, Request, WeightHost
 from bt_compiler.errors import BackendError, ExampleError
 
 if TYPE_CHECKING:
@@ -103,6 +103,7 @@ class OpenAIBackend:
         self._headers = httpx.Headers({"Authorization": f"Bearer {api_key}"} if api_key else {})  # hides it when shown
         self.context_window = self._ask_windows()
         self._refused: frozenset[str] = frozenset()
+        self._answered = 0
         self._tasks: dict[str, Future[Result]] = {}
         self._ended: SimpleQueue[tuple[str, Future[Result]]] = SimpleQueue()
         self._connections = Connections(headers=self._headers, timeout=self._patience.timeout)
@@ -180,28 +181,46 @@ class OpenAIBackend:
         self._loop.close()
 
     async def _complete(self, request: Request) -> Result:
-        """One request with its retries. Raises BackendError.
+        """One request with its retries. Raises BackendError, also where no request is answered any more: what servers
+        that are broken do not answer is no fault of the example.
 
         Where another endpoint is up it is asked at once; waiting is for those that were asked before. What a server
         refuses for its load does not count as a try, for the fleet waits as long as the server says.
         """
         prefix = _prefix(request)
-        seen, avoid, why = _Tries(self._patience), set[str](), ""
-        while not seen.over():
+        answered, endpoint = self._answered, ""
+        seen, avoid, answer = _Tries(self._patience), set[str](), Again(why="")
+        while not (seen.over() or answer.refused):
             endpoint = await self._fleet.take(prefix, avoid, adapted=request.adapter is not None)
-            answer = await self._once(request, endpoint, seen)
-            if not isinstance(answer, Again):
-                return answer
-            why = answer.why
+            found = await self._once(request, endpoint, seen)
+            if not isinstance(found, Again):
+                self._answered += 1
+                return found
+            answer = found
             avoid.add(endpoint)
-            if self._fleet.others(avoid):
+            if answer.refused or self._fleet.others(avoid):
                 continue
             avoid.clear()
             if answer.after is None and not seen.over():
                 await asyncio.sleep(min(self._patience.backoff * 2 ** (seen.failed - 1), LONGEST_WAIT))
         if seen.only_unreachable():
-            raise _unreachable(self._endpoints, why)
-        return ExampleError("BTC532", f"the server gave no completion: {why}")
+            raise _unreachable(self._endpoints, answer.why)
+        if self._answered == answered and not await self._answers(request, endpoint):
+            raise _broken(endpoint, answer.why)
+        if answer.refused:
+            return ExampleError("BTC534", answer.why)
+        return ExampleError("BTC532", f"the server gave no completion: {answer.why}")
+
+    async def _answers(self, request: Request, endpoint: str) -> bool:
+        """Whether the endpoint answers a short prompt that is otherwise asked for as the request is."""
+        import httpx
+
+        short = PromptText(messages=(Message(role="user", content="Hello."),))
+        prompt = PromptText(text="Hello.") if request.prompt.text is not None else short
+        try:
+            return not isinstance(await self._answer(replace(request, prompt=prompt), endpoint), Again)
+        except httpx.TransportError:
+            return False
 
     async def _once(self, request: Request, endpoint: str, seen: _Tries) -> Result | Again:
         """One try at one endpoint, whose place is given back. Raises BackendError."""
@@ -297,6 +316,14 @@ def _windows(response: httpx.Response, model: str, endpoint: str) -> list[int]:
         )
     window = listed.get(model)
     return [int(window)] if window else []
+
+
+def _broken(endpoint: str, why: str) -> BackendError:
+    return BackendError.of(
+        "BTC597",
+        f"the server at {endpoint} answers no request: {why}",
+        help="look at its log, and at that of a proxy before it; the same command goes on from here",
+    )
 
 
 def _unreachable(endpoints: Sequence[str], why: str) -> BackendError:

@@ -32,6 +32,8 @@ class Again:
     """Kind of constraint that the server does not take: the next try leaves it out."""
     overloaded: bool = False
     """Whether the server was asked too much."""
+    refused: bool = False
+    """Whether this server will not answer the request however often it is asked."""
 
 
 def path_of(request: Request) -> str:
@@ -115,7 +117,7 @@ def _completion(data: Mapping[str, Any], request: Request) -> Completion | Again
     )
 
 
-def _refusal(response: httpx.Response, request: Request, served: str) -> Again | ExampleError:
+def _refusal(response: httpx.Response, request: Request, served: str) -> Again:
     status, said = response.status_code, _said(response)
     if status in (401, 403):
         raise key_refused(str(response.request.url), status)
@@ -133,7 +135,7 @@ def _refusal(response: httpx.Response, request: Request, served: str) -> Again |
     words = ("structured_outputs", "response_format", "regex", "grammar", "schema", "unrecognized", "extra_forbidden")
     if status in (400, 422) and kind is not None and any(word in said.lower() for word in words):
         return Again(why=f"status {status}: {said}", after=0.0, without=kind)
-    return ExampleError("BTC534", f"the server refused a request with status {status}: {said}")
+    return Again(why=f"the server refused a request with status {status}: {said}", refused=True)
 
 
 def key_refused(url: str, status: int) -> BackendError:

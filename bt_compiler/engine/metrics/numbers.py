@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from bt_compiler.engine.metrics.metric import Compare, OptionError, quoted, type_name
@@ -17,16 +17,24 @@ _NUMBER = re.compile(
         (?:[eE][-+]?\d+(?!\w))?""",
     re.VERBOSE,
 )
+_LARGEST = 400
+"""Power of ten, either way, beyond which nothing is taken for a number: floats end at 308."""
 
 
 def last_number(text: str) -> Decimal | None:
-    """The last number in a text, thousands separators and currency signs read over; None without one."""
+    """The last number in a text, thousands separators and currency signs read over; None without one, or where it is
+    beyond what floats reach.
+    """
     found = None
     for match in _NUMBER.finditer(text):
         found = match.group()
     if found is None:
         return None
-    return Decimal(re.sub(r"[,$€£\s]", "", found).replace("−", "-"))
+    try:
+        number = Decimal(re.sub(r"[,$€£\s]", "", found).replace("−", "-"))
+    except InvalidOperation:  # an exponent of more digits than there are numbers for
+        return None
+    return number if abs(number.adjusted()) <= _LARGEST else None
 
 
 def _number(value: Any) -> Decimal | None:

@@ -5,6 +5,7 @@ Knows which kind takes which options; how a kind indexes and searches is in its 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -258,8 +259,12 @@ def _texts(value: Any) -> str | None:
     return None if fine else f"expects a list of fields, got `{value}`"
 
 
+_URL = r"https?://([^\s/@]+@)?([^\s/@:?#\[\]]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?(/\S*)?"
+"""As in the schema, for `endpoints` of models."""
+
+
 def _url(value: Any) -> str | None:
-    fine = isinstance(value, str) and value.startswith(("http://", "https://")) and len(value.split()) == 1
+    fine = isinstance(value, str) and re.fullmatch(_URL, value)
     return None if fine else f"expects a URL such as `http://localhost:9200`, got `{value}`"
 
 

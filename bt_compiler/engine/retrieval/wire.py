@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from bt_compiler.engine.keys import read_key
 from bt_compiler.errors import BackendError
 from bt_compiler.spec.sections import RetrieverSection
 
@@ -72,15 +72,13 @@ class Wire:
 
 
 def _headers(section: RetrieverSection) -> dict[str, str]:
-    """The key's header, as the kind of server wants it. Raises BackendError BTC383 where the variable is not set."""
+    """The key's header, as the kind of server wants it. Raises BackendError BTC383 where the variable has none."""
     key: Mapping[str, str] | None = section.options.get("api_key")
     if key is None:
         return {}
-    value = os.environ.get(key["env"])
-    if value is None:
-        raise BackendError.of(
-            "BTC383",
-            f"the environment variable `{key['env']}`, which holds the key of retriever `{section.name}`, is not set",
-            span=section.span,
-        )
+    try:
+        value = read_key(key["env"])
+    except ValueError as error:
+        help = f"set it to the key of the server of retriever `{section.name}`"
+        raise BackendError.of("BTC383", str(error), span=section.span, help=help) from error
     return {"api-key": value} if section.kind == "qdrant" else {"Authorization": f"ApiKey {value}"}
