@@ -25,8 +25,8 @@ def convert(value: Any, t: Type) -> Any:
 
 
 def convert_text(text: str, t: Type) -> Any:
-    """As `convert` where all values are written without quotes, as in a cell or a line: in a union that takes texts, too,
-    `5` is a number if it may be one, and `007` stays a text, for no number is written so. Raises ValueError.
+    """As `convert` where all values are written without quotes, as in a cell or a line: `5` is a number in a union that
+    takes numbers and texts, and `007` stays a text, for no number is written so. Raises ValueError.
     """
     if t.kind == "union":
         try:
