@@ -9,6 +9,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from bt_compiler.artifact.bundle import Bundle
@@ -26,8 +27,10 @@ class SplitChange:
     split: str
     before: float
     after: float
+    difference: float | None
+    """Of the means over shared examples, after less before; None without any."""
     interval: Interval | None
-    """Of the paired difference of means, after less before; None without shared examples."""
+    """Of that difference."""
     examples: tuple[tuple[str, float, float], ...]
     """(example id, score before, score after) where they differ."""
     shared: int
@@ -54,7 +57,7 @@ class BundleDiff:
 def compare(before: Bundle, after: Bundle) -> BundleDiff:
     """The difference from `before` to `after`."""
     old, new = before.manifest.identity, after.manifest.identity
-    keys = ("spec", "models", "data", "retrievers", "seed", "versions")
+    keys = ("spec", "models", "data", "retrievers", "tools", "judges", "seed", "versions")
     facts = _leaf_changes({key: old.get(key) for key in keys}, {key: new.get(key) for key in keys})
     old_adapters = {slot: one.sha256 for slot, one in before.candidate.adapters.items()}
     new_adapters = {slot: one.sha256 for slot, one in after.candidate.adapters.items()}
@@ -104,7 +107,8 @@ def _prompt_lines(prompt: Mapping[str, Any]) -> list[str]:
 
 
 def _format_lines(bundle: Bundle) -> dict[str, list[str]]:
-    return {one.name: Path(one.format).read_text(encoding="utf-8").splitlines() for one in bundle.program.modules}
+    paths = {one.name: one.format for one in bundle.program.modules} | dict(bundle.judge_formats)
+    return {module: Path(path).read_text(encoding="utf-8").splitlines() for module, path in paths.items()}
 
 
 def _changes(old: Mapping[str, Sequence[str]], new: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
@@ -129,6 +133,7 @@ def _split_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Split
                 split=split,
                 before=_mean(was),
                 after=_mean(now),
+                difference=fmean(second) - fmean(first) if shared else None,
                 interval=paired_interval(second, first, binary=binary) if shared else None,
                 examples=tuple((one, was[one], now[one]) for one in shared if was[one] != now[one]),
                 shared=len(shared),

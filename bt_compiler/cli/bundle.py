@@ -95,10 +95,10 @@ def diff_command(before: Path, after: Path, as_json: bool) -> None:
     for slot, was, now in change.adapters:
         click.echo(f"\nadapter {slot}: {(was or 'none')[:12]} -> {(now or 'none')[:12]}")
     for split in change.splits:
-        interval = split.interval
-        bounds = f"  [{interval.low:+.3f}, {interval.high:+.3f}]" if interval is not None else ""
-        difference = split.after - split.before
-        click.echo(f"\n{split.split}: {split.before:.3f} -> {split.after:.3f}  {difference:+.3f}{bounds}")
+        click.echo(f"\n{split.split}: {split.before:.3f} -> {split.after:.3f}")
+        if split.interval is not None:
+            bounds = f"{split.difference:+.3f}  [{split.interval.low:+.3f}, {split.interval.high:+.3f}]"
+            click.echo(f"  on the {split.shared} examples that both were scored on: {bounds}")
         click.echo(f"  {len(split.examples)} of {split.shared} shared examples are scored otherwise")
         for example, first, second in split.examples:
             click.echo(f"  {example}: {first:g} -> {second:g}")

@@ -81,10 +81,12 @@ def cache_command(clear: bool, clear_all: bool, as_json: bool) -> None:
     from bt_compiler.engine.cache import CompletionCache, cache_path, cache_root, clear_cache
 
     root = cache_root(os.environ)
-    if clear_all and root.exists():
-        shutil.rmtree(root)
-    if clear:
+    if clear or clear_all:
         clear_cache(cache_path(root))
+    if clear_all:
+        for part in ("models", "indexes", "digests", "machine"):  # the folder may hold what is not ours
+            if (root / part).exists():
+                shutil.rmtree(root / part)
     with closing(CompletionCache(cache_path(root))) as completions:
         held = completions.statistics()
     folders = {

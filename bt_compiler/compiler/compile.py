@@ -31,6 +31,7 @@ from bt_compiler.optimize.budget import Limit
 from bt_compiler.optimize.journal import Journal, journal_folder
 from bt_compiler.optimize.step import OptimizerStep
 from bt_compiler.optimize.strategy import STEPS, run_strategy
+from bt_compiler.spec import yaml_text
 from bt_compiler.spec.optimizing import REMOTE_ENGINES
 
 ARTIFACTS = Path("artifacts")
@@ -116,7 +117,7 @@ def compile_with(path: Path, settings: CompileSettings) -> Path:
     )
     with disk_errors(out), Journal.open(journal_folder(out), identity, fresh=settings.fresh) as journal:
         tell_opening(journal, settings.progress)
-        if _up_to_date(journal, out, settings):
+        if _up_to_date(journal, out, spec, settings):
             settings.progress.say(f"{out} is up to date; `--fresh` compiles again")
             return out
         contents, cut_short = _optimised(spec, journal, root, settings)
@@ -184,7 +185,7 @@ def tell_opening(journal: Journal, progress: Progress) -> None:
         progress.say(f"starting over, for this has changed since the last compile: {', '.join(journal.changed)}")
 
 
-def _up_to_date(journal: Journal, out: Path, settings: CompileSettings) -> bool:
+def _up_to_date(journal: Journal, out: Path, spec: CheckedSpec, settings: CompileSettings) -> bool:
     budget = settings.budget
     record = journal.finished()
     if record is None or ("budget" in record and record["budget"] != (budget.text if budget else None)):
@@ -193,7 +194,9 @@ def _up_to_date(journal: Journal, out: Path, settings: CompileSettings) -> bool:
         manifest = verify_bundle(out)
     except BundleError:
         return False  # gone or damaged: it is written again from the journal
-    return manifest.digest == record["digest"] and bool(manifest.indexes) == settings.with_index
+    # endpoints, paths and names of keys are outside the digest, and in the spec that the bundle runs by
+    told = (out / "spec.yaml").read_text(encoding="utf-8") == yaml_text(spec.spec.resolved())
+    return told and manifest.digest == record["digest"] and bool(manifest.indexes) == settings.with_index
 
 
 def _refuse_nothing_to_carry(spec: CheckedSpec) -> None:

@@ -121,12 +121,12 @@ def _prefixes(result: StrategyResult) -> tuple[Prefix, ...]:
 
 
 def _confusion(finding: Finding) -> Confusion | None:
-    """Of the shipped program on dev, where the metric judges an enum."""
+    """Of the shipped program on dev, where the metric judges an enum by one label."""
     report = finding.result.reports["shipped"].get("dev")
     metric = finding.spec.sections.metric
     types = {binding.name: binding.type for binding in finding.spec.program.out}
     output = types.get(metric.output)
-    if report is None or output is None or output.kind != "enum":
+    if report is None or output is None or output.kind != "enum" or not metric.label:
         return None
     return confusion(report, finding.spec.splits.dev, metric.output, metric.label, output.values)
 

@@ -10,6 +10,7 @@ import io
 import json
 import re
 from collections.abc import Iterator
+from math import isfinite
 from pathlib import Path
 from typing import NoReturn
 
@@ -132,6 +133,13 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"`{name}` is not JSON")
 
 
+def _finite(text: str) -> float:
+    number = float(text)
+    if not isfinite(number):
+        raise ValueError(f"`{text[:40]}` is too large a number")
+    return number
+
+
 def _read_jsonl(path: Path, span: Span | None, selection: Selection) -> Table:
     name, broken = shown_name(path), list[Diagnostic]()
     columns: dict[str, None] = {}
@@ -142,7 +150,7 @@ def _read_jsonl(path: Path, span: Span | None, selection: Selection) -> Table:
             break
         line = _decoded(data, number, name, span)
         try:
-            value = json.loads(line, parse_constant=_refuse_constant)
+            value = json.loads(line, parse_constant=_refuse_constant, parse_float=_finite)
             if "\\u" in line:
                 canonical_json(value).encode("utf-8")  # half a surrogate pair is no text that can be passed on
         except (ValueError, RecursionError) as error:

@@ -12,7 +12,7 @@ from bt_compiler.data.files import header_is_data
 from bt_compiler.data.table import Row, Table, cut_short
 from bt_compiler.diagnostics import Diagnostic, did_you_mean
 from bt_compiler.errors import DataError
-from bt_compiler.spec import Field, Type, convert, show_type
+from bt_compiler.spec import Field, Type, convert, convert_text, show_type
 from bt_compiler.spec.sections import Extraction
 
 
@@ -115,11 +115,8 @@ def _read(
             )
             continue
         try:
-            value = row.values.get(column)
             how = wanted.extract.get(item.name)
-            if how is not None and not (value is None and _takes_null(item.type)):
-                value = extracted(value, how)
-            values[item.name] = convert(value, item.type)
+            values[item.name] = _value(row.values.get(column), item.type, how, of_csv=table.header is not None)
         except ValueError as error:
             shown = show_type(item.type)
             detail = str(error)
@@ -127,3 +124,14 @@ def _read(
             message = f"{what} `{column}`{prefix}: {detail}"
             bad.append(Diagnostic(code="BTC311", message=message, span=table.span(row)))
     return values
+
+
+def _value(found: Any, type: Type, how: Extraction | None, *, of_csv: bool) -> Any:
+    """What stands in a row as a value of `type`. Raises ValueError."""
+    if found == "" and of_csv and _takes_null(type):
+        found = None  # a CSV has no other way to leave a value out
+    if how is not None and not (found is None and _takes_null(type)):
+        found = extracted(found, how)
+    if isinstance(found, str) and (of_csv or how is not None):
+        return convert_text(found, type)
+    return convert(found, type)

@@ -160,7 +160,7 @@ def _refuse_overlap(parts: Mapping[str, _Split]) -> None:
 
 def _split_off_dev(train: _Split, data: DataSection) -> tuple[_Split, _Split]:
     """(rest, dev), both in the order of the file."""
-    dev, _ = _take(sorted(train, key=lambda item: item.example.id), max(1, round(DEV_SHARE * len(train))))
+    dev, _ = _take(_dealt(train, data.stratify), max(1, round(DEV_SHARE * len(train))))
     chosen = {item.example.id for item in dev}
     rest = [item for item in train if item.example.id not in chosen]
     if not rest or not dev:

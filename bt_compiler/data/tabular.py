@@ -1,6 +1,7 @@
 """Rows of parquet files and of data sets that the library `datasets` reads (`hf://…`). Both libraries are optional.
 
-Values that JSON lacks become texts: dates in ISO form, decimals as written. Bytes are an error on their row.
+Values that JSON lacks become texts: dates in ISO form, decimals as written. NaN is null, for so pandas writes a value
+that is missing. Bytes and infinities are an error on their row.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime, time
 from decimal import Decimal
+from math import isfinite, isnan
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -141,6 +143,11 @@ def _plain(value: Any, name: str, number: int) -> Any:
         return {str(key): _plain(item, name, number) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item, name, number) for item in value]
+    if isinstance(value, float) and not isfinite(value):
+        if isnan(value):
+            return None
+        message = f"row {number} holds an infinite number, which no spec can name"
+        raise DataError.of("BTC311", message, span=line_span(name, number, ""))
     if value is None or isinstance(value, str | int | float | bool):
         return value
     message = f"row {number} holds a value of type `{type(value).__name__}`, which no spec can name"

@@ -10,7 +10,7 @@ from bt_compiler.engine.grammar import fold
 from bt_compiler.engine.wording import labels
 from bt_compiler.errors import ExampleError
 from bt_compiler.graph.program import ARGUMENTS, TOOL, Module
-from bt_compiler.spec.convert import convert
+from bt_compiler.spec.convert import convert, convert_text
 from bt_compiler.spec.types import Field, Type
 
 _SHOWN = 200
@@ -96,7 +96,7 @@ def _from_line(text: str, t: Type) -> Any:
     """A value as `values.written` writes it. Raises ValueError."""
     if text == "null" and (t.kind == "null" or any(option.kind == "null" for option in t.options)):
         return None
-    return convert(text, t)
+    return convert_text(text, t)
 
 
 def _unfit(module: Module, text: str, why: str) -> ExampleError:

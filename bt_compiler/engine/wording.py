@@ -52,7 +52,7 @@ def type_in_words(t: Type) -> str:
         passages = t.item is not None and t.item.name == PASSAGE.name
         return "numbered passages" if passages else f"a JSON list of {_plural(t.item)}"
     if t.kind == "object":
-        held = ", ".join(f"{item.name} ({type_in_words(item.type)})" for item in t.fields)
+        held = ", ".join(_within(item) for item in t.fields)
         return f"a JSON object with {held}" if held else "a JSON object"
     low = [] if t.minimum is None else [f"from {t.minimum:g}"]
     high = [] if t.maximum is None else [f"to {t.maximum:g}"]
@@ -68,6 +68,12 @@ def _named(fields: Sequence[Field]) -> list[dict[str, Any]]:
         }
         for item in fields
     ]
+
+
+def _within(item: Field) -> str:
+    """A field of an object, as templates write a field of the module."""
+    description = item.description or item.type.description
+    return f"{item.name} ({type_in_words(item.type)}{f', {description}' if description else ''})"
 
 
 def _label(name: str) -> str:

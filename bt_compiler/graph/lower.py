@@ -77,7 +77,7 @@ def lower_with_warnings(spec: Spec, sections: Sections) -> Lowered:
         structure = _written_program(spec.get(("program",)), named, declared)
     judges: Judges = {}
     if structure is not None:
-        _check_names_in_settings(structure.out, sections, findings)
+        _check_names_in_settings(structure, sections, findings)
         judges = lower_judges(
             sections, modules, declared.called, inputs=structure.inputs, out=structure.out, findings=findings
         )
@@ -137,8 +137,9 @@ def _constantly(type: Type | None) -> Any:
     return lambda: type
 
 
-def _check_names_in_settings(out: tuple[Binding, ...], sections: Sections, findings: Findings) -> None:
-    names = [item.name for item in out]
+def _check_names_in_settings(structure: _Structure, sections: Sections, findings: Findings) -> None:
+    names = [item.name for item in structure.out]
+    given = {item.name for item in structure.inputs} - {item.name for item in sections.data.labels}
     metrics: list[tuple[MetricSection, SpecPath]] = [(sections.metric, ("metric",))]
     if sections.optimize.accept.metric is not None:
         metrics.append((sections.optimize.accept.metric, ("optimize", "accept", "metric")))
@@ -152,6 +153,14 @@ def _check_names_in_settings(out: tuple[Binding, ...], sections: Sections, findi
                 f"the metric judges `{metric.output}`, which the program never produces",
                 path,
                 help=did_you_mean(metric.output, names, what="the program gives"),
+            )
+        if not metric.parts and metric.label in given:
+            findings.add(
+                "BTC256",
+                f"the metric compares with label `{metric.label}`, which is an input that the program is given",
+                place,
+                help="name the column of the right answers, `label: …`; an input that is right itself is declared, "
+                f"`data: {{labels: {{{metric.label}: …}}}}`",
             )
 
 

@@ -9,7 +9,7 @@ adapters. Knows nothing of training.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -20,6 +20,7 @@ from bt_compiler.engine.scoring import score_traces
 from bt_compiler.engine.trace import Trace
 from bt_compiler.errors import CompileError, ExampleError
 from bt_compiler.graph.candidate import Candidate
+from bt_compiler.graph.program import Program
 from bt_compiler.optimize.hints import rationales
 from bt_compiler.optimize.inner import inner_split
 from bt_compiler.optimize.labelled import Task, labelled_tasks
@@ -100,6 +101,25 @@ def collect(start: Start) -> Collected:
         context.progress.say(f"rows from `{name}`: {len(solved)} of {len(unsolved)} examples")
     rows = {example.id: found[example.id] for example in context.train if example.id in found}
     return Collected(rows=rows, tried=tuple(tried), left_out=tuple(left_out))
+
+
+class Unseen(NamedTuple):
+    """A value of an enum output that is the answer of train examples, none of which has rows."""
+
+    output: str
+    value: str
+    examples: int
+
+
+def unseen_values(program: Program, train: Sequence[Example], rows: Collection[str]) -> list[Unseen]:
+    """What training on the rows of these examples will hardly ever teach the program to answer."""
+    found: list[Unseen] = []
+    for output in program.out:
+        for value in output.type.values:
+            having = [example.id for example in train if example.labels.get(output.name) == value]
+            if having and not any(id in rows for id in having):
+                found.append(Unseen(output.name, str(value), len(having)))
+    return found
 
 
 def _self(start: Start, unsolved: Sequence[Example]) -> Found:

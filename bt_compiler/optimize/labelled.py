@@ -12,6 +12,7 @@ from bt_compiler.data.example import Example
 from bt_compiler.engine.trace import Trace
 from bt_compiler.graph.program import Binding, Call, Constant, Module, Program, Ref, Value
 from bt_compiler.optimize.rows import trainable
+from bt_compiler.spec import Type, convert
 
 
 class Task(NamedTuple):
@@ -59,9 +60,23 @@ def labelled_tasks(
             inputs = _inputs(node, names, example, traces.get(example.id))
             if inputs is None or any(example.labels.get(label) is None for label in sources.values()):
                 continue
-            labels = {name: example.labels[label] for name, label in sources.items()}
-            tasks.append(Task(example, module, node.name, inputs, labels))
+            types = {item.name: item.type for item in module.signature.outputs}
+            labels = {name: _taught(example.labels[label], types[name]) for name, label in sources.items()}
+            if None not in labels.values():
+                tasks.append(Task(example, module, node.name, inputs, labels))
     return tasks
+
+
+def _taught(label: Any, type: Type) -> Any:
+    """The answer to learn: of several accepted ones the first that the output can be. None: it can be none of them."""
+    if not isinstance(label, list) or type.kind == "list":
+        return label
+    for accepted in label:
+        try:
+            return convert(accepted, type)
+        except ValueError:
+            continue
+    return None
 
 
 def _label_sources(program: Program, module: Module, call: Call) -> dict[str, str] | None:

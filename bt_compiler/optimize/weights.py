@@ -6,11 +6,11 @@ and with the spec's, and the better goes on, ties to the shorter. Source: Bootst
 section 3. Knows no tensors: the trainer is imported when there is something to train.
 
 Evidence of the step (JSON): `rows` {source: n}, `rows_by_module` {module: {source: n}}, `copies` n added by balancing,
-`examples` {train, with_rows, validation}, `tried` [{source, examples, solved}], `precision`, `adapters`
-[{name, modules, method, rows, pairs, sha256}], `loss` [{adapter, step, epoch, train, preferred, validation,
-probability}], `choice` [{demos, id, score, interval [low, high], tokens {prompt, completion} an example,
-scores {example: score}, chosen}], with preference pairs `preference` {pairs, examples, failed}, and `cut_short`
-[texts]: what a budget left out.
+`examples` {train, with_rows, validation}, `tried` [{source, examples, solved}], `unseen` answers that no row shows
+[{output, value, examples}], `precision`, `adapters` [{name, modules, method, rows, pairs, sha256}], `loss` [{adapter,
+step, epoch, train, preferred, validation, probability}], `choice` [{demos, id, score, interval [low, high], tokens
+{prompt, completion} an example, scores {example: score}, chosen}], with preference pairs `preference` {pairs,
+examples, failed}, and `cut_short` [texts]: what a budget left out.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from bt_compiler.errors import CompileError
 from bt_compiler.graph import candidate_id
 from bt_compiler.graph.candidate import SHARED, Adapter, Candidate, Prompt
 from bt_compiler.graph.program import Module, Program
-from bt_compiler.optimize.cold_start import Collected, Start, collect
+from bt_compiler.optimize.cold_start import Collected, Start, collect, unseen_values
 from bt_compiler.optimize.inner import inner_split
 from bt_compiler.optimize.preferences import prefer
 from bt_compiler.optimize.rows import Row, balance, deduplicate, row_writer, trainable, without_demos
@@ -71,6 +71,12 @@ def weights_step(context: StepContext, candidate: Candidate) -> StepResult:
     writer = row_writer(context.program, candidate, settings, context.zero_shot)
     start = Start(context=context, candidate=candidate, writer=writer)
     collected = collect(start)
+    unseen = unseen_values(context.program, context.train, collected.rows)
+    for one in unseen if collected.rows else []:
+        context.progress.say(
+            f"no row shows `{one.output}: {one.value}`, the answer of {one.examples} train examples: it will hardly be "
+            "learnt; a `teacher` may give some"
+        )
     pairs: Mapping[str, int] | None = None
     if settings.preference is not None and collected.rows:
         rows, pairs = prefer(start, collected.rows)
@@ -88,6 +94,7 @@ def weights_step(context: StepContext, candidate: Candidate) -> StepResult:
     choices = _choose(context, candidate, adapters, kinds, val)
     chosen = max(choices, key=lambda choice: choice[1].mean)[0]
     evidence = _evidence(context, collected, held_out, trained, choices, chosen)
+    evidence["unseen"] = [one._asdict() for one in unseen]
     if pairs is not None:
         evidence["preference"] = dict(pairs)
     cut = [*(f"rows from {name}" for name in collected.left_out), *_cut_epochs(context, trained)]

@@ -5,7 +5,7 @@ The JSON Schema of the fields is the one truth; messages are put in words here. 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -53,6 +53,8 @@ class InputCheck:
 
     def __call__(self, values: Any) -> dict[str, Any]:
         """The inputs as the program takes them, in its order. Raises InputError with everything that is wrong."""
+        if broken := list(_surrogates(values, ())):
+            raise InputError(broken)
         found = [problem for error in self._validator.iter_errors(values) for problem in self._problems(error)]
         if found:
             # jsonschema gives one error for every missing field, each of which names all of them
@@ -100,12 +102,29 @@ class InputCheck:
         )
 
 
+def _surrogates(value: Any, path: tuple[str | int, ...]) -> Iterator[Problem]:
+    """Texts that are no Unicode: JSON can write half of a character as an escape, which nothing can write again."""
+    if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+        shown = value.encode("ascii", "backslashreplace").decode()
+        message = f"{_where(path)} holds half of a character: {_clipped(shown)}"
+        yield Problem(path=path, message=message, kind="unicode")
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            broken = list(_surrogates(name, (*path, "name")))
+            yield from broken or _surrogates(inner, (*path, name))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _surrogates(inner, (*path, index))
+
+
 def refuse_constant(name: str) -> NoReturn:
     """For `json.loads(parse_constant=…)`: NaN and Infinity are not JSON. Raises ValueError."""
     raise ValueError(f"`{name}` is not JSON")
 
 
 def _where(path: Sequence[str | int]) -> str:
+    if not path:
+        return "the input"
     first, *rest = path
     inner = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in rest)
     return f"input `{_clipped(str(first))}{inner}`"

@@ -5,7 +5,7 @@ type language: `types`, `type_syntax`, `convert`.
 """
 
 from bt_compiler.spec.build import build_sections
-from bt_compiler.spec.convert import convert
+from bt_compiler.spec.convert import convert, convert_text
 from bt_compiler.spec.declared import named_types
 from bt_compiler.spec.document import Spec
 from bt_compiler.spec.dump import yaml_text
@@ -24,6 +24,7 @@ __all__ = [
     "assignable",
     "build_sections",
     "convert",
+    "convert_text",
     "json_schema",
     "json_schema_of_fields",
     "load_spec",

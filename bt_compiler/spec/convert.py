@@ -24,6 +24,21 @@ def convert(value: Any, t: Type) -> Any:
     return _CONVERTERS[t.kind](value, t)
 
 
+def convert_text(text: str, t: Type) -> Any:
+    """As `convert` where all values are written without quotes, as in a cell or a line: `5` is a number in a union that
+    takes numbers and texts, and `007` stays a text, for no number is written so. Raises ValueError.
+    """
+    if t.kind == "union":
+        try:
+            literal = json.loads(text, parse_constant=lambda name: name)
+            found = text if isinstance(literal, str) else convert(literal, t)
+        except (ValueError, RecursionError):
+            found = text
+        if not isinstance(found, str):
+            return found
+    return convert(text, t)
+
+
 def _shown(value: Any) -> str:
     if isinstance(value, str):
         text = value if len(value) <= 40 else value[:39] + "…"

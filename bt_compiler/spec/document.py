@@ -11,6 +11,7 @@ from typing import Any
 from bt_compiler.diagnostics import Source, Span
 from bt_compiler.spec.tree import Node, Place, find
 
+_HUB_SET = re.compile(r"hf://(?P<id>[^\[\]:]+)(?P<rest>.*)", re.DOTALL)
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+]+:")
 
 
@@ -48,8 +49,14 @@ class Spec:
         return self.folders[self.span(path).source.name]
 
     def file(self, path: Place) -> str:
-        """The file named at `path` as an absolute path; names with a scheme (`sklearn:iris`) stay as they are."""
+        """The file named at `path` as an absolute path; names with a scheme (`sklearn:iris`) stay as they are, but for
+        the folder in `hf://./folder:train`.
+        """
         written = str(self.get(path))
+        hub = _HUB_SET.fullmatch(written)
+        if hub is not None:
+            folder = (self.folder(path) / _at_home(hub["id"])).resolve()
+            return f"hf://{folder}{hub['rest']}" if names_path(hub["id"], folder) else written
         if _SCHEME.match(written):
             return written
         return str((self.folder(path) / _at_home(written)).resolve())
@@ -68,6 +75,16 @@ class Spec:
         from bt_compiler.spec.resolve import identity  # as above
 
         return identity(self)
+
+
+def names_path(written: str, path: Path) -> bool:
+    """Whether `written`, which may be an id of the hub, means the file or folder at `path`: it is written as a path, or
+    something lies there.
+    """
+    try:
+        return written.startswith(("/", "./", "../", "~/")) or path.exists()
+    except OSError:  # a name too long for a file system is no file's
+        return False
 
 
 def _at_home(written: str) -> Path:

@@ -202,7 +202,8 @@ def _retriever_identity(retriever: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without_file(source: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in source.items() if key != "path" or not Path(str(value)).is_absolute()}
+    at_place = Path(str(source.get("path", "")).removeprefix("hf://")).is_absolute()
+    return {key: value for key, value in source.items() if key != "path" or not at_place}
 
 
 def _last_part(name: str) -> str:

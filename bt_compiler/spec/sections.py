@@ -150,7 +150,9 @@ class CorpusSection:
 
     path: str
     id: str | None = None
-    """Column that identifies a passage; None: the row number."""
+    """Column that identifies a passage; None: the row number, behind `prefix`."""
+    prefix: str = ""
+    """Keeps row numbers of this corpus apart from other ids; empty where the spec searches nothing else."""
     title: str | None = None
     """Column of the title; None: `title` where there is one."""
     text: str = "{text}"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bt_compiler.diagnostics import did_you_mean
 from bt_compiler.spec.declared import type_finding
-from bt_compiler.spec.document import Spec
+from bt_compiler.spec.document import Spec, names_path
 from bt_compiler.spec.optimizing import REMOTE_ENGINES, Findings
 from bt_compiler.spec.sections import (
     Condition,
@@ -161,7 +162,7 @@ def build_retrievers(spec: Spec, findings: Findings) -> tuple[RetrieverSection, 
     what a module ranks.
     """
     written = spec.get(("retrievers",), {})
-    sections = tuple(_retriever(spec, name) for name in written)
+    sections = _numbered_apart(tuple(_retriever(spec, name) for name in written))
     by_name = {section.name: section for section in sections}
     for section in sections:
         for number, name in enumerate(section.of):
@@ -176,6 +177,26 @@ def build_retrievers(spec: Spec, findings: Findings) -> tuple[RetrieverSection, 
                 message = f"the passages of `{name}` are ranked by a module, so that no retriever can be made of it"
                 findings.add("BTC388", message, place, help="name what it is made of, and rank last")
     return sections
+
+
+def _numbered_apart(sections: tuple[RetrieverSection, ...]) -> tuple[RetrieverSection, ...]:
+    """Where row numbers are ids and there are other passages, the numbers get the name of the first retriever over
+    that file: passages of one id are taken for one, whether a `hybrid` finds them, a loop collects or `known` has them.
+    """
+    sources: dict[tuple[str, str | None], str] = {}
+    for section in sections:
+        if section.corpus is not None:
+            sources.setdefault((section.corpus.path, section.corpus.id), section.name)
+        elif not section.of:  # a server
+            sources[section.name, None] = section.name
+    if len(sources) < 2:
+        return sections
+    return tuple(
+        section
+        if section.corpus is None or section.corpus.id is not None
+        else replace(section, corpus=replace(section.corpus, prefix=f"{sources[section.corpus.path, None]}:"))
+        for section in sections
+    )
 
 
 def _reaches(start: str, goal: str, by_name: Mapping[str, RetrieverSection]) -> bool:
@@ -224,13 +245,4 @@ def model_id(spec: Spec, place: Place, written: str, engine: str = "transformers
     if spec.get(at) is None:
         return written
     path = Path(spec.file(at))
-    if written.startswith(("/", "./", "../", "~/")) or _exists(path):
-        return str(path)
-    return written
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a name too long for a file system is no file's
-        return False
+    return str(path) if names_path(written, path) else written

@@ -323,9 +323,19 @@ class _TextParser:
         values = []
         while True:
             token = self._take()
-            values.append(json.loads(token) if token.startswith('"') else token)
+            values.append(_unquoted(token) if token.startswith('"') else token)
             if self._peek() != ",":
                 break
             self._take()
         self._take(")")
         return Type(kind="enum", values=_enum_values(values))
+
+
+def _unquoted(token: str) -> str:
+    try:
+        text = str(json.loads(token))
+        text.encode("utf-8")  # half a surrogate pair is no character
+    except ValueError as error:
+        message = f"`{token[:_SHOWN]}` in quotes cannot be read: a backslash in it starts no known character"
+        raise TypeSyntaxError(message, "a backslash itself is written twice") from error
+    return text

@@ -124,6 +124,13 @@ def test_self_taught_rows_are_not_called_supervised(evidence: BundleContents) ->
     assert "No row is gold or hinted" in html and "partly supervised" not in html
 
 
+def test_answers_that_no_row_shows_are_on_the_page(evidence: BundleContents) -> None:
+    unseen = {"unseen": [{"output": "species", "value": "virginica", "examples": 16}]}
+    steps = (*evidence.steps[:1], replace(evidence.steps[1], evidence=dict(evidence.steps[1].evidence) | unseen))
+    html = report_html(replace(evidence, steps=steps), digest=DIGEST)
+    assert "No row shows <code>species: virginica</code>, the answer of 16 train examples" in html
+
+
 def test_a_step_without_evidence_is_shown(evidence: BundleContents) -> None:
     steps = (StepFacts(index=1, kind="weights", candidate="c1"), StepFacts(index=2, kind="prompts", candidate="c2"))
     assert "Step 2: prompts" in report_html(replace(evidence, steps=steps), digest=DIGEST)

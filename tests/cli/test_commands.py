@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,18 @@ def test_init_never_touches_what_is_there(tmp_path: Path) -> None:
         "error[BTC580]: `demo` exists already\n  = help: name a folder that does not exist; nothing was changed\n"
     )
     assert list((tmp_path / "demo").iterdir()) == []
+
+
+def test_clearing_the_cache_deletes_what_is_its_own_alone(tmp_path: Path) -> None:
+    own = tmp_path / "papers" / "thesis.txt"
+    for path in (own, tmp_path / "models" / "m" / "model.safetensors", tmp_path / "indexes" / "i" / "index.json"):
+        path.parent.mkdir(parents=True)
+        path.write_text("x")
+    env = {**os.environ, "BTC_CACHE": str(tmp_path)}
+    command = [sys.executable, "-m", "bt_compiler", "cache", "--clear-all"]
+    assert subprocess.run(command, env=env, capture_output=True, check=True).stderr == b""
+    assert own.read_text() == "x"
+    assert not (tmp_path / "models").exists() and not (tmp_path / "indexes").exists()
 
 
 def test_errors_as_json(tmp_path: Path) -> None:

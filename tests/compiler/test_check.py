@@ -58,6 +58,18 @@ def test_labels_are_what_the_metric_needs_and_what_the_data_has(tmp_path: Path) 
     assert set(found.splits.train[0].labels) == {"answers", "sure"}
 
 
+def test_an_input_is_no_label_unless_it_is_declared(tmp_path: Path) -> None:
+    path = qa(tmp_path)
+    head, _, _ = QA.partition("  out:")
+    path.write_text(head + "  out: {question: $one.answer}\nmetric: {kind: exact_match}\n", encoding="utf-8")
+    with pytest.raises(SpecError) as caught:
+        checked(path)
+    assert [item.code for item in caught.value.diagnostics] == ["BTC256"]
+    assert checked(path, ["metric.label=answers"])
+    found = checked(path, ["data.labels={question: str}"])
+    assert found.splits.train[0].labels["question"] == found.splits.train[0].inputs["question"]
+
+
 def test_hotpotqa_runs_on_other_files_by_set(tmp_path: Path) -> None:
     for split in ("train", "dev", "test"):
         rows = [{"question": f"{split} {n}?", "answer": "x", "id": n} for n in range(4)]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from answering import Asked, Killed, RuleBackend, coin, truth, wrong
+from said import Said
 
 import bt_compiler.compiler.compile as story
 from bt_compiler.artifact.bundle import read_bundle
@@ -33,20 +34,6 @@ modules:
 metric: {kind: accuracy, output: mood}
 optimize: {strategy: [prompts, prompts], prompts: {candidates: 2}}
 """
-
-
-class Lines:
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def begin(self, label: str, total: int | None) -> None: ...
-
-    def advance(self, units: int = 1, note: str = "") -> None: ...
-
-    def say(self, line: str) -> None:
-        self.said.append(line)
 
 
 def sometimes(asked: Asked) -> str:
@@ -74,7 +61,7 @@ def run(spec: Path, tmp_path: Path) -> Compile:
 
     def compiled(out: str = "bundle", *, die_after: int | None = None, cache: str = "cache", **settings: Any) -> Any:
         backend = RuleBackend(rule=sometimes, die_after=die_after)
-        lines = Lines()
+        lines = Said()
         settings = {"opener": lambda _section, _choices: backend, **settings}
         folder = compile_with(
             spec,
@@ -86,7 +73,7 @@ def run(spec: Path, tmp_path: Path) -> Compile:
             ),
         )
         assert backend.closed or not backend.asked
-        return read_bundle(folder).manifest.digest, backend, lines.said
+        return read_bundle(folder).manifest.digest, backend, lines.lines
 
     return compiled
 
@@ -146,6 +133,30 @@ def test_a_place_that_was_taken_meanwhile_costs_nothing(run: Compile, tmp_path: 
     out.rename(out.with_name("moved"))
     _, after, _ = run(cache="other")
     assert backend.asked and not after.asked
+
+
+def test_another_place_of_the_model_is_written_into_the_bundle_without_a_call(run: Compile, tmp_path: Path) -> None:
+    def served(port: int) -> tuple[str, ...]:
+        return (f"model={{id: rule, engine: openai, endpoints: ['http://127.0.0.1:{port}/v1']}}",)
+
+    digest, _, _ = run(overrides=served(8001))
+    again, backend, said = run(overrides=served(8002), cache="none")
+    assert (again, backend.asked) == (digest, [])
+    assert not any("up to date" in line or "starting over" in line for line in said)
+    assert "127.0.0.1:8002" in (tmp_path / "artifacts" / "bundle" / "spec.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        "{kind: weighted, output: mood, parts: [{kind: accuracy, weight: 0.9}, {kind: cost, count: calls, at_most: 2, "
+        "weight: 0.1}]}",
+        "{kind: length, output: mood, at_most: 1}",
+    ],
+)
+def test_metrics_of_an_enum_without_one_label_write_a_bundle_too(run: Compile, tmp_path: Path, metric: str) -> None:
+    run(overrides=("metric=null", f"metric={metric}", "optimize.strategy=[]"))
+    assert json.loads((tmp_path / "artifacts" / "bundle" / "report.json").read_text())["confusion"] is None
 
 
 def test_fresh_compiles_again_to_the_same_digest(run: Compile) -> None:

@@ -126,6 +126,23 @@ def test_parquet(tmp_path: Path) -> None:
     assert findings(path)[0][0] == "BTC301"
 
 
+def test_a_number_that_is_none(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="needs the extra `data`")
+    from pyarrow import parquet
+
+    path = tmp_path / "rows.parquet"
+    rows = [{"n": float("nan"), "list": [1.0, float("nan")]}, {"n": 2.0, "list": []}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    drawn = Selection(sample=2, columns=("n", "list"))
+    for selection in (None, drawn):
+        table = read_file(path, span=None, selection=selection)
+        assert [row.values for row in table.rows] == [{"n": None, "list": [1.0, None]}, {"n": 2.0, "list": []}]
+    parquet.write_table(pyarrow.Table.from_pylist([{"n": 1.0}, {"n": float("-inf")}]), path)
+    assert findings(path) == [("BTC311", "row 2 holds an infinite number, which no spec can name")]
+    path = packed(tmp_path, ".jsonl", b'{"n": 1e99}\n{"n": 1e999}\n')
+    assert findings(path) == [("BTC307", "line 2 is not JSON: `1e999` is too large a number")]
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from bt_compiler.data import Example, check_data, load_examples, load_splits, make_example
 from bt_compiler.errors import DataError
 from bt_compiler.spec import Field
-from bt_compiler.spec.sections import DataSection, SourceSection
-from bt_compiler.spec.types import FLOAT, STR, Type
+from bt_compiler.spec.sections import DataSection, Extraction, SourceSection
+from bt_compiler.spec.types import FLOAT, INT, NULL, STR, Type
 
 INPUTS = (Field(name="text", type=STR),)
 LABELS = (Field(name="label", type=Type(kind="enum", values=("a", "b"))),)
@@ -101,6 +101,47 @@ def test_a_dev_that_is_split_off_keeps_the_order_of_the_file(tmp_path: Path) -> 
     assert texts(splits.train) == sorted(texts(splits.train))
     assert texts(splits.dev) == sorted(texts(splits.dev))
     assert sorted(texts(splits.train) + texts(splits.dev)) == names
+
+
+def test_a_dev_that_is_split_off_has_the_labels_in_proportion(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    rows = [{"text": f"text {number}", "label": "a" if number % 4 else "b"} for number in range(160)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    data = DataSection(path=SourceSection(path=str(path)), split={"train": 0.5, "test": 0.5}, stratify="label")
+    splits = load_splits(data, inputs=INPUTS, labels=LABELS)
+    counts = [Counter(example.labels["label"] for example in part) for part in splits]
+    assert counts == [{"a": 45, "b": 15}, {"a": 15, "b": 5}, {"a": 60, "b": 20}]
+
+
+def test_an_empty_cell_of_a_csv_is_null_where_that_is_allowed(tmp_path: Path) -> None:
+    maybe = Type(kind="union", options=(STR, NULL))
+    number = Type(kind="union", options=(INT, NULL))
+    inputs = (Field(name="text", type=STR), Field(name="count", type=number))
+    path = tmp_path / "a.csv"
+    path.write_text('text,count,due\n,1,\nb,,""\nc,3, \n', encoding="utf-8")
+    source = SourceSection(path=str(path))
+    found = load_examples(source, columns={}, inputs=inputs, labels=(Field(name="due", type=maybe),))
+    assert [example.inputs["text"] for example in found] == ["", "b", "c"]
+    assert [example.inputs["count"] for example in found] == [1, None, 3]
+    assert [example.labels["due"] for example in found] == [None, None, " "]
+    extract = {"due": Extraction(match="due (.*)")}
+    path.write_text("text,count,due\na,1,\nb,1,due today\n", encoding="utf-8")
+    found = load_examples(source, columns={}, inputs=inputs, labels=(Field(name="due", type=maybe),), extract=extract)
+    assert [example.labels["due"] for example in found] == [None, "today"]
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "", "count": null, "due": ""}\n', encoding="utf-8")
+    source = SourceSection(path=str(path))
+    (example,) = load_examples(source, columns={}, inputs=inputs, labels=(Field(name="due", type=maybe),))
+    assert example.labels["due"] == "", "JSON has null for what is not there"
+
+
+def test_a_cell_is_a_number_where_it_may_be_one(tmp_path: Path) -> None:
+    labels = (Field(name="due", type=Type(kind="union", options=(INT, STR))),)
+    for name, rows in (("a.csv", "text,due\na,5\nb,soon\n"), ("a.jsonl", '{"text": "a", "due": "5"}\n')):
+        (tmp_path / name).write_text(rows, encoding="utf-8")
+    sources = [SourceSection(path=str(tmp_path / name)) for name in ("a.csv", "a.jsonl")]
+    cells, quoted = (load_examples(source, columns={}, inputs=INPUTS, labels=labels) for source in sources)
+    assert [example.labels["due"] for example in (*cells, *quoted)] == [5, "soon", "5"]
 
 
 def test_only_what_is_asked_for_is_read(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from bt_compiler.errors import ExampleError, SpecError
 from bt_compiler.graph import lower_with_warnings
 from bt_compiler.graph.candidate import Demo, Prompt
 from bt_compiler.graph.program import Module
-from bt_compiler.spec import build_sections, load_spec
-from bt_compiler.spec.types import BOOL, FLOAT, PASSAGES, STR, Field, Type
+from bt_compiler.spec import build_sections, load_spec, parse_type
+from bt_compiler.spec.types import BOOL, FLOAT, INT, PASSAGES, STR, Field, Type
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "golden"
@@ -104,6 +104,19 @@ def test_golden_prompts_of_every_format(format, golden):
         instructions="Answer the question with a short factoid.",
     )
     golden(f"format.{format}.txt", as_text(rendered(load_format(format), made)))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_descriptions_within_objects_are_told(format):
+    types = {
+        "Sum": {"type": "float", "description": "in euros"},
+        "Bill": {"fields": {"total": "Sum", "due": {"type": "str", "description": "as written"}}},
+    }
+    named = {"Sum": parse_type(types["Sum"])}
+    bill = parse_type(types["Bill"], named)
+    made = module({"letter": STR}, {"bill": bill, "more": Type(kind="list", item=bill)})
+    text = as_text(rendered(load_format(format), made))
+    assert text.count("total (a number, in euros), due (text, as written)") == 2
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -195,6 +208,14 @@ def test_what_does_not_fit_is_an_error_of_the_example(text):
     made = module({"q": STR}, {"answer": STR, "species": SPECIES})
     with pytest.raises(ExampleError, match=r"BTC522: the completion of module `m` does not fit"):
         load_format("fields").parse(made, text)
+
+
+def test_a_union_reads_the_same_from_lines_and_json():
+    either = Type(kind="union", options=(INT, STR))
+    made = module({"question": STR}, {"answer": either, "other": either})
+    expected = {"answer": 5, "other": "five"}
+    assert load_format("fields").parse(made, "Answer: 5\nOther: five") == expected
+    assert load_format("json").parse(made, '{"answer": 5, "other": "five"}') == expected
 
 
 @pytest.mark.parametrize(

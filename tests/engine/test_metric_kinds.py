@@ -14,6 +14,7 @@ from bt_compiler.data.example import Example
 from bt_compiler.engine.metrics import Metric, Scored, build_metric, plugin_package, scores
 from bt_compiler.engine.request import Completion
 from bt_compiler.engine.scoring import score_traces
+from bt_compiler.engine.statistics import interval_of
 from bt_compiler.engine.trace import Step, Trace
 from bt_compiler.errors import ExampleError, SpecError
 from bt_compiler.spec.sections import MetricSection
@@ -94,6 +95,9 @@ def test_json_equality(output: Any, label: Any, expected: float) -> None:
     [
         ("json", "{}", "{broken", "is not JSON"),
         ("contains", "x", "the", "no word"),
+        ("contains", "none of these", None, "the label is null"),
+        ("contains", "x", ["x", None], "the label is null"),
+        ("answer_in_passages", "x", None, "the label is null"),
         ("f1", ["x"], "x", "F1 compares texts"),
         ("set_overlap", "x", ["x"], "the output is of type `str`"),
         ("list_overlap", ["x"], "x", "the label is of type `str`"),
@@ -209,6 +213,11 @@ def polite(*, inputs, outputs, labels, steps, words=("please",), bonus=0):
 
 polite.binary = False
 
+def strict(*, inputs, outputs, labels, steps):
+    return len(outputs["answer"]) / 2
+
+strict.binary = True
+
 def needy(*, inputs, outputs, labels, steps, model): return 1
 def blind(*, outputs): return 1
 def open_ended(**given): return len(given["steps"]) + len(given["extra"])
@@ -223,7 +232,7 @@ def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info = tmp_path / "btc_test_plugin-1.2.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: btc-test-plugin\nVersion: 1.2\n", encoding="utf-8")
-    names = ("polite", "needy", "blind", "open_ended", "constant", "absent")
+    names = ("polite", "strict", "needy", "blind", "open_ended", "constant", "absent")
     lines = "".join(f"{name} = btc_test_plugin:{name}\n" for name in names)
     (info / "entry_points.txt").write_text(f"[bt_compiler.metrics]\n{lines}gone = no_such_module:f\n", encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -263,6 +272,17 @@ def test_a_metric_that_raises_is_an_error_on_its_example(
     assert scored.error is not None
     assert scored.error.code == code
     assert words in scored.error.message
+
+
+@pytest.mark.usefixtures("plugins")
+def test_a_metric_that_says_it_is_binary_gives_0_or_1() -> None:
+    metric = build_metric(section("strict"))
+    traces = [Trace(example=answer, steps=(), outputs={"answer": answer}) for answer in ("", "a", "ab")]
+    scored = score_traces(traces, [Example(id=trace.example, inputs={}, labels={}) for trace in traces], metric)
+    assert [one.score for one in scored] == [0, 0, 1]
+    assert [one.error.code if one.error else None for one in scored] == [None, "BTC356", None]
+    assert scored[1].error is not None and "gave 0.5, though it says `binary = True`" in scored[1].error.message
+    assert interval_of([one.score for one in scored], metric.binary).method == "wilson"
 
 
 @pytest.mark.usefixtures("plugins")

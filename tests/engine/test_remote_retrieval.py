@@ -253,3 +253,13 @@ def test_settings_are_checked_without_asking(server: Server) -> None:
     assert server.asked == []
     with pytest.raises(SpecError, match="needs the option `collection`"):
         check_retriever(RetrieverSection(name="q", kind="qdrant", options={"endpoint": "http://x", "model": "m"}))
+
+
+@pytest.mark.parametrize("template", ["{body.en}", "{title", "no field", "", 3])
+def test_templates_are_checked_as_those_of_a_corpus(server: Server, template: Any) -> None:
+    with pytest.raises(SpecError) as caught:
+        check_retriever(section(server, text=template))
+    (item,) = caught.value.diagnostics
+    assert item.code == "BTC372"
+    assert item.message.startswith("option `text` of retriever `wiki` ")
+    assert server.asked == []

@@ -259,6 +259,13 @@ def test_lists_of_sentences_are_joined_and_nulls_are_empty(tmp_path: Path) -> No
     assert found[0]["title"] == ""
 
 
+def test_a_column_may_be_named_by_a_number(tmp_path: Path) -> None:
+    path = tmp_path / "c.csv"
+    path.write_text("0,1\na,alpha text\n", encoding="utf-8")
+    (found,) = opened(path, tmp_path, id="0", text="{{{0}}} {1}").search(["alpha"], 1)
+    assert found[0]["text"] == "{a} alpha text"
+
+
 def findings(path: Path, cache: Path, error: type[BtcError] = DataError, **changes: Any) -> list[Any]:
     with pytest.raises(error) as caught:
         opened(path, cache, **changes)

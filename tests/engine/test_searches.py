@@ -39,7 +39,7 @@ from bt_compiler.spec.sections import CorpusSection, RetrieverSection
 
 HEAD = """\
 version: 1
-data: d.jsonl
+data: {path: d.jsonl, labels: {query: str}}
 metric: {kind: exact_match, output: query}
 retrievers:
   wiki: {kind: bm25, corpus: c.jsonl, k: 2}

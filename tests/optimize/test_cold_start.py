@@ -23,7 +23,7 @@ from bt_compiler.engine.executor import Engine
 from bt_compiler.errors import CompileError
 from bt_compiler.graph.candidate import Candidate
 from bt_compiler.graph.program import Program
-from bt_compiler.optimize.cold_start import Collected, Start, collect
+from bt_compiler.optimize.cold_start import Collected, Start, Unseen, collect, unseen_values
 from bt_compiler.optimize.hints import contains_label
 from bt_compiler.optimize.journal import Journal
 from bt_compiler.optimize.rows import row_writer
@@ -77,6 +77,13 @@ def test_the_order_is_that_of_the_spec(journal: Journal) -> None:
     assert not backend.asked
 
 
+def test_answers_that_no_row_shows_are_told(journal: Journal) -> None:
+    context = context_of(RuleBackend(rule=always_good), journal, train=TRAIN, settings=settings("self"))
+    rows = collected(context).rows
+    assert unseen_values(context.program, TRAIN, rows) == [Unseen("mood", "bad", 6)]
+    assert unseen_values(context.program, TRAIN, [*rows, TRAIN[1].id]) == []
+
+
 def test_gold_rows_carry_the_label(journal: Journal) -> None:
     found = collected(context_of(RuleBackend(rule=always_good), journal, train=TRAIN, settings=settings("gold")))
     assert {rows[0].completion for rows in found.rows.values()} == {"Mood: good", "Mood: bad"}
@@ -84,6 +91,17 @@ def test_gold_rows_carry_the_label(journal: Journal) -> None:
         rows[0].completion == f"Mood: {item.labels['mood']}"
         for item, rows in zip(TRAIN, found.rows.values(), strict=True)
     )
+
+
+def test_of_several_accepted_answers_gold_rows_teach_the_first_that_fits(journal: Journal) -> None:
+    several = [["awful", item.labels["mood"], "well"] for item in TRAIN]
+    several[0] = ["awful"]
+    train = [replace(item, labels={"mood": label}) for item, label in zip(TRAIN, several, strict=True)]
+    context = context_of(RuleBackend(rule=always_good), journal, train=train, settings=settings("gold"))
+    found = collected(context)
+    assert {id: rows[0].completion for id, rows in found.rows.items()} == {
+        item.id: f"Mood: {item.labels['mood']}" for item in TRAIN[1:]
+    }
 
 
 def test_sampled_rows_are_accepted_repeats_at_temperature(journal: Journal) -> None:

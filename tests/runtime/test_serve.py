@@ -104,6 +104,15 @@ def test_wrong_input_is_a_422_with_place_and_message(client: httpx.Client) -> No
     assert client.post("/v1/predict", json=[1]).json()["detail"][0]["loc"] == ["body"]
 
 
+def test_half_a_character_is_a_422_that_disturbs_nobody(client: httpx.Client) -> None:
+    for body, place in (('{"number": 1, "note": "a \\ud800 b"}', ["body", "note"]), ('"\\udfff"', ["body"])):
+        answer = client.post("/v1/predict", content=body)
+        assert (answer.status_code, answer.json()["detail"][0]["loc"]) == (422, place)
+        assert "half of a character" in answer.json()["detail"][0]["msg"]
+    named = client.post("/v1/predict", content='{"number": 1, "note": null, "\\ud800": 2}')
+    assert named.status_code == 422
+
+
 @pytest.mark.parametrize(
     "body",
     [b"", b"{", b"\xff\xfe", b'{"number": NaN, "note": null}', b"[" * 100_000, b'{"number": 1e999, "note": null}'],

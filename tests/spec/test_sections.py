@@ -201,6 +201,24 @@ def test_a_folder_beside_the_spec_is_the_model(tmp_path: Path) -> None:
     assert build_sections(spec_of(tmp_path, SMALL + "model: org/tiny\n")).models[0].id == "org/tiny"
 
 
+def test_a_folder_beside_the_spec_is_the_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "set").mkdir()
+    for written, found in (
+        ("hf://./set:train", f"hf://{tmp_path}/set:train"),
+        ("hf://set[a]:train:10", f"hf://{tmp_path}/set[a]:train:10"),
+        ("hf://../gone:train", f"hf://{tmp_path.parent}/gone:train"),
+        ("hf://~/set:train", f"hf://{tmp_path}/home/set:train"),
+        ("hf:///data/set:train", "hf:///data/set:train"),
+        ("hf://owner/set[a]:train", "hf://owner/set[a]:train"),
+        ("hf://owner/set", "hf://owner/set"),
+    ):
+        spec = spec_of(tmp_path, SMALL.replace("tickets.csv", f"'{written}'"))
+        source = build_sections(spec).data.path
+        assert source is not None and source.path == found
+        assert (source.path in repr(spec.identity())) == (written == found and not found.startswith("hf:///"))
+
+
 @pytest.mark.parametrize(
     "value",
     [

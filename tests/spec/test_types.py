@@ -14,6 +14,7 @@ from bt_compiler.spec import (
     TypeSyntaxError,
     assignable,
     convert,
+    convert_text,
     json_schema,
     json_schema_of_fields,
     parse_fields,
@@ -292,6 +293,34 @@ def test_convert_refuses_in_words(value: Any, t: Type, message: str) -> None:
     assert len(str(caught.value)) < 200
 
 
+@pytest.mark.parametrize(
+    ("text", "t", "expected"),
+    [
+        ("5", "int | str", 5),
+        ("5", "str | int", 5),
+        ("5", "float | str", 5.0),
+        ("2.5", "int | float | str", 2.5),
+        ("true", "bool | str", True),
+        ("yes", "bool | str", "yes"),
+        ("1", "bool | int", 1),
+        ("007", "int | str", "007"),
+        ("5 apples", "int | str", "5 apples"),
+        ('"5"', "int | str", '"5"'),
+        ("1e5", "str | null", "1e5"),
+        ("null", "int | str", "null"),
+        ("NaN", "float | str", "NaN"),
+        ('["a"]', "[str] | str", ["a"]),
+        ("true", 'enum("true", no) | null', "true"),
+        ("[" * 100_000, "[str] | str", "[" * 100_000),
+        ("5", "str", "5"),
+        ("+5", "int | null", 5),
+    ],
+)
+def test_a_text_without_quotes_is_what_it_says(text: str, t: str, expected: Any) -> None:
+    found = convert_text(text, parse_type(t))
+    assert (found, type(found)) == (expected, type(expected))
+
+
 def test_signature_text() -> None:
     found = parse_signature_text("question: str, context: [Passage] -> mood: enum(good, bad), score: float | null")
     assert [(field.name, show_type(field.type)) for field in found.inputs] == [
@@ -307,7 +336,8 @@ def test_signature_text() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "question", "a -> b -> c", "-> b", "a ->", "a, -> b", "a, a -> b", "1a -> b", "a: strng -> b", "a: -> b"],
+    ["", "question", "a -> b -> c", "-> b", "a ->", "a, -> b", "a, a -> b", "1a -> b", "a: strng -> b", "a: -> b"]
+    + [f'a -> b: enum("{quoted}", c)' for quoted in (r"a\d", r"\ud800", r"\u12")],
 )
 def test_signature_text_that_cannot_be_read(text: str) -> None:
     with pytest.raises(TypeSyntaxError):
@@ -316,7 +346,7 @@ def test_signature_text_that_cannot_be_read(text: str) -> None:
 
 @given(
     st.text()
-    | st.lists(st.sampled_from(["->", ",", ":", "[", "]", "a", "str", "|", " ", "enum(", ")", '"'])).map("".join)
+    | st.lists(st.sampled_from(["->", ",", ":", "[", "]", "a", "str", "|", " ", "enum(", ")", '"', "\\"])).map("".join)
 )
 def test_any_signature_text_is_read_or_refused(text: str) -> None:
     try:

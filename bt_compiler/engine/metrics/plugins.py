@@ -37,7 +37,9 @@ class PluginMetric:
     binary: bool = False
 
     def score(self, example: Example, trace: Trace) -> float:
-        """See `Metric`. Raises `ExampleError` BTC356 where the function raises or gives no number."""
+        """See `Metric`. Raises `ExampleError` BTC356 where the function raises, gives no number, or, where it is
+        binary, neither 0 nor 1.
+        """
         try:
             found = self.function(
                 inputs=example.inputs,
@@ -50,6 +52,9 @@ class PluginMetric:
             raise ExampleError("BTC356", f"metric `{self.kind}` raised {type(error).__name__}: {error}") from error
         if not isinstance(found, bool | int | float):
             raise ExampleError("BTC356", f"metric `{self.kind}` gave {found!r:.60}, a number is expected")
+        if self.binary and found not in (0, 1):
+            message = f"metric `{self.kind}` gave {found}, though it says `binary = True`: 0 or 1 is expected"
+            raise ExampleError("BTC356", message)
         return float(found)
 
 

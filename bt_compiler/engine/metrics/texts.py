@@ -42,6 +42,17 @@ def holds_words(text: str, part: str) -> bool:
     return bool(part) and f" {part} " in f" {text} "
 
 
+def words_to_find(label: Any, metric: str) -> list[str]:
+    """The accepted answers, normalised. Raises ValueError where one is null, or none of them holds a word."""
+    accepted = accepted_answers(label)
+    if None in accepted:
+        raise ValueError("the label is null, no text to look for")
+    answers = [normalize_answer(text_of(item, "label", metric)) for item in accepted]
+    if not any(answers):
+        raise ValueError("the label holds no word to look for")
+    return answers
+
+
 def word_f1(given: str, gold: str) -> float:
     """F1 over the words of two normalised texts (SQuAD's official script). Two texts without words are equal."""
     first, second = given.split(), gold.split()
@@ -84,9 +95,7 @@ def contains(options: Mapping[str, Any]) -> Compare:
     del options
 
     def compare(output: Any, label: Any) -> float:
-        answers = [normalize_answer(text_of(item, "label", "`contains`")) for item in accepted_answers(label)]
-        if not any(answers):
-            raise ValueError("the label holds no word to look for")
+        answers = words_to_find(label, "`contains`")
         given = "" if output is None else normalize_answer(text_of(output, "output", "`contains`"))
         return float(any(holds_words(given, answer) for answer in answers))
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
-from string import Formatter
 from typing import NamedTuple
 
 from bt_compiler.data.selecting import fits
 from bt_compiler.diagnostics import Diagnostic, did_you_mean
 from bt_compiler.engine.retrieval.corpus_rows import Row, corpus_rows, finding, row_span, shown_corpus
+from bt_compiler.engine.retrieval.template import filled, template_fields
 from bt_compiler.errors import DataError, SpecError
 from bt_compiler.spec.sections import CorpusSection
 
@@ -95,15 +95,9 @@ def _nothing_taken(section: CorpusSection, rows: int, columns: list[str]) -> Dat
 def template_columns(section: CorpusSection) -> tuple[str, ...]:
     """The columns that the text template names. Raises SpecError BTC378."""
     try:
-        parts = [part for part in Formatter().parse(section.text) if part[1] is not None]
+        return template_fields(section.text)
     except ValueError as error:
         raise _template_error(section, str(error)) from error
-    for _, name, form, conversion in parts:
-        if not name or form or conversion or set(name) & set(".["):
-            raise _template_error(section, f"`{{{name}}}` is not the name of a column")
-    if not parts:
-        raise _template_error(section, "it names no column, so every passage would be the same")
-    return tuple(dict.fromkeys(name for _, name, _, _ in parts if name))
 
 
 def _template_error(section: CorpusSection, reason: str) -> SpecError:
@@ -129,11 +123,11 @@ def _passage(section: CorpusSection, name: str, row: Row, columns: tuple[str, ..
             raise _BadRow(finding(name, row.line, row.raw, f"column `{column}` holds a {kind}, not a text"))
         return "" if found is None else str(found)
 
-    text = section.text.format_map({column: value(column) for column in columns})
+    text = filled(section.text, {column: value(column) for column in columns})
     title_column = section.title or ("title" if "title" in row.values else None)
     title = value(title_column) if title_column else ""
     if section.id is None:
-        return Text(str(number), title, text)
+        return Text(f"{section.prefix}{number}", title, text)
     identity = value(section.id)
     if not identity:
         message = f"the passage has no `{section.id}` to identify it by"

@@ -48,7 +48,8 @@ def corpus_digest(corpus: CorpusSection) -> str:
 def corpus_settings(corpus: CorpusSection) -> dict[str, Any]:
     """What decides, beside the file, which passages an index holds."""
     where = {"where": [asdict(condition) for condition in corpus.where]} if corpus.where else {}
-    return {"schema": SCHEMA, "id": corpus.id, "title": corpus.title, "text": corpus.text, **where}
+    prefix = {"prefix": corpus.prefix} if corpus.prefix else {}
+    return {"schema": SCHEMA, "id": corpus.id, "title": corpus.title, "text": corpus.text, **where, **prefix}
 
 
 class Index(NamedTuple):

@@ -17,6 +17,7 @@ from bt_compiler.engine.progress import Progress
 from bt_compiler.engine.retrieval.corpus import check_corpus
 from bt_compiler.engine.retrieval.opening import Opening
 from bt_compiler.engine.retrieval.retriever import Retriever
+from bt_compiler.engine.retrieval.template import template_fields
 from bt_compiler.errors import SpecError
 from bt_compiler.spec.sections import RetrieverSection
 
@@ -243,6 +244,16 @@ def _text(value: Any) -> str | None:
     return None if isinstance(value, str) and value.strip() else f"expects a text, got `{value}`"
 
 
+def _template(value: Any) -> str | None:
+    if not isinstance(value, str):
+        return _text(value)
+    try:
+        template_fields(value)
+    except ValueError as error:
+        return f"cannot be read: {error}; write names of stored fields in braces, as in `{{title}} | {{text}}`"
+    return None
+
+
 def _texts(value: Any) -> str | None:
     fine = isinstance(value, list) and value and all(isinstance(item, str) for item in value)
     return None if fine else f"expects a list of fields, got `{value}`"
@@ -279,7 +290,7 @@ def _whole(least: int, most: int) -> Callable[[Any], str | None]:
 
 _MODEL = {"model": _text, "revision": _text}
 _SERVER = {"endpoint": _url, "timeout": _number(0.001, 600), "api_key": _key, "revision": _text}
-_STORED = {"id": _text, "title": _text, "text": _text, "filter": _structure}
+_STORED = {"id": _text, "title": _text, "text": _template, "filter": _structure}
 _DEPTH = {"depth": _whole(1, 10000)}
 _KINDS: Mapping[str, _Kind] = MappingProxyType(
     {

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from bt_compiler.canonical import digest
 from bt_compiler.engine.retrieval.encoder import Encoder, find_encoder, library_version
 from bt_compiler.engine.retrieval.opening import Opening
+from bt_compiler.engine.retrieval.template import filled
 from bt_compiler.engine.retrieval.wire import Wire
 from bt_compiler.errors import BackendError
 from bt_compiler.spec.sections import RetrieverSection
@@ -174,7 +175,7 @@ def _passage(section: RetrieverSection, wire: Wire, stored: Any, id: Any, score:
         raise wire.nonsense("gives a passage without its stored fields")
     values = {key: _as_text(value) for key, value in stored.items()}
     try:
-        text = str(options.get("text", "{text}")).format_map(values)
+        text = filled(str(options.get("text", "{text}")), values)
         named = values[options["id"]] if "id" in options else str(id)
         title = values[options["title"]] if "title" in options else values.get("title", "")
     except KeyError as error:
