@@ -205,22 +205,18 @@ class OpenAIBackend:
                 await asyncio.sleep(min(self._patience.backoff * 2 ** (seen.failed - 1), LONGEST_WAIT))
         if seen.only_unreachable():
             raise _unreachable(self._endpoints, answer.why)
-        if self._answered == answered and not await self._answers(request, endpoint):
+        if self._answered == answered and not await self._answers(request):
             raise _broken(endpoint, answer.why)
         if answer.refused:
             return ExampleError("BTC534", answer.why)
         return ExampleError("BTC532", f"the server gave no completion: {answer.why}")
 
-    async def _answers(self, request: Request, endpoint: str) -> bool:
-        """Whether the endpoint answers a short prompt that is otherwise asked for as the request is."""
-        import httpx
-
+    async def _answers(self, request: Request) -> bool:
+        """Whether a short prompt is answered that is otherwise asked for as the request is, in a place of its own."""
         short = PromptText(messages=(Message(role="user", content="Hello."),))
-        prompt = PromptText(text="Hello.") if request.prompt.text is not None else short
-        try:
-            return not isinstance(await self._answer(replace(request, prompt=prompt), endpoint), Again)
-        except httpx.TransportError:
-            return False
+        asked = replace(request, prompt=short if request.prompt.text is None else PromptText(text="Hello."))
+        endpoint = await self._fleet.take(_prefix(asked), adapted=asked.adapter is not None)
+        return not isinstance(await self._once(asked, endpoint, _Tries(self._patience)), Again)
 
     async def _once(self, request: Request, endpoint: str, seen: _Tries) -> Result | Again:
         """One try at one endpoint, whose place is given back. Raises BackendError."""
