@@ -8,10 +8,13 @@ class Said:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self.notes: list[str] = []
 
     def begin(self, label: str, total: int | None) -> None: ...
 
-    def advance(self, units: int = 1, note: str = "") -> None: ...
+    def advance(self, units: int = 1, note: str = "") -> None:
+        if note:
+            self.notes.append(note)
 
     def say(self, line: str) -> None:
         self.lines.append(line)

@@ -127,7 +127,8 @@ def _score_all(
     for draw, candidate in zip(draws, drawn, strict=True):
         labels.setdefault(candidate.id, draw.label)
     unique = list({candidate.id: candidate for candidate in reversed(drawn)}.values())[::-1]
-    progress.advance((len(drawn) - len(unique)) * len(val), note="candidates that occur twice")
+    if repeated := len(drawn) - len(unique):
+        progress.advance(repeated * len(val), note=f"{repeated} of {len(drawn)} candidates are as others")
     reports = _raced(context, unique, val, progress)
     for candidate in unique:
         report = reports[candidate.id]
@@ -190,7 +191,8 @@ def _raced(
         return context.budget.allows(f"step {context.index} up to example {end}", runs)
 
     met = race(len(candidates), len(order), context.settings.prompts.racing, score, goes_on)
-    progress.advance(len(candidates) * len(order) - sum(map(len, met)), note="dropped candidates")
+    if spared := len(candidates) * len(order) - sum(map(len, met)):
+        progress.advance(spared, note="candidates dropped")
     places = {example.id: place for place, example in enumerate(val)}
     return {name: _joined(found, places, binary=context.metric.binary) for name, found in parts.items()}
 

@@ -17,6 +17,7 @@ from answering import (
     with_adapter,
     wrong,
 )
+from said import Said
 
 from bt_compiler.graph import spec_candidate
 from bt_compiler.graph.candidate import Demo, Prompt
@@ -153,11 +154,21 @@ def test_labelled_demos_carry_the_label_and_not_the_answer(journal: Journal) -> 
 def test_equal_prompts_are_scored_once(journal: Journal) -> None:
     settings = OptimizeSection(prompts=PromptsSection(max_bootstrapped_demos=0, max_labeled_demos=0))
     backend = RuleBackend(rule=right)
-    context = context_of(backend, journal, settings=settings)
+    said = Said()
+    context = replace(context_of(backend, journal, settings=settings), progress=said)
     result = prompts_step(context, context.zero_shot)
     val = inner_split(context.train, settings.prompts, context.seed).val
     assert len(backend.asked) == len(val), "no teacher without bootstrapped demos, and one candidate in all"
     assert [item.get("same_as") for item in candidates(result.evidence)] == [None] + ["zero-shot"] * 8
+    assert said.notes == ["8 of 9 candidates are as others"]
+
+
+def test_progress_speaks_of_equal_candidates_only_where_there_are_some(journal: Journal) -> None:
+    said = Said()
+    context = replace(context_of(RuleBackend(rule=sometimes), journal), progress=said)
+    result = prompts_step(context, context.zero_shot)
+    assert not any(item.get("same_as") for item in candidates(result.evidence))
+    assert not any("as others" in note for note in said.notes)
 
 
 def test_written_demos_and_instructions_of_the_spec_are_kept(journal: Journal) -> None:
