@@ -43,13 +43,14 @@ def write_splits(data: Path, folder: Path, count: int, seed: int) -> None:
 
 
 @contextmanager
-def served(python: Path, model: Path, port: int, threads: int) -> Iterator[str]:
-    """A vLLM server on this machine; its URL."""
+def served(python: Path, model: Path, port: int, threads: int, *more: str) -> Iterator[str]:
+    """A vLLM server on this machine with these further options; its URL."""
     command = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--port", str(port)]
-    command += ["--served-model-name", "smollm2", "--dtype", "auto", "--enable-prefix-caching"]
+    command += ["--served-model-name", "smollm2", "--dtype", "auto", "--enable-prefix-caching", *more]
     env = {
         **os.environ,
         "VLLM_CPU_KVCACHE_SPACE": "2",
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": str(threads),
     }
