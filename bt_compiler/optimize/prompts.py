@@ -190,7 +190,8 @@ def _raced(
     def goes_on(end: int, runs: int) -> bool:
         return context.budget.allows(f"step {context.index} up to example {end}", runs)
 
-    met = race(len(candidates), len(order), context.settings.prompts.racing, score, goes_on)
+    settings = context.settings.prompts
+    met = race(len(candidates), len(order), settings.racing, score, goes_on, settings.indifference)
     if spared := len(candidates) * len(order) - sum(map(len, met)):
         progress.advance(spared, note="candidates dropped")
     places = {example.id: place for place, example in enumerate(val)}

@@ -3,11 +3,12 @@
 After each round every candidate still in the race is compared with the leader on the examples that both have met. The
 sum of the paired differences on the examples still to come is predicted from those seen (normal, with the uncertainty
 of their mean, and two pseudo-examples of which each has won one, so that equal answers so far are no proof). A
-candidate is dropped where the chance that it ends ahead, a tie being half of one, is below `error`. Predictive
+candidate is dropped where the chance that it ends ahead, a tie being half of one, is below `error`; with an
+`indifference`, where the chance is that it ends ahead by more than that many standard errors of the leader. Predictive
 probability as a stopping rule: Lee & Liu 2008, "A predictive probability design for phase II cancer clinical trials",
-Clinical Trials 5; racing candidates on shared examples: Maron & Moore 1994, "Hoeffding races". The winner has met every
-example. `error` holds for one comparison, not for a whole race: `tests/bench/racing.py` replays recorded scores and
-counts.
+Clinical Trials 5; racing candidates on shared examples: Maron & Moore 1994, "Hoeffding races"; indifference zones:
+Bechhofer 1954, Annals of Mathematical Statistics 25. The winner has met every example. `error` holds for one
+comparison, not for a whole race: `tests/bench/racing.py` replays recorded scores and counts.
 
 Knows scores in [0, 1] and their order; nothing of prompts or programs.
 """
@@ -38,6 +39,7 @@ def race(
     error: float,
     score: Callable[[Sequence[int], int, int], Sequence[Sequence[float]]],
     goes_on: Callable[[int, int], bool] = lambda end, runs: True,
+    indifference: float = 0.0,
 ) -> list[tuple[float, ...]]:
     """Scores of `count` candidates on the first of `total` examples: all of them, or fewer where one was dropped.
 
@@ -57,21 +59,29 @@ def race(
             running = [
                 candidate
                 for candidate in running
-                if candidate == lead or chance_to_win(met[candidate], met[lead], total) >= error
+                if candidate == lead or chance_to_win(met[candidate], met[lead], total, indifference) >= error
             ]
     return [tuple(scores) for scores in met]
 
 
-def chance_to_win(scores: Sequence[float], lead: Sequence[float], total: int) -> float:
-    """Chance that `scores` ends ahead of `lead`, a tie being half of one, once both have met all `total` examples.
+def chance_to_win(scores: Sequence[float], lead: Sequence[float], total: int, indifference: float = 0.0) -> float:
+    """Chance that `scores` ends ahead of `lead`, a tie being half of one, once both have met all `total` examples: by
+    more than `indifference` standard errors of the leader's mean.
 
     Both are scores of the same examples, fewer than `total` of them.
     """
     differences = [one - other for one, other in zip(scores, lead, strict=True)]
     seen, left, ahead = len(differences), total - len(differences), sum(differences)
-    if ahead + left < 0:
+    wanted = indifference * sqrt(total) * _deviation(lead) if indifference else 0.0
+    if ahead + left < wanted:
         return 0.0
     mean = ahead / (seen + 2)
     variance = (sum(difference * difference for difference in differences) + 2) / (seen + 2) - mean * mean
     spread = sqrt(left * variance * (1 + left / (seen + 2)))
-    return 1 - NormalDist(ahead + left * mean, spread).cdf(0)
+    return 1 - NormalDist(ahead + left * mean, spread).cdf(wanted)
+
+
+def _deviation(scores: Sequence[float]) -> float:
+    """Standard deviation, with two pseudo-examples as above: one of score 1, one of 0."""
+    mean = (sum(scores) + 1) / (len(scores) + 2)
+    return sqrt((sum(score * score for score in scores) + 1) / (len(scores) + 2) - mean * mean)

@@ -233,6 +233,8 @@ class PromptsSection:
     """Examples of train that choose among candidates, disjoint from the former; None: the rest."""
     racing: float = 0.05
     """A candidate whose chance to win falls below this is scored no further; 0: every one meets every example."""
+    indifference: float = 0.0
+    """Winning in a race is to end ahead by more than this many standard errors of the leader's mean score."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+from collections.abc import Sequence
 from math import sqrt
 from pathlib import Path
 from statistics import fmean
@@ -45,7 +46,7 @@ def tables(bundle: Path) -> list[tuple[str, list[list[float]]]]:
     return found
 
 
-def replay(table: list[list[float]], *, error: float, replays: int) -> Replayed:
+def replay(table: list[list[float]], *, error: float, indifference: float, replays: int) -> Replayed:
     """Races `table` in `replays` seeded orders of its examples."""
     total = len(table[0])
     means = [fmean(scores) for scores in table]
@@ -55,7 +56,11 @@ def replay(table: list[list[float]], *, error: float, replays: int) -> Replayed:
     for seed in range(replays):
         order = random.Random(seed).sample(range(total), total)
         mixed = [[scores[place] for place in order] for scores in table]
-        met = race(len(table), total, error, lambda running, a, b, m=mixed: [m[index][a:b] for index in running])  # type: ignore[misc]
+
+        def score(running: Sequence[int], start: int, end: int, mixed: list[list[float]] = mixed) -> list[list[float]]:
+            return [mixed[index][start:end] for index in running]
+
+        met = race(len(table), total, error, score, indifference=indifference)
         finished = [index for index, scores in enumerate(met) if len(scores) == total]
         winner = max(finished, key=lambda index: (means[index], -index))
         same += winner == best
@@ -69,12 +74,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundles", nargs="+", type=Path)
     parser.add_argument("--error", type=float, default=0.05)
+    parser.add_argument("--indifference", type=float, default=0.0)
     parser.add_argument("--replays", type=int, default=200)
     args = parser.parse_args()
     results = []
     for bundle in args.bundles:
         for name, table in tables(bundle):
-            found = replay(table, error=args.error, replays=args.replays)
+            found = replay(table, error=args.error, indifference=args.indifference, replays=args.replays)
             results.append(found)
             print(
                 f"{name}: {len(table)} candidates x {len(table[0])} examples, {found.saving:.2f} times fewer runs, "

@@ -40,6 +40,21 @@ def test_equal_candidates_stay() -> None:
     assert [len(met) for met in raced([scores] * 4, 0.05)] == [200] * 4
 
 
+def test_with_an_indifference_those_that_cannot_win_by_much_are_dropped_too() -> None:
+    rng = random.Random(0)
+    runs = {0.0: 0, 1.0: 0}
+    near = 0
+    for _ in range(100):
+        table = coins(rng, [0.4] * 6, 150)
+        for zone in runs:
+            met = race(6, 150, 0.05, lambda running, a, b, t=table: [t[one][a:b] for one in running], indifference=zone)
+            runs[zone] += sum(map(len, met))
+        best = max(map(sum, table))
+        near += max(sum(scores) for scores in met if len(scores) == 150) >= best - (best * (1 - best / 150)) ** 0.5
+    assert runs[1.0] < 0.8 * runs[0.0]
+    assert near >= 90
+
+
 def test_few_examples_are_one_round() -> None:
     assert [len(met) for met in raced([[1.0] * FIRST_ROUND, [0.0] * FIRST_ROUND], 0.5)] == [FIRST_ROUND] * 2
 
