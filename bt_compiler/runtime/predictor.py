@@ -88,8 +88,8 @@ def _refuse_another_program(bundle: Bundle, changed: Spec) -> None:
 
 def _generation(document: Mapping[str, Any]) -> list[Any]:
     """How the models generate; each module of a bundle has its own copy of it."""
-    models = [document["model"]] if "model" in document else list(document["models"].values())
-    return [model["generation"] for model in models]
+    models = {"default": document.get("model"), **document.get("models", {})}
+    return [model["generation"] for model in models.values() if model is not None]
 
 
 class Predictor:
