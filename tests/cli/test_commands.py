@@ -108,6 +108,13 @@ def test_clearing_the_cache_deletes_what_is_its_own_alone(tmp_path: Path) -> Non
     assert not (tmp_path / "models").exists() and not (tmp_path / "indexes").exists()
 
 
+@pytest.mark.parametrize("arguments", [("check",), ("compile", "x.yaml", "--seed", "-1"), ("run", "b", "--what")])
+def test_a_command_line_that_cannot_be_read_is_a_document_too(arguments: tuple[str, ...]) -> None:
+    shown = btc(*arguments, "--json")
+    document = json.loads(shown.stdout)
+    assert (shown.returncode, document["ok"], document["diagnostics"][0]["code"]) == (2, False, "BTC587")
+
+
 def test_errors_as_json(tmp_path: Path) -> None:
     shown = btc("check", "--json", "missing.yaml", cwd=tmp_path)
     document = json.loads(shown.stdout)
