@@ -6,6 +6,7 @@ Knows programs and examples; nothing of prompts or rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from bt_compiler.data.example import Example
@@ -58,25 +59,23 @@ def labelled_tasks(
     for example in examples:
         for node, module, sources in calls:
             inputs = _inputs(node, names, example, traces.get(example.id))
-            if inputs is None or any(example.labels.get(label) is None for label in sources.values()):
+            if inputs is None or any(label not in example.labels for label in sources.values()):
                 continue
             types = {item.name: item.type for item in module.signature.outputs}
-            labels = {name: _taught(example.labels[label], types[name]) for name, label in sources.items()}
-            if None not in labels.values():
+            with suppress(ValueError):
+                labels = {name: _taught(example.labels[label], types[name]) for name, label in sources.items()}
                 tasks.append(Task(example, module, node.name, inputs, labels))
     return tasks
 
 
 def _taught(label: Any, type: Type) -> Any:
-    """The answer to learn: of several accepted ones the first that the output can be. None: it can be none of them."""
-    if not isinstance(label, list) or type.kind == "list":
-        return label
-    for accepted in label:
-        try:
+    """The answer to learn: the label, or of several accepted ones the first that the output can be; null is one where
+    the type takes it. Raises ValueError where the output can be none of them.
+    """
+    for accepted in [label, *(label if isinstance(label, list) else ())]:
+        with suppress(ValueError):
             return convert(accepted, type)
-        except ValueError:
-            continue
-    return None
+    raise ValueError("the output can be none of the answers that the label accepts")
 
 
 def _label_sources(program: Program, module: Module, call: Call) -> dict[str, str] | None:

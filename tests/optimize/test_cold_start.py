@@ -29,6 +29,7 @@ from bt_compiler.optimize.journal import Journal
 from bt_compiler.optimize.rows import row_writer
 from bt_compiler.optimize.step import StepContext
 from bt_compiler.spec.sections import OptimizeSection, WeightsSection
+from bt_compiler.spec.types import NULL, STR, Field, Type
 
 TRAIN = examples("train", 12)
 
@@ -102,6 +103,34 @@ def test_of_several_accepted_answers_gold_rows_teach_the_first_that_fits(journal
     assert {id: rows[0].completion for id, rows in found.rows.items()} == {
         item.id: f"Mood: {item.labels['mood']}" for item in TRAIN[1:]
     }
+
+
+@pytest.mark.parametrize(
+    ("type", "label", "taught"),
+    [
+        (Type(kind="union", options=(STR, NULL)), None, ["Mood: null"]),
+        (Type(kind="union", options=(STR, NULL)), [None, "well"], ["Mood: null"]),
+        (Type(kind="union", options=(Type(kind="list", item=STR), NULL)), ["glad", "calm"], ['Mood: ["glad", "calm"]']),
+        (STR, None, []),
+        (STR, ["glad", "calm"], ["Mood: glad"]),
+    ],
+)
+def test_a_label_that_is_null_or_a_list_is_taught_where_the_output_can_be_it(
+    journal: Journal, type: Type, label: object, taught: list[str]
+) -> None:
+    program = classifier()
+    (module,) = program.modules
+    signature = replace(module.signature, outputs=(Field(name="mood", type=type),))
+    program = replace(
+        program,
+        modules=(replace(module, signature=signature),),
+        nodes=(replace(program.nodes[0], outputs=signature.outputs),),
+        out=(replace(program.out[0], type=type),),
+    )
+    train = (replace(TRAIN[0], labels={"mood": label}),)
+    backend = RuleBackend(rule=always_good)
+    found = collected(context_of(backend, journal, program=program, train=train, settings=settings("gold")))
+    assert [row.completion for rows in found.rows.values() for row in rows] == taught
 
 
 def test_sampled_rows_are_accepted_repeats_at_temperature(journal: Journal) -> None:
