@@ -243,9 +243,15 @@ def _picked(node: Sample, branches: Sequence[_Branch], ended: Sequence[dict[str,
     if node.best is not None:
         best = node.best
         return [max(alive, key=lambda index: branches[index].scope.resolve(best))]
-    keys = {index: canonical_json(ended[index]) for index in alive}
+    voted = [binding.name for binding in node.out if not _holds_probability(binding.type)]
+    keys = {index: canonical_json([_succeeded(ended[index])[name] for name in voted]) for index in alive}
     winner = Counter(keys.values()).most_common(1)[0][0]  # counted in order: ties go to the earliest
     return [index for index in alive if keys[index] == winner]
+
+
+def _holds_probability(type: Type) -> bool:
+    """Whether it is how likely a model found its answer: that differs from run to run and is no part of the answer."""
+    return type.probability_of is not None or (type.item is not None and _holds_probability(type.item))
 
 
 INTERPRETERS: Mapping[type, Callable[[Any, Setting, Scope, Place], Running]] = MappingProxyType(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from engine_parts import candidate_of, examples
 
 from bt_compiler.engine.backends.scripted import ScriptedBackend
 from bt_compiler.engine.executor import Engine
-from bt_compiler.engine.request import Request
+from bt_compiler.engine.request import Finished, Request
 from bt_compiler.engine.trace import Trace
 from bt_compiler.errors import ExampleError
 from bt_compiler.graph import (
@@ -178,6 +179,37 @@ def test_a_majority_is_of_the_runs_that_did_not_fail_and_ties_go_to_the_earliest
         assert len(set(seeds)) == 5
         assert [step.visit for step in trace.steps] == [(0,), (1,), (2,), (3,), (4,)]
         assert [step.visit[0] for step in trace.steps if step.picked] == kept
+
+
+class Weighing(ScriptedBackend):
+    """Says of each text how likely it is, never twice the same."""
+
+    def facts(self) -> Mapping[str, Any]:
+        return {**super().facts(), "scores": True}
+
+    def poll(self) -> list[Finished]:
+        given = super().poll()
+        return [
+            Finished(id, replace(result, chances=(-1.0 / index, -1.0)))
+            for index, (id, result) in enumerate(given, len(self.requests))
+        ]
+
+
+def test_how_likely_an_answer_is_has_no_vote(tmp_path: Path) -> None:
+    outputs = "{result: bool, sure: {type: float, probability_of: result}}"
+    declared = f"{{kind: chain_of_thought, signature: {{inputs: {{question: str}}, outputs: {outputs}}}}}"
+    text = VOTE.replace("PICK", "majority").replace('{signature: "question -> thought, result: int"}', declared)
+    text = text.replace("OUT}", "result, sure: $one.sure}").replace("vote.answer}", "vote.answer, sure: $vote.sure}")
+    program = program_of(text, tmp_path)
+    said = iter(enumerate(["no", "yes", "yes", "no", "yes"]))
+    backend = Weighing(
+        function=lambda request: "" if request.choices else "Reasoning: {}\nResult: {}".format(*next(said))
+    )
+    (trace,) = Engine(backends={"default": backend}).run(program, candidate_of(program), examples([{"question": "q"}]))
+    assert len({step.outputs["sure"] for step in trace.steps if step.outputs}) > 2
+    assert [step.visit[0] for step in trace.steps if step.picked] == [1, 2, 4]
+    assert trace.steps[1].outputs is not None
+    assert trace.outputs == {"answer": True, "sure": trace.steps[1].outputs["sure"]}
 
 
 def test_where_all_runs_fail_the_example_fails_as_the_first_did(tmp_path: Path) -> None:
