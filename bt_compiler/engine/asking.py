@@ -35,7 +35,7 @@ def asked(
         prompt = form.render(module, setting.prompts[module.name], step.inputs)
         grammar = form.grammar(writer, step.inputs)
         for attempt in range(attempts):
-            completion = yield Ask(module, prompt, grammar, attempt, setting.draw)
+            completion = yield Ask(module, prompt, grammar, attempt, setting.draw, loops=setting.loops)
             try:
                 outputs = form.parse(writer, completion.text)
                 check_among(writer, step.inputs, outputs)

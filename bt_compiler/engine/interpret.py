@@ -104,7 +104,7 @@ def _repeat(node: Repeat, setting: Setting, scope: Scope, place: Place) -> Runni
     for visit in range(node.times):
         body = Scope(values=carried, parent=scope)
         inside = Place(path=(*place.path, node.name), visit=(*place.visit, visit), loop=visit)
-        yield from _body(node.body, setting, body, inside)
+        yield from _body(node.body, replace(setting, loops=(*setting.loops, visit)), body, inside)
         carried = {carry.name: _carry(carry, carried[carry.name], body.resolve(carry.value)) for carry in node.carry}
         if node.until is not None and body.resolve(node.until):
             break

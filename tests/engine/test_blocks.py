@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from engine_parts import candidate_of, examples
 
+from bt_compiler.canonical import seed_of
 from bt_compiler.engine.backends.scripted import ScriptedBackend
 from bt_compiler.engine.executor import Engine
 from bt_compiler.engine.request import Finished, Request
@@ -335,3 +336,37 @@ def test_demos_of_the_spec_start_every_prompt(tmp_path: Path) -> None:
     Engine(backends={"default": backend}).run(program, spec_candidate(program), examples([{"text": "t"}]))
     turns = [message.content for message in backend.requests[0].prompt.messages[1:]]
     assert turns == ["Text: costs $5", "Answer: five", "Text: t"]
+
+
+AGAIN = """
+modules:
+  draft: {generation: {temperature: 1.0}, signature: "text -> draft"}
+  check: {signature: "draft -> good: bool"}
+program:
+  inputs: {text: str}
+  steps:
+    round:
+      repeat: 2
+      steps:
+        tries:
+          repeat: 3
+          until: $checked.good
+          steps:
+            written: {call: draft, in: [text]}
+            checked: {call: check, in: {draft: $written.draft}}
+          out: {draft: $written.draft}
+      out: {draft: $tries.draft}
+  out: {answer: $round.draft}
+"""
+
+
+def test_a_loop_that_asks_again_at_a_temperature_gets_another_answer(tmp_path: Path) -> None:
+    program = program_of(AGAIN, tmp_path)
+
+    def answer(request: Request) -> str:
+        return f"Draft: {request.sampling.seed}" if request.sampling.temperature else "Good: no"
+
+    (trace,), backend = run(program, answer, [{"text": "t"}])
+    drafts = [step.outputs["draft"] for step in trace.steps if step.module == "draft" and step.outputs]
+    assert len(drafts) == len(set(drafts)) == 6
+    assert drafts[0] == str(seed_of(0, backend.prompt_key(trace.steps[0].prompt), 0, 0)), "as outside loops"
