@@ -136,6 +136,12 @@ def alive(process: int) -> bool:
         return False
 
 
+def test_a_file_imports_what_lies_beside_it(opened: Opened) -> None:
+    opened.file.with_name("threes.py").write_text("THREE = 3\n", encoding="utf-8")
+    opened.file.write_text("from threes import THREE\ndef triple(n): return THREE * n\n", encoding="utf-8")
+    assert opened("triple")({"n": 2}) == {"m": 6}
+
+
 def test_functions_that_are_not_there(opened: Opened, file: Path) -> None:
     with pytest.raises(BackendError, match=r"BTC544.*defines no `lost`"):
         opened("lost")
