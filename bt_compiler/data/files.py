@@ -14,7 +14,7 @@ from math import isfinite
 from pathlib import Path
 
 from bt_compiler.canonical import canonical_json
-from bt_compiler.data.packed import data_lines, format_suffix
+from bt_compiler.data.packed import csv_cells, data_lines, format_suffix
 from bt_compiler.data.selecting import Selection
 from bt_compiler.data.table import Row, Table, cut_short, line_span, shown_name
 from bt_compiler.data.tabular import read_parquet
@@ -228,7 +228,7 @@ def _read_csv(path: Path, text: str, selection: Selection) -> Table:
 
 def _csv_rows(name: str, text: str, lines: list[str], broken: list[Diagnostic]) -> Iterator[tuple[int, list[str]]]:
     """(line it starts on, cells) of every row that is not blank; ends at what is not CSV."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader = csv_cells(io.StringIO(text, newline=""))
     while True:
         start = reader.line_num + 1
         try:
