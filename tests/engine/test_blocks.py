@@ -12,9 +12,12 @@ import pytest
 from engine_parts import candidate_of, examples
 
 from bt_compiler.canonical import seed_of
+from bt_compiler.data.example import Example
 from bt_compiler.engine.backends.scripted import ScriptedBackend
 from bt_compiler.engine.executor import Engine
+from bt_compiler.engine.metrics import build_metric
 from bt_compiler.engine.request import Finished, Request
+from bt_compiler.engine.scoring import report_of
 from bt_compiler.engine.trace import Trace
 from bt_compiler.errors import ExampleError
 from bt_compiler.graph import (
@@ -27,6 +30,7 @@ from bt_compiler.graph import (
     verify,
 )
 from bt_compiler.spec import build_sections, load_spec
+from bt_compiler.spec.sections import MetricSection
 
 Answer = Callable[[Request], str | ExampleError]
 HEAD = "version: 1\ndata: d.jsonl\nmetric: {kind: accuracy, output: answer}\n"
@@ -211,6 +215,10 @@ def test_how_likely_an_answer_is_has_no_vote(tmp_path: Path) -> None:
     assert [step.visit[0] for step in trace.steps if step.picked] == [1, 2, 4]
     assert trace.steps[1].outputs is not None
     assert trace.outputs == {"answer": True, "sure": trace.steps[1].outputs["sure"]}
+    assert len(backend.requests) == 10
+    assert report_of([replace(trace, score=1.0)], candidate="c", split="dev", binary=True).calls == 10
+    cost = MetricSection(kind="cost", output="", label="", options={"count": "calls", "at_most": 5})
+    assert build_metric(cost).score(Example(id="e", inputs={}, labels={}), trace) == 0.5
 
 
 def test_where_all_runs_fail_the_example_fails_as_the_first_did(tmp_path: Path) -> None:

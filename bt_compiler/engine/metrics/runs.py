@@ -141,17 +141,13 @@ def _within(count: int, at_most: float) -> float:
 
 
 def _tokens(trace: Trace) -> int:
-    return sum(
-        step.completion.prompt_tokens + step.completion.completion_tokens for step in trace.steps if step.completion
-    )
+    return sum(one.prompt_tokens + one.completion_tokens for step in trace.steps for one in step.completions)
 
 
 _COUNTS: Mapping[str, Callable[[Trace], int]] = {
     "tokens": _tokens,
-    "completion_tokens": lambda trace: sum(
-        step.completion.completion_tokens for step in trace.steps if step.completion
-    ),
-    "calls": lambda trace: sum(step.completion is not None for step in trace.steps),
+    "completion_tokens": lambda trace: sum(one.completion_tokens for step in trace.steps for one in step.completions),
+    "calls": lambda trace: sum(len(step.completions) for step in trace.steps),
 }
 
 
