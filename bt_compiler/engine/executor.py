@@ -303,7 +303,9 @@ class Execution:
         if temperature == 0:
             return Sampling()
         key = backend.prompt_key(ask.prompt)
-        which = () if ask.draw is None else (list(ask.draw.path),)
+        which: list[Any] = [] if ask.draw is None else [list(ask.draw.path)]
+        if any(ask.loops):
+            which.append({"loops": list(ask.loops)})  # first visits have the seeds of calls outside loops
         seed = seed_of(self._seed, key if isinstance(key, str) else list(key), repeat, ask.attempt, *which)
         return Sampling(temperature=temperature, top_p=generation.top_p, seed=seed)
 
