@@ -6,13 +6,16 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from bt_compiler.cli.output import agreement_text, json_option, print_json, scores_text, set_option, tools_option
 from bt_compiler.cli.progress import TerminalProgress
 from bt_compiler.errors import CompileError, UsageError
+
+if TYPE_CHECKING:
+    from bt_compiler.runtime import Predictor
 
 _bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
 
@@ -183,25 +186,37 @@ def run_command(
         raise click.UsageError("--batch writes one JSON result a line already; leave --json out")
     from bt_compiler.runtime import load
 
-    if batch is not None:
-        from bt_compiler.runtime.batch import rows_of_file
-
-        with load(bundle, overrides=overrides, tools=tools) as predictor:
-            failed = 0
-            for result in predictor.batch(rows_of_file(batch)):
-                failed += "error" in result
-                click.echo(json.dumps(result, ensure_ascii=False))
-        if failed:
-            click.echo(f"{failed} rows failed", err=True)
-            sys.exit(1)
-        return
-    values = _input_object(str(input_))
-    with load(bundle, overrides=overrides, tools=tools) as predictor:
-        outputs = predictor.predict(values)
+    values = None if batch is not None else _input_object(str(input_))
+    progress = TerminalProgress()
+    try:
+        with load(bundle, overrides=overrides, progress=progress, tools=tools) as predictor:
+            if batch is not None:
+                _answer_batch(predictor, batch, progress)
+                return
+            outputs = predictor.predict(values or {})
+    finally:
+        progress.end()
     if as_json:
         print_json("run", {"outputs": dict(outputs)})
     else:
         click.echo(json.dumps(dict(outputs), ensure_ascii=False, indent=2))
+
+
+def _answer_batch(predictor: Predictor, batch: Path, progress: TerminalProgress) -> None:
+    """Results on stdout as they come; ends with 1 where a row failed."""
+    from bt_compiler.runtime.batch import rows_of_file
+
+    predictor.open()
+    if not sys.stdout.isatty():  # else the answers themselves show how far it is
+        progress.begin("rows answered", None)
+    failed = 0
+    for result in predictor.batch(rows_of_file(batch)):
+        failed += "error" in result
+        click.echo(json.dumps(result, ensure_ascii=False))
+        progress.advance()
+    if failed:
+        progress.say(f"{failed} rows failed")
+        sys.exit(1)
 
 
 def _input_object(text: str) -> dict[str, Any]:
@@ -238,4 +253,4 @@ def serve_command(
     """Serve BUNDLES over HTTP: POST /v1/predict, documented at /docs."""
     from bt_compiler.runtime.serve import serve
 
-    serve(bundles, host=host, port=port, overrides=overrides, tools=tools)
+    serve(bundles, host=host, port=port, overrides=overrides, tools=tools, progress=TerminalProgress())
