@@ -138,8 +138,13 @@ def _parse(node: Any, named: Mapping[str, Type], depth: int) -> Type:
             raise TypeSyntaxError(
                 f"a list type has one element, this one has {len(node)}", "write `[str]` for a list of texts"
             )
-        return Type(kind="list", item=_within(0, node[0], named, depth))
+        return _list_of(_within(0, node[0], named, depth))
     raise TypeSyntaxError(f"`{json.dumps(node)}` is not a type", "write `str`, `int`, `float`, `bool` or `[str]`")
+
+
+def _list_of(item: Type) -> Type:
+    """The list of these; what its elements have to be among is said of the list."""
+    return Type(kind="list", item=replace(item, among=None) if item.among else item, among=item.among)
 
 
 def _within(key: str | int, node: Any, named: Mapping[str, Type], depth: int) -> Type:
@@ -301,7 +306,7 @@ class _TextParser:
         if token == "[":
             item = self._union(depth + 1)
             self._take("]")
-            return Type(kind="list", item=item)
+            return _list_of(item)
         if token == "enum" and self._peek() == "(":
             return self._enum()
         if not token.isidentifier() or self._peek() in ("[", "("):

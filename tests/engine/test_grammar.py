@@ -14,6 +14,7 @@ from llguidance import LLMatcher
 from bt_compiler.engine.formats import load_format
 from bt_compiler.engine.parsing import check_among
 from bt_compiler.errors import ExampleError
+from bt_compiler.spec import parse_type
 from bt_compiler.spec.types import BOOL, FLOAT, INT, NULL, PASSAGES, STR, Type
 
 OUTPUTS: dict[str, dict[str, Type]] = {
@@ -102,6 +103,22 @@ def test_among_leaves_only_what_was_given(style):
         check_among(made, inputs, {"best": "p9", "cited": []})
     with pytest.raises(ExampleError, match=r"BTC524: `best` has to be among `passages\.id`, which is empty here"):
         form.grammar(made, {"passages": []})
+
+
+@pytest.mark.parametrize("style", ["fields", "json"])
+def test_among_of_elements_restricts_the_list(style):
+    named = {"Tag": parse_type({"type": "str", "among": "tags"})}
+    written = ({"type": [{"type": "str", "among": "tags"}], "min": 1, "max": 3}, {"type": "[Tag]", "min": 1, "max": 3})
+    for node in written:
+        made = module({"tags": Type(kind="list", item=STR)}, {"cited": parse_type(node, named)})
+        form, inputs = load_format(style), {"tags": ["red", "blue"]}
+        for seed in range(10):
+            outputs = form.parse(made, walk(form.grammar(made, inputs).lark, seed)[0])
+            assert set(outputs["cited"]) <= {"red", "blue"}
+        with pytest.raises(ExampleError, match="BTC524: `cited` is `green`"):
+            check_among(made, inputs, {"cited": ["red", "green"]})
+        with pytest.raises(ExampleError, match="BTC524: `cited` has to be among `tags`, which is empty here"):
+            form.grammar(made, {"tags": []})
 
 
 def test_a_list_among_nothing_is_empty():
