@@ -118,7 +118,7 @@ def bounded_schema(t: Type, budget: int = TEXT_IN_STRUCTURE) -> dict[str, Any]:
     if t.kind == "list":
         item = _nested(t.item)
         bounds = {} if t.minimum is None else {"minItems": int(t.minimum)}
-        bounds["maxItems"] = max(ITEMS, int(t.minimum or 0)) if t.maximum is None else int(t.maximum)
+        bounds["maxItems"] = _most_items(t)
         return {"type": "array", "items": bounded_schema(item, _inner(t, budget)), **bounds}
     if t.kind == "object":
         return {
@@ -139,8 +139,7 @@ def structure_tokens(t: Type, budget: int = TEXT_IN_STRUCTURE) -> int:
     if t.kind == "enum":
         return max((len(value.encode()) for value in t.values), default=0) + 2
     if t.kind == "list":
-        count = ITEMS if t.maximum is None else int(t.maximum)
-        return 2 + count * (structure_tokens(_nested(t.item), _inner(t, budget)) + 2)
+        return 2 + _most_items(t) * (structure_tokens(_nested(t.item), _inner(t, budget)) + 2)
     if t.kind == "object":
         return 2 + sum(
             len(field.name.encode()) + 6 + structure_tokens(field.type, _inner(t, budget)) for field in t.fields
@@ -272,6 +271,10 @@ def restricted(t: Type, allowed: tuple[str, ...] | None) -> Type:
 def _inner(t: Type, budget: int) -> int:
     """Budget of a text inside a list or object."""
     return t.max_tokens or min(budget, TEXT_IN_STRUCTURE)
+
+
+def _most_items(t: Type) -> int:
+    return max(ITEMS, int(t.minimum or 0)) if t.maximum is None else int(t.maximum)
 
 
 def _nested(item: Type | None) -> Type:

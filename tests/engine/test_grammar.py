@@ -70,6 +70,16 @@ def test_a_text_has_its_own_budget():
     assert max(len(one["long"].encode()) for one in lengths) > 3 * 6
 
 
+@pytest.mark.parametrize("style", ["fields", "json"])
+def test_a_list_that_has_to_be_long_fits_its_token_bound(style):
+    made = module({"x": STR}, {"a": Type(kind="list", item=BOOL, minimum=60), "b": Type(kind="list", item=SPECIES)})
+    form = load_format(style)
+    grammar = form.grammar(made, {})
+    text, tokens = walk(grammar.lark, 0)
+    assert len(form.parse(made, text)["a"]) == 60
+    assert tokens <= grammar.max_tokens
+
+
 def test_every_value_of_an_enum_can_be_written_and_nothing_else():
     made = module({"x": STR}, {"species": SPECIES})
     form = load_format("fields")
