@@ -240,7 +240,13 @@ def _leaves(folder: Path, path: str, why: str) -> BundleError:
 
 def _read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError as error:  # a name that the system refuses
+        raise BundleError.of(
+            "BTC550", f"`{folder}` cannot be read: {error.strerror}", help="give another folder"
+        ) from error
+    if not there:
         what = (
             "has no `manifest.json`" if folder.is_dir() else "is not a folder" if folder.exists() else "does not exist"
         )

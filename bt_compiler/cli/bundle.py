@@ -150,7 +150,9 @@ def eval_command(
 @click.command("run")
 @_bundle_argument
 @click.option("--input", "input_", help="One JSON object; `-` reads it from stdin, `@FILE` from a file.")
-@click.option("--batch", type=click.Path(path_type=Path), help="JSONL of inputs; one JSON result a line on stdout.")
+@click.option(
+    "--batch", type=click.Path(path_type=Path), help="JSONL of inputs, `-` for stdin; one JSON result a line."
+)
 @set_option
 @tools_option
 @json_option

@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 import click
 
@@ -46,6 +47,14 @@ EXTRAS = {
 """Library that a part needs -> the extra of this package that installs it."""
 
 
+MAKERS = frozenset({"bench", "compile", "serve", "sweep"})
+"""Commands that fail where their output is cut off: what they make is not there."""
+
+
+class _NobodyReads(Exception):
+    """Whoever read our output has gone (`btc show … | head`)."""
+
+
 class CommandGroup(click.Group):
     """Loads a command's module when the command is looked up, not before."""
 
@@ -60,6 +69,15 @@ class CommandGroup(click.Group):
         command = getattr(import_module(COMMANDS[cmd_name][0]), f"{cmd_name}_command")
         assert isinstance(command, click.Command)
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """As click does, which would end with 1 where nobody reads the output any more. Raises _NobodyReads."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            if ctx.invoked_subcommand in MAKERS:
+                raise
+            raise _NobodyReads from error
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -93,8 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # click returns the code of `ctx.exit()` in this mode, and whatever a command returns otherwise
         code = cli.main(args, prog_name="btc", standalone_mode=False)
         sys.stdout.flush()
-    except BrokenPipeError:
-        # whoever read our output has gone (`btc show … | head`): not a failure, and nothing can be told to them
+    except (BrokenPipeError, _NobodyReads):
+        # not a failure, and nothing can be told to them
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except (click.exceptions.Abort, KeyboardInterrupt):

@@ -209,6 +209,11 @@ def _refuse_nothing_to_carry(spec: CheckedSpec) -> None:
     )
 
 
+_NO_PLACE = frozenset(
+    getattr(errno, name) for name in ("EROFS", "EACCES", "EPERM", "ENOTDIR", "EEXIST", "ENAMETOOLONG", "ELOOP")
+)
+
+
 @contextmanager
 def disk_errors(out: Path) -> Iterator[None]:
     """The boundary at which a full or read-only disk becomes a message."""
@@ -222,7 +227,7 @@ def disk_errors(out: Path) -> Iterator[None]:
                 help="make room and run the same command again: it goes on where it stopped",
                 notes=(str(error),),
             ) from error
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+        if error.errno in _NO_PLACE:
             raise CompileError.of(
                 "BTC461",
                 f"`{out.parent}` cannot be written: {error.strerror}",

@@ -79,7 +79,7 @@ def evaluate_bundle(
 def _examples(predictor: Predictor, split: SplitName, data: Path | None, judges: Judges) -> tuple[Example, ...]:
     program, section = predictor.bundle.program, predictor.sections.data
     labels = label_fields(program, predictor.sections, judges)
-    optional = optional_label_fields(program, predictor.sections, judges) if judges else ()
+    optional = optional_label_fields(program, predictor.sections, judges)
     examples: tuple[Example, ...]
     if data is not None:
         source = SourceSection(path=str(data.absolute()))

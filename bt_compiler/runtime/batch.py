@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +54,14 @@ def predict_batch(
 def rows_of_file(path: Path) -> Iterator[Any]:
     """The JSON values of a JSONL file, blank lines left out; a broken line keeps its place as a failed row.
 
-    Raises UsageError (BTC567) where the file cannot be read.
+    `-` is standard input. Raises UsageError (BTC567) where the file cannot be read.
     """
+    named = path != Path("-")
     try:
-        with path.open("rb") as file:
+        with path.open("rb") if named else nullcontext(sys.stdin.buffer) as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
-                    yield _row(line, f"{path}:{number}")
+                    yield _row(line, f"{path if named else '<stdin>'}:{number}")
     except OSError as error:
         raise UsageError.of(
             "BTC567", f"cannot read `{path}`: {error.strerror}", help="name a JSONL file: one input object a line"

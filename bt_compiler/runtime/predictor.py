@@ -20,12 +20,12 @@ from bt_compiler.diagnostics import Diagnostic
 from bt_compiler.engine.progress import Progress, Silent
 from bt_compiler.engine.request import Backend
 from bt_compiler.engine.trace import Failure, Trace
-from bt_compiler.errors import BtcError, BundleError
+from bt_compiler.errors import BtcError, BundleError, UsageError
 from bt_compiler.runtime.batch import predict_batch
 from bt_compiler.runtime.inputs import InputCheck
 from bt_compiler.runtime.outputs import Outputs, finished
 from bt_compiler.runtime.session import Session
-from bt_compiler.spec import Sections, build_sections, json_schema_of_fields, load_spec
+from bt_compiler.spec import Sections, Spec, build_sections, json_schema_of_fields, load_spec
 from bt_compiler.spec.sections import ModelSection
 from bt_compiler.spec.types import Field
 
@@ -54,16 +54,42 @@ def load(
 
     `overrides` (`model.endpoints=[…]`) change the bundle's resolved spec, for endpoints and paths of this machine.
     `tools` is the Python file of tools of kind `function`, which a bundle does not hold.
-    `opener` opens backends in another way than the spec's engine. Raises BundleError and SpecError.
+    `opener` opens backends in another way than the spec's engine. Raises BundleError, SpecError, UsageError (BTC586)
+    where an override would change the program.
     """
     from bt_compiler.engine.cache import cache_root as default_root
 
     bundle = read_bundle(Path(path))
-    sections = build_sections(load_spec(bundle.spec, overrides=overrides))
+    spec = load_spec(bundle.spec, overrides=overrides)
+    if overrides:
+        _refuse_another_program(bundle, spec)
+    sections = build_sections(spec)
     root = default_root(os.environ) if cache_root is None else cache_root
     told = Silent() if progress is None else progress
     opened = opener or _opener(root, told)
     return Predictor(bundle, sections, progress=told, cache_root=root, opener=opened, tools=tools)
+
+
+def _refuse_another_program(bundle: Bundle, changed: Spec) -> None:
+    """Judges are no part of the program: they may be changed."""
+    before, after = load_spec(bundle.spec).identity(), changed.identity()
+    parts = [name for name in ("types", "signatures", "program") if before.get(name) != after.get(name)]
+    modules = [module.name for module in bundle.program.modules]
+    parts += [f"modules.{name}" for name in modules if before["modules"][name] != after["modules"].get(name)]
+    if _generation(before) != _generation(after):
+        parts.append("generation")
+    if parts:
+        raise UsageError.of(
+            "BTC586",
+            f"`--set` cannot change `{parts[0]}` of a bundle: its program is compiled and stays as it is",
+            help="compile the spec again with that value; endpoints, paths, data, metric and batch can be set here",
+        )
+
+
+def _generation(document: Mapping[str, Any]) -> list[Any]:
+    """How the models generate; each module of a bundle has its own copy of it."""
+    models = {"default": document.get("model"), **document.get("models", {})}
+    return [model["generation"] for model in models.values() if model is not None]
 
 
 class Predictor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from copy import deepcopy
@@ -63,6 +64,7 @@ def serve_predictors(predictors: Mapping[str, Predictor], *, host: str, port: in
     """As `serve`, with predictors that are loaded already. Raises what kept a model from opening."""
     import uvicorn
 
+    _refuse_taken(host, port)
     failures: list[Exception] = []
 
     def stop(error: Exception) -> None:
@@ -82,6 +84,21 @@ def serve_predictors(predictors: Mapping[str, Predictor], *, host: str, port: in
         signal.signal(signal.SIGTERM, before)
     if failures:
         raise failures[0]
+
+
+def _refuse_taken(host: str, port: int) -> None:
+    """Raises BackendError (BTC570) where nothing can listen there, before a model is opened."""
+    try:
+        family, kind, number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, number) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind(address)
+    except OSError as error:
+        raise BackendError.of(
+            "BTC570",
+            f"cannot serve on {host}:{port}: {error.strerror}",
+            help="name another `--port` (0 takes a free one) or an address of this machine as `--host`",
+        ) from error
 
 
 def by_name(predictors: Sequence[Predictor]) -> dict[str, Predictor]:
@@ -171,11 +188,16 @@ def _predict_endpoint(worker: Worker, max_body: int) -> Callable[[Request], Any]
 
 async def _body(request: Request, limit: int) -> bytes:
     """The body, read no further than the limit. Raises _BodyError."""
+    from starlette.requests import ClientDisconnect
+
     found = bytearray()
-    async for block in request.stream():
-        found += block
-        if len(found) > limit:
-            raise _BodyError(413, f"the body is larger than {limit} bytes")
+    try:
+        async for block in request.stream():
+            found += block
+            if len(found) > limit:
+                raise _BodyError(413, f"the body is larger than {limit} bytes")
+    except ClientDisconnect as error:
+        raise _BodyError(400, "the client went away before its body had come") from error
     return bytes(found)
 
 
@@ -216,6 +238,7 @@ def _add_pages(app: FastAPI, workers: Mapping[str, Worker]) -> None:
 
     for path, endpoint in (("/", root), ("/healthz", health), ("/readyz", ready)):
         app.add_api_route(path, endpoint, methods=["GET"], response_class=JSONResponse, response_model=None)
+        app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False, response_model=None)
     app.add_api_route("/docs", docs, methods=["GET"], include_in_schema=False, response_class=HTMLResponse)
 
 

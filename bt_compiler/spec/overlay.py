@@ -6,6 +6,7 @@ Maps merge, lists and scalars replace, null deletes what is inherited. It knows 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -96,7 +97,9 @@ def _top_map(node: Node) -> Node:
 def _parent_path(written: Node, folder: Path) -> Path:
     if not isinstance(written.value, str) or not written.value.strip():
         raise SpecError.of("BTC030", "`extends` names one file", span=written.span, help="write `extends: base.yaml`")
-    return Path(_normal(folder / written.value))
+    path = folder / written.value
+    plain, real = _normal(path), os.path.realpath(path)
+    return plain if os.path.realpath(plain) == real else Path(real)  # `..` behind a link is where the link leads
 
 
 def _normal(path: Path) -> Path:

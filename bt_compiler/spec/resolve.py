@@ -79,7 +79,8 @@ def _model(model: ModelSection) -> dict[str, Any]:
 
 def _data(spec: Spec, data: DataSection) -> dict[str, Any]:
     written = spec.get(("data",))
-    rest = {"columns": _columns(data), "labels": written.get("labels", {}) if isinstance(written, dict) else {}}
+    labels = written.get("labels", {}) if isinstance(written, dict) else {}
+    rest = {"stratify": data.stratify, "columns": _columns(data), "labels": labels}
     if data.path is not None:
         return _given({**_source(data.path), "split": dict(data.split), **rest})
     sources = {"train": data.train, "dev": data.dev, "test": data.test}

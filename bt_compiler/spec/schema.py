@@ -38,7 +38,8 @@ def check_shape(tree: Node, document: Mapping[str, Any]) -> list[Diagnostic]:
     from jsonschema import Draft202012Validator  # a tenth of a second, and `btc --help` needs none of it
     from jsonschema.validators import extend
 
-    linear = extend(Draft202012Validator, {"uniqueItems": _unique_items})
+    types = Draft202012Validator.TYPE_CHECKER.redefine("integer", _is_whole)
+    linear = extend(Draft202012Validator, {"uniqueItems": _unique_items}, type_checker=types)
     validator = linear(json.loads(schema_text()))
     errors = sorted(validator.iter_errors(document), key=lambda error: len(error.absolute_schema_path))
     found: list[Diagnostic] = []
@@ -54,6 +55,12 @@ def check_shape(tree: Node, document: Mapping[str, Any]) -> list[Diagnostic]:
         if len(found) >= MAX_FINDINGS:
             break
     return sorted(found, key=position)
+
+
+def _is_whole(checker: Any, value: Any) -> bool:
+    """JSON Schema takes `2.0` for an integer; what counts with it does not."""
+    del checker
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _unique_items(validator: Any, wanted: Any, instance: Any, schema: Any) -> Iterator[Any]:

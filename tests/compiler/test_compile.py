@@ -295,6 +295,27 @@ def test_a_bundle_scores_again_as_it_did(run: Compile, tmp_path: Path) -> None:
         assert backend.closed
 
 
+def test_a_bundle_is_scored_on_the_split_that_it_was_compiled_with(spec: Path, tmp_path: Path) -> None:
+    """The split falls by content: by labels that the metric does not read too, and as it was stratified."""
+    rows = [{"text": f"{'gb'[n % 2]} {n}", "mood": ("good", "bad")[n % 2], "sure": n % 3 == 0} for n in range(40)]
+    (tmp_path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = "{path: all.jsonl, split: {train: 20, dev: 10, test: 10}, stratify: mood}"
+    text = SPEC.replace("{train: train.jsonl, dev: dev.jsonl, test: test.jsonl}", data)
+    spec.write_text(
+        text.replace("outputs: {mood: {enum: [good, bad]}}", "outputs: {mood: {enum: [good, bad]}, sure: bool}")
+    )
+
+    def opened(*_: Any) -> RuleBackend:
+        return RuleBackend(rule=lambda asked: f"{sometimes(asked)}\nSure: true")
+
+    settings = CompileSettings(out=tmp_path / "bundle", cache=tmp_path / "cache", opener=opened)
+    folder = compile_with(spec, settings)
+    kept = read_bundle(folder).manifest.identity["scores"]["shipped"]
+    for split in ("dev", "test"):
+        report = evaluate_bundle(folder, split=split, cache=tmp_path / "elsewhere", opener=opened)
+        assert [list(pair) for pair in report.scores] == kept[split]
+
+
 def test_a_bundle_is_scored_on_a_file_given(run: Compile, tmp_path: Path) -> None:
     run()
     (tmp_path / "fresh.jsonl").write_text('{"text": "g fresh", "mood": "good"}\n{"text": "b fresh", "mood": "bad"}\n')

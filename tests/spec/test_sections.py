@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,8 @@ from bt_compiler.canonical import digest
 from bt_compiler.errors import SpecError
 from bt_compiler.spec import Field, Spec, Type, build_sections, load_spec, named_types, yaml_text
 from bt_compiler.spec.sections import Generation, OptimizeSection, PromptsSection, WeightsSection
+
+SPECS = Path(__file__).parents[2] / "specs"
 
 SMALL = """\
 version: 1
@@ -115,6 +119,22 @@ def test_the_resolved_spec_loads_to_itself(tmp_path: Path, text: str) -> None:
     again = spec_of(elsewhere, yaml_text(resolved), "other-name.yaml")
     assert again.resolved() == resolved
     assert build_sections(again).optimize == build_sections(spec_of(tmp_path, text)).optimize
+
+
+def said(value: Any) -> Any:
+    """A section as plain values, without the places in files."""
+    if is_dataclass(value):
+        return {field.name: said(getattr(value, field.name)) for field in fields(value) if field.name != "span"}
+    if isinstance(value, Mapping):
+        return {key: said(inner) for key, inner in value.items()}
+    return [said(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+@pytest.mark.parametrize("path", sorted(SPECS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_resolved_spec_means_the_same(tmp_path: Path, path: Path) -> None:
+    spec = load_spec(path)
+    again = spec_of(tmp_path, yaml_text(spec.resolved()))
+    assert said(build_sections(again)) == said(build_sections(spec))
 
 
 def test_the_resolved_spec_says_every_default(tmp_path: Path) -> None:

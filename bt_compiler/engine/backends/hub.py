@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -143,13 +144,14 @@ def model_digest(folder: Path, cache_root: Path) -> str:
     if memory.is_file():
         try:
             known = json.loads(memory.read_text(encoding="utf-8"))
-        except ValueError:
+        except (OSError, ValueError):
             known = {}
         if isinstance(known, dict) and known.get("version") == 1 and known.get("files") == stamp:
             return str(known["digest"])
     value = digest([[path.name, digest_file(path)] for path in files])
-    memory.parent.mkdir(parents=True, exist_ok=True)
-    part = memory.with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps({"version": 1, "files": stamp, "digest": value}), encoding="utf-8")
-    part.replace(memory)
+    with suppress(OSError):  # a cache that cannot be written only makes the next start slower
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        part = memory.with_suffix(f".{os.getpid()}.part")
+        part.write_text(json.dumps({"version": 1, "files": stamp, "digest": value}), encoding="utf-8")
+        part.replace(memory)
     return value
