@@ -274,14 +274,14 @@ class Execution:
     def _request(self, ask: Ask, live: Live) -> Request:
         """The request for a prompt. Raises ExampleError where it does not fit the context window."""
         backend = self._engine.backends[ask.module.model]
-        tokens = backend.count_tokens(ask.prompt)
+        tokens, window = backend.count_tokens(ask.prompt), backend.context_window
         if ask.module.model in self._estimating:
             tokens = tokens * 3 // 4  # an estimate is on the high side: four characters a token is certain enough
-        if tokens + ask.grammar.max_tokens > backend.context_window:
+        if window is not None and tokens + ask.grammar.max_tokens > window:
             raise ExampleError(
                 "BTC523",
                 f"the prompt of module `{ask.module.name}` has {tokens} tokens and its completion may take "
-                f"{ask.grammar.max_tokens}, more than the context window of {backend.context_window}",
+                f"{ask.grammar.max_tokens}, more than the context window of {window}",
             )
         self._requests += 1
         return Request(

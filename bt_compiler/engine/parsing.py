@@ -59,7 +59,7 @@ def json_outputs(module: Module, text: str) -> dict[str, Any]:
 def allowed_values(output: Field, inputs: Mapping[str, Any]) -> tuple[str, ...] | None:
     """The values that `among` leaves to an output, in the order given; None without `among`.
 
-    Raises ExampleError where a text has to be one of none.
+    Raises ExampleError where a text, or an element that a list has to have, would be one of none.
     """
     path = output.type.among
     if path is None:
@@ -68,7 +68,7 @@ def allowed_values(output: Field, inputs: Mapping[str, Any]) -> tuple[str, ...] 
     given = inputs[name]
     items: Sequence[Any] = given if isinstance(given, list | tuple) else [given]
     values = tuple(dict.fromkeys(fold(str(item[key] if key else item)) for item in items))
-    if not values and output.type.kind != "list":
+    if not values and (output.type.kind != "list" or (output.type.minimum or 0) > 0):
         raise ExampleError("BTC524", f"`{output.name}` has to be among `{path}`, which is empty here")
     return values
 
