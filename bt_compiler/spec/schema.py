@@ -17,6 +17,9 @@ from bt_compiler.spec.tree import Node, Place, find, position
 MAX_FINDINGS = 50
 """Most findings of one spec; more say nothing new."""
 
+PLAIN_URL = "leave out what stands before `@` and after `?`; a key is named: `api_key: {env: NAME}`"
+"""What to do about a URL with a name, a password or a query: specs go into bundles, caches and messages."""
+
 _KINDS = {
     "string": "a text",
     "integer": "a whole number",
@@ -220,6 +223,11 @@ def _say_bound(finding: _Finding) -> Iterator[Diagnostic]:
     yield finding.of("BTC106", f"{finding.name} is `{finding.error.instance}`, it has to be {bound}")
 
 
+def may_hold_key(url: str) -> bool:
+    """Whether a text that should be a URL has a place where keys stand, so that no message repeats it."""
+    return any(sign in url for sign in "@?#")
+
+
 def _say_pattern(finding: _Finding) -> Iterator[Diagnostic]:
     value = finding.error.instance
     text = short(value)
@@ -227,6 +235,8 @@ def _say_pattern(finding: _Finding) -> Iterator[Diagnostic]:
     if "propertyNames" in schema_path:
         help = "names are letters, digits and `_`, and do not start with a digit"
         yield finding.of("BTC107", f"`{text}` cannot be a name", help, key=value)
+    elif "endpoints" in schema_path and may_hold_key(value):
+        yield finding.of("BTC110", f"{finding.name} is no plain URL of a server", PLAIN_URL)
     elif "endpoints" in schema_path:
         help = "write it as `http://localhost:8000/v1`"
         yield finding.of("BTC110", f"`{text}` is no URL of a server", help)
