@@ -111,6 +111,20 @@ def test_everything_that_is_written_arrives(tmp_path: Path) -> None:
     assert optimize.accept.at_least == 0.0
 
 
+@pytest.mark.parametrize(
+    ("train", "strategy"),
+    [
+        ("[prompt, weights]", ("prompts", "weights", "prompts")),
+        ("[prompt]", ("prompts",)),
+        ("[weights]", ("weights",)),
+        ("[]", ()),
+    ],
+)
+def test_by_default_no_step_changes_what_is_frozen(tmp_path: Path, train: str, strategy: tuple[str, ...]) -> None:
+    text = SMALL.replace('signature: "text -> category"', f'signature: "text -> category"\n    train: {train}')
+    assert build_sections(spec_of(tmp_path, text)).optimize.strategy == strategy
+
+
 @pytest.mark.parametrize("text", [SMALL, FULL])
 def test_the_resolved_spec_loads_to_itself(tmp_path: Path, text: str) -> None:
     resolved = spec_of(tmp_path, text).resolved()
