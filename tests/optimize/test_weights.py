@@ -121,6 +121,19 @@ def test_nothing_to_learn_from_is_an_error_with_counts_and_remedies(journal: Jou
     assert backend.host.lent == 0
 
 
+def test_rows_longer_than_the_window_are_left_out_and_counted(journal: Journal) -> None:
+    backend = LendingBackend(rule=learnt)
+    step = replace(context(journal, backend, sources=("gold",)), train=(*TRAIN[1:], example("g " + "long " * 60)))
+    backend.context_window = 250  # of the host's tokens, which are bytes
+    evidence = weights_step(step, step.zero_shot).evidence
+    assert evidence["rows"] == {"gold": 11} and evidence["too_long"] == 1
+    backend.context_window = 50
+    with pytest.raises(CompileError) as caught:
+        weights_step(step, step.zero_shot)
+    assert caught.value.diagnostics[0].code == "BTC401"
+    assert "12 rows are longer than the context window" in caught.value.diagnostics[0].notes
+
+
 def test_a_module_whose_weights_are_elsewhere_is_an_error(journal: Journal) -> None:
     step = context(journal, RuleBackend(rule=learnt))
     with pytest.raises(CompileError, match="BTC406") as caught:
