@@ -1,4 +1,4 @@
-"""What a module says to everything: no more than it says to the least of examples, in every format and of every kind."""
+"""What a module says to everything is no more than it says to the least of examples, in every format and kind."""
 
 from __future__ import annotations
 
