@@ -29,7 +29,7 @@ from bt_compiler.artifact.digest import bundle_digest, identity_of, portable_can
 from bt_compiler.artifact.format_files import format_files, judge_formats, portable, resolved
 from bt_compiler.artifact.manifest import INDEXES, FileEntry, Manifest, damaged
 from bt_compiler.artifact.page import report_html
-from bt_compiler.artifact.report import report_json, scores_of
+from bt_compiler.artifact.report import report_json, scores_of, shipped_rows
 from bt_compiler.artifact.swap import put, put_copy, replaced_folder
 from bt_compiler.canonical import digest_file
 from bt_compiler.engine.request import Message, PromptText
@@ -165,6 +165,7 @@ def _documents(contents: BundleContents, adapters: Mapping[str, Adapter]) -> tup
         models={name: replace(model, id=portable_model(model.id)) for name, model in contents.models.items()},
         strategy=contents.strategy,
         lineage=contents.lineage,
+        rows=shipped_rows(contents),
         scores=scores_of(contents),
         created=contents.created,
         seconds=contents.seconds,

@@ -48,6 +48,8 @@ class Manifest:
     strategy: tuple[str, ...]
     """Steps that were run; which prefix of them is shipped shows in `lineage`."""
     lineage: tuple[Ancestor, ...]
+    rows: Mapping[str, int]
+    """Source -> training rows behind the shipped weights."""
     scores: Mapping[str, Mapping[str, Any]]
     """`zero_shot` and `shipped` by split, each `{mean, low, high, level, method, n, failures}`; and `difference`."""
     created: str | None
@@ -79,6 +81,7 @@ class Manifest:
             "adapters": dict(self.adapters),
             "strategy": list(self.strategy),
             "lineage": [{"id": one.id, "parent": one.parent, "origin": one.origin} for one in self.lineage],
+            "rows": dict(self.rows),
             "scores": {who: dict(by_split) for who, by_split in self.scores.items()},
             "integrity": {
                 "engine_facts": {name: dict(model.facts) for name, model in self.models.items()},
@@ -131,6 +134,7 @@ class Manifest:
             },
             strategy=tuple(data["strategy"]),
             lineage=tuple(Ancestor(**one) for one in data["lineage"]),
+            rows={str(source): int(count) for source, count in data.get("rows", {}).items()},
             scores={**data["scores"]},
             created=extra["created"],
             seconds=float(extra["seconds"]),

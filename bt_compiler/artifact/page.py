@@ -72,6 +72,7 @@ def render_report(data: Mapping[str, Any], svgs: Mapping[str, str] | None) -> st
         plots_missing=svgs is None,
         symbols=SYMBOLS,
         supervised=any(row["supervised"] and row["rows"] for row in data["rows"]),
+        shipped_supervised=any(row["supervised"] and row["rows"] and row["shipped"] for row in data["rows"]),
         supervised_sources=SUPERVISED,
         chosen=next((one["label"] for one in data["prefixes"] if one["chosen"]), strategy_label(data["strategy"])),
     )

@@ -65,7 +65,7 @@ def report_json(contents: BundleContents, *, digest: str) -> dict[str, Any]:
             for prefix in contents.prefixes
         ],
         "steps": [_step(step) for step in contents.steps],
-        "rows": rows_by_source(contents.steps),
+        "rows": rows_by_source(contents),
         **({} if contents.agreement is None else {"judge": asdict(contents.agreement)}),
         "confusion": None if contents.confusion is None else asdict(contents.confusion),
         "prompts": _prompts(contents),
@@ -83,13 +83,31 @@ def report_json(contents: BundleContents, *, digest: str) -> dict[str, Any]:
     }
 
 
-def rows_by_source(steps: Sequence[StepFacts]) -> list[dict[str, Any]]:
-    """`{"step", "source", "rows", "supervised"}` for every source of every weights step."""
+def rows_by_source(contents: BundleContents) -> list[dict[str, Any]]:
+    """`{"step", "source", "rows", "supervised", "shipped"}` for every source of every weights step; `shipped`: the step
+    is one of the prefix that ships.
+    """
+    chosen = next((len(prefix.steps) for prefix in contents.prefixes if prefix.chosen), len(contents.steps))
     return [
-        {"step": step.index, "source": source, "rows": count, "supervised": source in SUPERVISED}
-        for step in steps
+        {
+            "step": step.index,
+            "source": source,
+            "rows": count,
+            "supervised": source in SUPERVISED,
+            "shipped": step.index <= chosen,
+        }
+        for step in contents.steps
         for source, count in dict(step.evidence.get("rows", {})).items()
     ]
+
+
+def shipped_rows(contents: BundleContents) -> dict[str, int]:
+    """Training rows behind the shipped weights, by source."""
+    found: dict[str, int] = {}
+    for row in rows_by_source(contents):
+        if row["shipped"] and row["rows"]:
+            found[row["source"]] = found.get(row["source"], 0) + row["rows"]
+    return found
 
 
 def bounds(value: Any) -> tuple[float, float] | None:

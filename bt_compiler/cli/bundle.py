@@ -6,13 +6,16 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from bt_compiler.cli.output import agreement_text, json_option, print_json, scores_text, set_option, tools_option
 from bt_compiler.cli.progress import TerminalProgress
-from bt_compiler.errors import UsageError
+from bt_compiler.errors import CompileError, UsageError
+
+if TYPE_CHECKING:
+    from bt_compiler.runtime import Predictor
 
 _bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
 
@@ -47,7 +50,7 @@ def show_command(bundle: Path, as_json: bool) -> None:
         return
     click.echo(f"{manifest.name}  digest {manifest.digest[:16]}  seed {manifest.seed}  {manifest.created or ''}\n")
     click.echo(program_text(found.program).rstrip().replace(f"{found.folder}/", ""))  # formats of the bundle
-    click.echo(f"\nscores\n{scores_text(manifest.scores)}\n\nlineage")
+    click.echo(f"\nscores\n{scores_text(manifest.scores, manifest.rows)}\n\nlineage")
     for ancestor in manifest.lineage:
         click.echo(f"  {ancestor.id}  {ancestor.origin}")
     for name, digest in manifest.identity["retrievers"].items():
@@ -113,11 +116,18 @@ def _short(value: Any) -> str:
 @_bundle_argument
 @click.option("--split", type=click.Choice(["train", "dev", "test"]), default="test", show_default=True)
 @click.option("--data", type=click.Path(path_type=Path), help="Score all rows of this file instead of a split.")
+@click.option("--at-least", type=click.FloatRange(0, 1), help="Exit with 1 where the mean score is below this.")
 @set_option
 @tools_option
 @json_option
 def eval_command(
-    bundle: Path, split: str, data: Path | None, overrides: tuple[str, ...], tools: Path | None, as_json: bool
+    bundle: Path,
+    split: str,
+    data: Path | None,
+    at_least: float | None,
+    overrides: tuple[str, ...],
+    tools: Path | None,
+    as_json: bool,
 ) -> None:
     """Score BUNDLE on a split of its own data, or on a data file."""
     from bt_compiler.artifact.report import summary
@@ -129,11 +139,15 @@ def eval_command(
         report = evaluate_bundle(bundle, split=name, data=data, overrides=overrides, progress=progress, tools=tools)
     finally:
         progress.end()
+    met = at_least is None or report.mean >= at_least
     if as_json:
         scores = [{"example": example, "score": score} for example, score in report.scores]
         failures = [{"example": example, **asdict(failure)} for example, failure in report.failures]
         judge = {} if report.agreement is None else {"judge": asdict(report.agreement)}
-        print_json("eval", {"split": report.split, **summary(report), **judge, "scores": scores, "failed": failures})
+        body = {"split": report.split, **summary(report), **judge, "scores": scores, "failed": failures}
+        print_json("eval", body if at_least is None else {**body, "at_least": at_least}, ok=met)
+        if not met:
+            sys.exit(1)
         return
     interval = report.interval
     told = f"  {report.tool_errors} tool calls failed" if report.tool_errors else ""
@@ -145,6 +159,12 @@ def eval_command(
         click.echo(agreement_text(report.agreement))
     for example, failure in report.failures[:10]:
         click.echo(f"  {example} failed: {failure.code} {failure.message}", err=True)
+    if not met:
+        raise CompileError.of(
+            "BTC453",
+            f"`{bundle}` scores {report.mean:.3f} on {report.split}, less than the {at_least:g} asked for",
+            help="`btc diff` with an earlier bundle shows which examples changed",
+        )
 
 
 @click.command("run")
@@ -162,27 +182,41 @@ def run_command(
     """Answer one input, or a JSONL batch, with BUNDLE."""
     if (input_ is None) == (batch is None):
         raise click.UsageError("give either --input or --batch")
+    if batch is not None and as_json:
+        raise click.UsageError("--batch writes one JSON result a line already; leave --json out")
     from bt_compiler.runtime import load
 
-    if batch is not None:
-        from bt_compiler.runtime.batch import rows_of_file
-
-        with load(bundle, overrides=overrides, tools=tools) as predictor:
-            failed = 0
-            for result in predictor.batch(rows_of_file(batch)):
-                failed += "error" in result
-                click.echo(json.dumps(result, ensure_ascii=False))
-        if failed:
-            click.echo(f"{failed} rows failed", err=True)
-            sys.exit(1)
-        return
-    values = _input_object(str(input_))
-    with load(bundle, overrides=overrides, tools=tools) as predictor:
-        outputs = predictor.predict(values)
+    values = None if batch is not None else _input_object(str(input_))
+    progress = TerminalProgress()
+    try:
+        with load(bundle, overrides=overrides, progress=progress, tools=tools) as predictor:
+            if batch is not None:
+                _answer_batch(predictor, batch, progress)
+                return
+            outputs = predictor.predict(values or {})
+    finally:
+        progress.end()
     if as_json:
         print_json("run", {"outputs": dict(outputs)})
     else:
         click.echo(json.dumps(dict(outputs), ensure_ascii=False, indent=2))
+
+
+def _answer_batch(predictor: Predictor, batch: Path, progress: TerminalProgress) -> None:
+    """Results on stdout as they come; ends with 1 where a row failed."""
+    from bt_compiler.runtime.batch import rows_of_file
+
+    predictor.open()
+    if not sys.stdout.isatty():  # else the answers themselves show how far it is
+        progress.begin("rows answered", None)
+    failed = 0
+    for result in predictor.batch(rows_of_file(batch)):
+        failed += "error" in result
+        click.echo(json.dumps(result, ensure_ascii=False))
+        progress.advance()
+    if failed:
+        progress.say(f"{failed} rows failed")
+        sys.exit(1)
 
 
 def _input_object(text: str) -> dict[str, Any]:
@@ -219,4 +253,4 @@ def serve_command(
     """Serve BUNDLES over HTTP: POST /v1/predict, documented at /docs."""
     from bt_compiler.runtime.serve import serve
 
-    serve(bundles, host=host, port=port, overrides=overrides, tools=tools)
+    serve(bundles, host=host, port=port, overrides=overrides, tools=tools, progress=TerminalProgress())

@@ -64,9 +64,17 @@ def compile_command(
     manifest = verify_bundle(folder)
     shown = _relative(folder)
     if as_json:
-        print_json("compile", {"bundle": str(shown), "digest": manifest.digest, "scores": dict(manifest.scores)})
+        print_json(
+            "compile",
+            {
+                "bundle": str(shown),
+                "digest": manifest.digest,
+                "scores": dict(manifest.scores),
+                "rows": dict(manifest.rows),
+            },
+        )
         return
-    click.echo(scores_text(manifest.scores))
+    click.echo(scores_text(manifest.scores, manifest.rows))
     click.echo(f"bundle {shown}/  digest {manifest.digest[:16]}  report {shown}/report.html")
 
 

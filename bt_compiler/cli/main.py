@@ -119,7 +119,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         click.echo("interrupted", err=True)
         sys.exit(130)
     except click.ClickException as error:
-        error.show()
+        if as_json:
+            usage = UsageError.of("BTC587", error.format_message(), help="`btc COMMAND --help` lists what it takes")
+            print_error(usage, as_json=True)
+        else:
+            error.show()
         sys.exit(2)
     except BtcError as error:
         print_error(error, as_json=as_json)

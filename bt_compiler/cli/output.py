@@ -89,8 +89,12 @@ def agreement_text(found: Agreement) -> str:
     return text + (f"; {found.off_scale} ratings are off its scale" if found.off_scale else "")
 
 
-def scores_text(scores: Mapping[str, Mapping[str, Any]]) -> str:
-    """The scores of a manifest as a small table: zero-shot, shipped and their paired difference by split."""
+def scores_text(scores: Mapping[str, Mapping[str, Any]], rows: Mapping[str, int]) -> str:
+    """The scores of a manifest as a small table: zero-shot, shipped and their paired difference by split; and, from its
+    `rows`, whether what ships was learnt from labels.
+    """
+    from bt_compiler.artifact.report import SUPERVISED
+
     lines = []
     for split in ("dev", "test"):
         for who, label in (("zero_shot", "zero-shot"), ("shipped", "shipped"), ("difference", "difference")):
@@ -107,4 +111,6 @@ def scores_text(scores: Mapping[str, Mapping[str, Any]]) -> str:
             failed = f"  {score['failures']} failed" if score.get("failures") else ""
             tools = f"  {score['tool_errors']} tool calls failed" if score.get("tool_errors") else ""
             lines.append(f"{split:<5}{label:<11}{mean:>7}  {interval}{count}{failed}{tools}")
+    if labels := sum(rows.get(source, 0) for source in SUPERVISED):
+        lines.append(f"partly supervised: {labels} of {sum(rows.values())} training rows are gold or hinted")
     return "\n".join(lines)

@@ -156,14 +156,14 @@ def _refuse_what_never_fits(spec: CheckedSpec, backends: Mapping[str, Backend]) 
     modules = (*spec.program.modules, *(judge.module for judge in spec.judges.values()))
     for module in {module.declared: module for module in modules}.values():
         backend = backends[module.model]
-        least = least_length(module, backend)
-        if least is not None and sum(least) > backend.context_window:
+        window, least = backend.context_window, least_length(module, backend)
+        if window is not None and least is not None and sum(least) > window:
             found.append(
                 Diagnostic(
                     code="BTC523",
                     message=f"the prompt of module `{module.declared}` has {least.prompt} tokens before any input and "
                     f"its completion may take {least.completion}, more than the context window of "
-                    f"{backend.context_window}",
+                    f"{window}",
                     span=spec.spec.span(("modules", module.declared), key=True),
                     help="shorten its instructions, descriptions and `demos`, lower `max_tokens`, or use a model with "
                     "a longer window",

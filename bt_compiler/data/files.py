@@ -12,10 +12,9 @@ import re
 from collections.abc import Iterator
 from math import isfinite
 from pathlib import Path
-from typing import NoReturn
 
 from bt_compiler.canonical import canonical_json
-from bt_compiler.data.packed import data_lines, format_suffix
+from bt_compiler.data.packed import csv_cells, data_lines, format_suffix
 from bt_compiler.data.selecting import Selection
 from bt_compiler.data.table import Row, Table, cut_short, line_span, shown_name
 from bt_compiler.data.tabular import read_parquet
@@ -129,8 +128,10 @@ def _neighbours(path: Path) -> str:
     return f"`{shown_name(path.parent)}` holds {shown}; paths are relative to the spec's folder"
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"`{name}` is not JSON")
+def _constant(name: str) -> None:
+    """NaN, as Python and pandas write what is not there, is null. Raises ValueError for the infinities."""
+    if name != "NaN":
+        raise ValueError(f"`{name}` is not JSON")
 
 
 def _finite(text: str) -> float:
@@ -150,7 +151,7 @@ def _read_jsonl(path: Path, span: Span | None, selection: Selection) -> Table:
             break
         line = _decoded(data, number, name, span)
         try:
-            value = json.loads(line, parse_constant=_refuse_constant, parse_float=_finite)
+            value = json.loads(line, parse_constant=_constant, parse_float=_finite)
             if "\\u" in line:
                 canonical_json(value).encode("utf-8")  # half a surrogate pair is no text that can be passed on
         except (ValueError, RecursionError) as error:
@@ -227,7 +228,7 @@ def _read_csv(path: Path, text: str, selection: Selection) -> Table:
 
 def _csv_rows(name: str, text: str, lines: list[str], broken: list[Diagnostic]) -> Iterator[tuple[int, list[str]]]:
     """(line it starts on, cells) of every row that is not blank; ends at what is not CSV."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader = csv_cells(io.StringIO(text, newline=""))
     while True:
         start = reader.line_num + 1
         try:

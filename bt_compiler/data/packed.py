@@ -1,16 +1,26 @@
-"""The lines of a file that may be compressed (`.gz`, `.zst`), one at a time. Knows bytes, nothing of what they say."""
+"""The lines of a file that may be compressed (`.gz`, `.zst`), one at a time, and the cells of those of a CSV.
+
+Knows nothing of what they say.
+"""
 
 from __future__ import annotations
 
+import csv
 import gzip
 import zlib
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bt_compiler.errors import DataError
 
+if TYPE_CHECKING:
+    from _csv import Reader as CsvReader
+
 PACKED = (".gz", ".zst")
 _BLOCK = 1 << 17
+_LONGEST_CELL = 2**31 - 1
+"""Characters: what a C long holds everywhere."""
 
 
 def format_suffix(path: Path) -> str:
@@ -38,6 +48,12 @@ def data_lines(path: Path) -> Generator[bytes, None, None]:
     else:
         with path.open("rb") as file:
             yield from file
+
+
+def csv_cells(lines: Iterable[str]) -> CsvReader:
+    """The rows of a CSV, cells of any length. Iterating raises csv.Error where a row is none."""
+    csv.field_size_limit(_LONGEST_CELL)  # the process's, for the module offers no other; its default is 128 KiB
+    return csv.reader(lines, strict=True)
 
 
 def missing_package(package: str, what: str) -> DataError:

@@ -128,10 +128,22 @@ def _read(
 
 def _value(found: Any, type: Type, how: Extraction | None, *, of_csv: bool) -> Any:
     """What stands in a row as a value of `type`. Raises ValueError."""
-    if found == "" and of_csv and _takes_null(type):
+    if of_csv and _takes_null(type) and (found == "" or (_is_nan(found) and not _fits(found, type))):
         found = None  # a CSV has no other way to leave a value out
     if how is not None and not (found is None and _takes_null(type)):
         found = extracted(found, how)
     if isinstance(found, str) and (of_csv or how is not None):
         return convert_text(found, type)
     return convert(found, type)
+
+
+def _is_nan(cell: Any) -> bool:
+    return isinstance(cell, str) and cell.strip().lower() == "nan"
+
+
+def _fits(cell: str, type: Type) -> bool:
+    try:
+        convert_text(cell, type)
+    except ValueError:
+        return False
+    return True

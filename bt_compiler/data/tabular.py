@@ -1,7 +1,7 @@
 """Rows of parquet files and of data sets that the library `datasets` reads (`hf://…`). Both libraries are optional.
 
 Values that JSON lacks become texts: dates in ISO form, decimals as written. NaN is null, for so pandas writes a value
-that is missing. Bytes and infinities are an error on their row.
+that is missing. Classes of a data set go by their names. Bytes and infinities are an error on their row.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ def hub_values(name: str, *, span: Span | None, wanted: Collection[str] | None =
     columns = tuple(loaded.column_names)
     rows = loaded if parts.rows is None else loaded.take(parts.rows)
     read = rows if wanted is None else rows.select_columns([column for column in columns if column in wanted])
-    yield from _plain_rows(name, columns, iter(read))
+    named = ({column: _named(value, loaded.features[column]) for column, value in row.items()} for row in read)
+    yield from _plain_rows(name, columns, named)
 
 
 def read_parquet(path: Path, selection: Selection, *, span: Span | None) -> Table:
@@ -122,6 +123,19 @@ def _plain_rows(name: str, columns: Sequence[str], values: Iterator[Mapping[str,
     """Rows of JSON values, every column in its place."""
     for number, row in enumerate(values, 1):
         yield {column: _plain(row.get(column), name, number) for column in columns}
+
+
+def _named(value: Any, feature: Any) -> Any:
+    """The value with the names of classes for their numbers, at every depth; -1, which is no class, is null."""
+    from datasets import ClassLabel
+
+    if isinstance(feature, ClassLabel):
+        return feature.names[value] if value is not None and value >= 0 else None
+    if isinstance(value, Mapping) and isinstance(feature, Mapping):
+        return {key: _named(item, feature[key]) for key, item in value.items()}
+    if isinstance(value, list) and hasattr(feature, "feature"):
+        return [_named(item, feature.feature) for item in value]
+    return value
 
 
 def _table(name: str, values: Iterator[Mapping[str, Any]], selection: Selection) -> Table:

@@ -30,12 +30,15 @@ def asked(
     form, writer = setting.formats[module.format], limits or module
     prompt: PromptText | None = None
     completion: Completion | None = None
+    besides: tuple[Completion, ...] = ()
     attempts = _ATTEMPTS if module.name in setting.unconstrained else 1
     try:
         prompt = form.render(module, setting.prompts[module.name], step.inputs)
         grammar = form.grammar(writer, step.inputs)
         for attempt in range(attempts):
-            completion = yield Ask(module, prompt, grammar, attempt, setting.draw)
+            answer: Completion = yield Ask(module, prompt, grammar, attempt, setting.draw, loops=setting.loops)
+            besides += () if completion is None else (completion,)
+            completion = answer
             try:
                 outputs = form.parse(writer, completion.text)
                 check_among(writer, step.inputs, outputs)
@@ -43,9 +46,11 @@ def asked(
             except ExampleError:
                 if attempt + 1 == attempts:
                     raise
-        outputs |= yield from confidences(module, form, prompt, grammar, outputs)
+        weighed = yield from confidences(module, form, prompt, grammar, outputs)
+        outputs |= weighed.found
+        besides += weighed.completions
     except ExampleError as error:
-        setting.steps.append(replace(step, prompt=prompt, completion=completion))
+        setting.steps.append(replace(step, prompt=prompt, completion=completion, besides=besides))
         raise NodeFailed(Failure(code=error.code, message=error.message, node=step.node)) from error
-    setting.steps.append(replace(step, prompt=prompt, completion=completion, outputs=outputs))
+    setting.steps.append(replace(step, prompt=prompt, completion=completion, besides=besides, outputs=outputs))
     return outputs

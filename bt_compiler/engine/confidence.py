@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from bt_compiler.engine.formats import Format
 from bt_compiler.engine.request import Choices, Completion, OutputGrammar, PromptText
@@ -34,11 +34,19 @@ def check_scoring(program: Program, facts: Mapping[str, Mapping[str, Any]]) -> N
             )
 
 
+class Weighed(NamedTuple):
+    """The confidences of a call, by name, and the completions that it took to tell them."""
+
+    found: Mapping[str, float]
+    completions: tuple[Completion, ...]
+
+
 def confidences(
     module: Module, form: Format, prompt: PromptText, grammar: OutputGrammar, outputs: Mapping[str, Any]
-) -> Generator[Need, Any, dict[str, float]]:
-    """The confidences of a call that gave `outputs`, by name. Raises what a backend's answer raises."""
+) -> Generator[Need, Any, Weighed]:
+    """The confidences of a call that gave `outputs`. Raises what a backend's answer raises."""
     found: dict[str, float] = {}
+    completions: list[Completion] = []
     for item in module.signature.confidences:
         about = item.type.probability_of or ""
         types = {output.name: output.type for output in module.outputs}
@@ -46,7 +54,8 @@ def confidences(
         choices = _choices(module, form, outputs, about, values)
         completion: Completion = yield Ask(module, prompt, grammar, 0, None, choices)
         found[item.name] = normalised(completion.chances)[values.index(outputs[about])]
-    return found
+        completions.append(completion)
+    return Weighed(found, tuple(completions))
 
 
 def label_values(type: Type) -> tuple[Any, ...]:

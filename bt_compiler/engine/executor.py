@@ -275,14 +275,14 @@ class Execution:
     def _request(self, ask: Ask, live: Live) -> Request:
         """The request for a prompt. Raises ExampleError where it does not fit the context window."""
         backend = self._engine.backends[ask.module.model]
-        tokens = backend.count_tokens(ask.prompt)
+        tokens, window = backend.count_tokens(ask.prompt), backend.context_window
         if ask.module.model in self._estimating:
             tokens = certain(tokens)
-        if tokens + ask.grammar.max_tokens > backend.context_window:
+        if window is not None and tokens + ask.grammar.max_tokens > window:
             raise ExampleError(
                 "BTC523",
                 f"the prompt of module `{ask.module.name}` has {tokens} tokens and its completion may take "
-                f"{ask.grammar.max_tokens}, more than the context window of {backend.context_window}",
+                f"{ask.grammar.max_tokens}, more than the context window of {window}",
             )
         self._requests += 1
         return Request(
@@ -304,7 +304,9 @@ class Execution:
         if temperature == 0:
             return Sampling()
         key = backend.prompt_key(ask.prompt)
-        which = () if ask.draw is None else (list(ask.draw.path),)
+        which: list[Any] = [] if ask.draw is None else [list(ask.draw.path)]
+        if any(ask.loops):
+            which.append({"loops": list(ask.loops)})  # first visits have the seeds of calls outside loops
         seed = seed_of(self._seed, key if isinstance(key, str) else list(key), repeat, ask.attempt, *which)
         return Sampling(temperature=temperature, top_p=generation.top_p, seed=seed)
 

@@ -11,9 +11,12 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import ceil, floor
 from typing import Any, NamedTuple
 
 from bt_compiler.engine.request import OutputGrammar
+from bt_compiler.spec.numbers import decimals as decimals_of
+from bt_compiler.spec.numbers import digits, written_range
 from bt_compiler.spec.types import STR, Type
 
 TEXT_IN_STRUCTURE = 32
@@ -26,12 +29,8 @@ CHARACTERS_A_TOKEN = 4
 _JSON_TEXT = r'[^"\\\x00-\x1f\x7f]'
 _LINE_START = r"[^\s\x00-\x1f\x7f-\x9f]"
 _LINE_REST = r"[^\x00-\x1f\x7f-\x9f\x{2028}\x{2029}]"
-_INT = r"-?(0|[1-9][0-9]{0,14})"
-_FLOAT = _INT + r"(\.[0-9]{1,8})?"
-_DIGITS = 10**15
-_INT_TOKENS = 17
-_FLOAT_TOKENS = 26
-_DECIMALS = 0.0001
+_DECIMALS = 8
+"""Of a float without bounds at the top level."""
 _SEPARATORS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
@@ -103,32 +102,37 @@ def json_grammar(parts: Sequence[OutputPart]) -> OutputGrammar:
     )
 
 
-def bounded_schema(t: Type, budget: int = TEXT_IN_STRUCTURE) -> dict[str, Any]:
-    """JSON Schema of `t` in which every text and list has an end, for decoding. `budget`: tokens of a text."""
+def bounded_schema(t: Type, budget: int = TEXT_IN_STRUCTURE, *, decimals: bool = False) -> dict[str, Any]:
+    """JSON Schema of `t` in which every text and list has an end, for decoding. `budget`: tokens of a text.
+    `decimals`: whether it says how many a float has, or they may never end; not every server takes that.
+    """
     if t.kind == "str":
         return {"type": "string", "maxLength": CHARACTERS_A_TOKEN * (t.max_tokens or budget)}
     if t.kind == "enum":
         return {"type": "string", "enum": list(t.values)}
     if t.kind in ("int", "float"):
-        low = -_DIGITS if t.minimum is None else t.minimum
-        high = _DIGITS if t.maximum is None else t.maximum
+        low, high = written_range(t)
         if t.kind == "int":
-            return {"type": "integer", "minimum": int(low), "maximum": int(high)}
-        return {"type": "number", "minimum": low, "maximum": high}
+            return {"type": "integer", "minimum": ceil(low), "maximum": floor(high)}
+        if decimals and low == high:
+            return {"type": "number", "enum": [low]}
+        step = {"multipleOf": float(f"1e-{decimals_of(t)}")} if decimals else {}
+        return {"type": "number", "minimum": low, "maximum": high, **step}
     if t.kind == "list":
         item = _nested(t.item)
         bounds = {} if t.minimum is None else {"minItems": int(t.minimum)}
-        bounds["maxItems"] = max(ITEMS, int(t.minimum or 0)) if t.maximum is None else int(t.maximum)
-        return {"type": "array", "items": bounded_schema(item, _inner(t, budget)), **bounds}
+        bounds["maxItems"] = _most_items(t)
+        return {"type": "array", "items": bounded_schema(item, _inner(t, budget), decimals=decimals), **bounds}
     if t.kind == "object":
+        inner = _inner(t, budget)
         return {
             "type": "object",
-            "properties": {field.name: bounded_schema(field.type, _inner(t, budget)) for field in t.fields},
+            "properties": {field.name: bounded_schema(field.type, inner, decimals=decimals) for field in t.fields},
             "required": [field.name for field in t.fields],
             "additionalProperties": False,
         }
     if t.kind == "union":
-        return {"anyOf": [bounded_schema(option, t.max_tokens or budget) for option in t.options]}
+        return {"anyOf": [bounded_schema(option, t.max_tokens or budget, decimals=decimals) for option in t.options]}
     return {"type": t.kind if t.kind == "null" else "boolean"}
 
 
@@ -139,15 +143,14 @@ def structure_tokens(t: Type, budget: int = TEXT_IN_STRUCTURE) -> int:
     if t.kind == "enum":
         return max((len(value.encode()) for value in t.values), default=0) + 2
     if t.kind == "list":
-        count = ITEMS if t.maximum is None else int(t.maximum)
-        return 2 + count * (structure_tokens(_nested(t.item), _inner(t, budget)) + 2)
+        return 2 + _most_items(t) * (structure_tokens(_nested(t.item), _inner(t, budget)) + 2)
     if t.kind == "object":
         return 2 + sum(
             len(field.name.encode()) + 6 + structure_tokens(field.type, _inner(t, budget)) for field in t.fields
         )
     if t.kind == "union":
         return max(structure_tokens(option, t.max_tokens or budget) for option in t.options)
-    return {"int": _INT_TOKENS, "float": _FLOAT_TOKENS}.get(t.kind, 5)
+    return _number_tokens(t) if t.kind in ("int", "float") else 5
 
 
 def fold(text: str) -> str:
@@ -243,21 +246,30 @@ def _scalar_rule(t: Type) -> Rule | None:
         return _alternatives(["null"])
     if t.kind not in ("int", "float") or t.minimum is not None or t.maximum is not None:
         return None
-    number, tokens = (_INT, _INT_TOKENS) if t.kind == "int" else (_FLOAT, _FLOAT_TOKENS)
-    return Rule(body=f"/{number}/", regex=number, tokens=tokens, open_ended=True)
+    number = _number_regex(t)
+    return Rule(body=f"/{number}/", regex=number, tokens=_number_tokens(t), open_ended=True)
 
 
 def _schema_rule(t: Type, budget: int, allowed: tuple[str, ...] | None) -> Rule:
-    schema = bounded_schema(restricted(t, allowed), budget)
-    if t.kind == "float":
-        schema["multipleOf"] = _DECIMALS  # or the digits never end
-    regex = {"int": _INT, "float": _FLOAT}.get(t.kind)
+    schema = bounded_schema(restricted(t, allowed), budget, decimals=True)
+    regex = _number_regex(t) if t.kind in ("int", "float") else None
     return Rule(
         body="%json " + json.dumps(schema | {"x-guidance": _SEPARATORS}),
         regex=regex,
         tokens=structure_tokens(t, budget),
         open_ended=regex is not None,
     )
+
+
+def _number_regex(t: Type) -> str:
+    """An int or float without its bounds."""
+    whole = rf"-?(0|[1-9][0-9]{{0,{digits(t) - 1}}})"
+    return whole if t.kind == "int" else rf"{whole}(\.[0-9]{{1,{max(_DECIMALS, decimals_of(t))}}})?"
+
+
+def _number_tokens(t: Type) -> int:
+    """A token a character, and one more."""
+    return digits(t) + (2 if t.kind == "int" else max(_DECIMALS, decimals_of(t)) + 3)
 
 
 def restricted(t: Type, allowed: tuple[str, ...] | None) -> Type:
@@ -272,6 +284,10 @@ def restricted(t: Type, allowed: tuple[str, ...] | None) -> Type:
 def _inner(t: Type, budget: int) -> int:
     """Budget of a text inside a list or object."""
     return t.max_tokens or min(budget, TEXT_IN_STRUCTURE)
+
+
+def _most_items(t: Type) -> int:
+    return max(ITEMS, int(t.minimum or 0)) if t.maximum is None else int(t.maximum)
 
 
 def _nested(item: Type | None) -> Type:

@@ -104,7 +104,7 @@ def _repeat(node: Repeat, setting: Setting, scope: Scope, place: Place) -> Runni
     for visit in range(node.times):
         body = Scope(values=carried, parent=scope)
         inside = Place(path=(*place.path, node.name), visit=(*place.visit, visit), loop=visit)
-        yield from _body(node.body, setting, body, inside)
+        yield from _body(node.body, replace(setting, loops=(*setting.loops, visit)), body, inside)
         carried = {carry.name: _carry(carry, carried[carry.name], body.resolve(carry.value)) for carry in node.carry}
         if node.until is not None and body.resolve(node.until):
             break
@@ -243,9 +243,15 @@ def _picked(node: Sample, branches: Sequence[_Branch], ended: Sequence[dict[str,
     if node.best is not None:
         best = node.best
         return [max(alive, key=lambda index: branches[index].scope.resolve(best))]
-    keys = {index: canonical_json(ended[index]) for index in alive}
+    voted = [binding.name for binding in node.out if not _holds_probability(binding.type)]
+    keys = {index: canonical_json([_succeeded(ended[index])[name] for name in voted]) for index in alive}
     winner = Counter(keys.values()).most_common(1)[0][0]  # counted in order: ties go to the earliest
     return [index for index in alive if keys[index] == winner]
+
+
+def _holds_probability(type: Type) -> bool:
+    """Whether it is how likely a model found its answer: that differs from run to run and is no part of the answer."""
+    return type.probability_of is not None or (type.item is not None and _holds_probability(type.item))
 
 
 INTERPRETERS: Mapping[type, Callable[[Any, Setting, Scope, Place], Running]] = MappingProxyType(

@@ -14,6 +14,8 @@ from bt_compiler.spec.convert import convert, convert_text
 from bt_compiler.spec.types import Field, Type
 
 _SHOWN = 200
+_HALF = "\ufffd"
+"""What bytes that are no character are read as."""
 
 
 def line_outputs(module: Module, text: str) -> dict[str, Any]:
@@ -29,7 +31,7 @@ def line_outputs(module: Module, text: str) -> dict[str, Any]:
             raise _unfit(module, text, f"a line does not start with `{names[output.name]}:`")
         try:
             type = _type_of(module, output, outputs)
-            outputs[output.name] = _from_line(value.strip().removesuffix("\ufffd").strip(), type)
+            outputs[output.name] = _whole(_from_line(value.strip().rstrip(_HALF).strip(), type), type, module)
         except ValueError as error:
             raise _unfit(module, text, f"`{output.name}`: {error}") from error
     return outputs
@@ -47,7 +49,8 @@ def json_outputs(module: Module, text: str) -> dict[str, Any]:
     outputs: dict[str, Any] = {}
     for output in module.written:
         try:
-            outputs[output.name] = convert(found[output.name], _type_of(module, output, outputs))
+            type = _type_of(module, output, outputs)
+            outputs[output.name] = _whole(convert(found[output.name], type), type, module)
         except ValueError as error:
             raise _unfit(module, text, f"`{output.name}`: {error}") from error
     return outputs
@@ -56,7 +59,7 @@ def json_outputs(module: Module, text: str) -> dict[str, Any]:
 def allowed_values(output: Field, inputs: Mapping[str, Any]) -> tuple[str, ...] | None:
     """The values that `among` leaves to an output, in the order given; None without `among`.
 
-    Raises ExampleError where a text has to be one of none.
+    Raises ExampleError where a text, or an element that a list has to have, would be one of none.
     """
     path = output.type.among
     if path is None:
@@ -65,7 +68,7 @@ def allowed_values(output: Field, inputs: Mapping[str, Any]) -> tuple[str, ...] 
     given = inputs[name]
     items: Sequence[Any] = given if isinstance(given, list | tuple) else [given]
     values = tuple(dict.fromkeys(fold(str(item[key] if key else item)) for item in items))
-    if not values and output.type.kind != "list":
+    if not values and (output.type.kind != "list" or (output.type.minimum or 0) > 0):
         raise ExampleError("BTC524", f"`{output.name}` has to be among `{path}`, which is empty here")
     return values
 
@@ -90,6 +93,16 @@ def _type_of(module: Module, output: Field, before: Mapping[str, Any]) -> Type:
     if module.kind != "react" or output.name != ARGUMENTS:
         return output.type
     return Type(kind="object", fields=module.arguments(before[TOOL]))
+
+
+def _whole(value: Any, t: Type, module: Module | None) -> Any:
+    """A value without the half of a character that a text may end in where its token budget ends it: a text that is an
+    output itself, or an argument of a turn.
+    """
+    if module is not None and module.kind == "react" and t.kind == "object":
+        return {field.name: _whole(value[field.name], field.type, None) for field in t.fields}
+    budgeted = t.among is None and "str" in (t.kind, *(option.kind for option in t.options))
+    return value.rstrip(_HALF) if budgeted and isinstance(value, str) else value
 
 
 def _from_line(text: str, t: Type) -> Any:

@@ -115,8 +115,11 @@ class Backend(Protocol):
 
     name: str
     """Engine name: `transformers`, `openai`, `vllm`, `scripted`."""
-    context_window: int
-    """Tokens of prompt and completion together."""
+
+    @property
+    def context_window(self) -> int | None:
+        """Tokens of prompt and completion together; None where only the engine knows, and refuses what is longer."""
+        ...
 
     def identity(self) -> Mapping[str, str]:
         """What a completion depends on beside the request: model digest, engine, version, dtype. Part of cache keys."""

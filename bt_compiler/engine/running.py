@@ -38,6 +38,8 @@ class Ask(NamedTuple):
     """None outside samples."""
     choices: Choices | None = None
     """Asks how likely these are, instead."""
+    loops: tuple[int, ...] = ()
+    """As that of `Setting`."""
 
 
 class Search(NamedTuple):
@@ -88,6 +90,8 @@ class Setting:
     """Modules whose backend may answer outside the grammar: such an answer is asked for once more."""
     draw: Draw | None = None
     """None outside samples."""
+    loops: tuple[int, ...] = ()
+    """Which visit of every loop around, the outermost first: what sets apart completions of a prompt that repeats."""
     steps: list[Step] = field(default_factory=list)
     """Grows as nodes end."""
 

@@ -104,7 +104,7 @@ def report_of(traces: Sequence[Trace], *, candidate: str, split: str, binary: bo
             raise ValueError(f"the trace of example {trace.example} has no score")
         found.append((trace.example, trace.score))
     values = [score for _, score in found]
-    completions = [step.completion for trace in traces for step in trace.steps if step.completion is not None]
+    completions = [completion for trace in traces for step in trace.steps for completion in step.completions]
     return Report(
         candidate=candidate,
         split=split,

@@ -24,6 +24,8 @@ class Step:
     inputs: Mapping[str, Any]
     prompt: PromptText | None = None
     completion: Completion | None = None
+    besides: tuple[Completion, ...] = ()
+    """What it took besides: answers outside the grammar, and how likely the model found its answer."""
     outputs: Mapping[str, Any] | None = None
     """None where the step failed."""
     picked: bool = True
@@ -32,6 +34,11 @@ class Step:
     """True for the turn of a `react` module that could only finish, for it had no tool call left."""
     error: str | None = None
     """Why a tool failed that a `react` module called: the module was told, and went on."""
+
+    @property
+    def completions(self) -> tuple[Completion, ...]:
+        """All that the step cost."""
+        return self.besides if self.completion is None else (*self.besides, self.completion)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -286,8 +286,8 @@ class Sample:
     temperature: float
     """Of every call inside."""
     best: Ref | None
-    """A number or bool of the body whose greatest value is picked; None: the most frequent `out`. Ties go to the
-    earliest."""
+    """A number or bool of the body whose greatest value is picked; None: the most frequent `out`, not counting
+    what is a probability in it. Ties go to the earliest."""
     body: tuple[Node, ...]
     out: tuple[Binding, ...]
     outputs: tuple[Field, ...]

@@ -5,7 +5,7 @@ Knows nothing of steps. A module that cannot be lowered is None in the table, so
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from types import MappingProxyType
 from typing import Any, cast
@@ -178,7 +178,9 @@ def _default_instructions(inputs: tuple[Field, ...], outputs: tuple[Field, ...])
 
 
 def _among_known(inputs: tuple[Field, ...], outputs: tuple[Field, ...], path: SpecPath, findings: Findings) -> bool:
-    """Whether every `among` of the outputs names a list of texts among the inputs (`tags`, `passages.id`)."""
+    """Whether every `among` of the outputs names a list of texts among the inputs (`tags`, `passages.id`), and stands
+    where it restricts what is written: on an output that is a text or a list of texts.
+    """
     allowed: set[str] = set()
     for item in inputs:
         element = item.type.item
@@ -188,10 +190,22 @@ def _among_known(inputs: tuple[Field, ...], outputs: tuple[Field, ...], path: Sp
             allowed |= {f"{item.name}.{inner.name}" for inner in element.fields if inner.type.kind in ("str", "enum")}
     known = True
     for item in outputs:
-        among = item.type.among or (item.type.item.among if item.type.item is not None else None)
+        among, place = item.type.among, (*path, "outputs", item.name)
         if among is not None and among not in allowed:
             help = did_you_mean(among, allowed, what="lists of texts among the inputs")
-            place = (*path, "outputs", item.name)
             findings.add("BTC224", f"`among: {among}` of `{item.name}` names no list of texts", place, help=help)
             known = False
+        for inside in dict.fromkeys(_among_inside(item.type)):
+            message = f"`among: {inside}` stands inside the type of `{item.name}`, where it restricts nothing"
+            help = "it is for an output that is a text or a list of texts: make what it restricts one of its own"
+            findings.add("BTC224", message, place, help=help)
+            known = False
     return known
+
+
+def _among_inside(t: Type) -> Iterator[str]:
+    """Every `among` in what a type is made of, not its own."""
+    for part in (*((t.item,) if t.item is not None else ()), *(inner.type for inner in t.fields), *t.options):
+        if part.among is not None:
+            yield part.among
+        yield from _among_inside(part)

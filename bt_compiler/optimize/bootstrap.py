@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from bt_compiler.canonical import seed_of
 from bt_compiler.data.example import Example
+from bt_compiler.engine.metrics import answer_labels
 from bt_compiler.engine.progress import Progress
 from bt_compiler.engine.scoring import score_traces
 from bt_compiler.engine.trace import Trace
@@ -68,14 +69,16 @@ def _pick(demos: Sequence[Demo], seed: int) -> Demo:
     return rng.choice(demos[:-1]) if rng.random() < 0.5 else demos[-1]
 
 
-def labelled(program: Program, train: Sequence[Example], traces: Sequence[Trace]) -> dict[str, dict[str, Demo]]:
+def labelled(context: StepContext, train: Sequence[Example], traces: Sequence[Trace]) -> dict[str, dict[str, Demo]]:
     """Module -> example id -> the demo that the data's label gives, in the order of train.
 
     A module has them where each output of its signature is a program output with a label. Inputs that the data does
     not hold are those of the teacher's own trace, accepted or not. `reasoning` is not in them.
     """
     found: dict[str, dict[str, Demo]] = {}
-    for task in labelled_tasks(program, train, lambda: traces, of=program.modules):
+    labels = answer_labels(context.metric, context.accept)
+    program = context.program
+    for task in labelled_tasks(program, train, lambda: traces, of=program.modules, labels=labels):
         demo = Demo(inputs=task.inputs, outputs=task.labels, example=task.example.id, origin="labelled")
         found.setdefault(task.module.name, {}).setdefault(task.example.id, demo)
     return found

@@ -16,11 +16,11 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from bt_compiler.data.example import Example
+from bt_compiler.engine.metrics import answer_labels
 from bt_compiler.engine.scoring import score_traces
 from bt_compiler.engine.trace import Trace
 from bt_compiler.errors import CompileError, ExampleError
 from bt_compiler.graph.candidate import Candidate
-from bt_compiler.graph.program import Program
 from bt_compiler.optimize.hints import rationales
 from bt_compiler.optimize.inner import inner_split
 from bt_compiler.optimize.labelled import Task, labelled_tasks
@@ -113,12 +113,14 @@ class Unseen(NamedTuple):
     examples: int
 
 
-def unseen_values(program: Program, train: Sequence[Example], rows: Collection[str]) -> list[Unseen]:
-    """What training on the rows of these examples will hardly ever teach the program to answer."""
+def unseen_values(context: StepContext, rows: Collection[str]) -> list[Unseen]:
+    """What training on the rows of these train examples will hardly ever teach the program to answer."""
     found: list[Unseen] = []
-    for output in program.out:
+    labels = answer_labels(context.metric, context.accept)
+    for output in context.program.out:
+        label = labels.get(output.name, output.name)
         for value in output.type.values:
-            having = [example.id for example in train if example.labels.get(output.name) == value]
+            having = [example.id for example in context.train if example.labels.get(label) == value]
             if having and not any(id in rows for id in having):
                 found.append(Unseen(output.name, str(value), len(having)))
     return found
@@ -250,7 +252,7 @@ def _tasks(start: Start, examples: Sequence[Example]) -> list[Task]:
         context.progress.say("labels of modules inside the program: left out, for its runs do not fit the budget")
         return []
 
-    return labelled_tasks(context.program, examples, runs)
+    return labelled_tasks(context.program, examples, runs, labels=answer_labels(context.metric, context.accept))
 
 
 def _written(start: Start, answers: Sequence[tuple[Task, Mapping[str, Any]]], source: RowSource) -> Found:

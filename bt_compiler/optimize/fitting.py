@@ -31,8 +31,8 @@ def fitting(
 
     def fits(row: Row) -> bool:
         completions = (row.completion, *(() if row.rejected is None else (row.rejected,)))
-        encode = hosts[row.module].encode_row
-        return all(len(encode(row.prompt, text)[0]) <= windows[row.module] for text in completions)
+        window, encode = windows[row.module], hosts[row.module].encode_row
+        return window is None or all(len(encode(row.prompt, text)[0]) <= window for text in completions)
 
     kept = {example: tuple(row for row in found if fits(row)) for example, found in rows.items()}
     left_out = sum(len(rows[example]) - len(found) for example, found in kept.items())

@@ -6,6 +6,8 @@ Knows programs and examples; nothing of prompts or rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from bt_compiler.data.example import Example
@@ -32,15 +34,17 @@ def labelled_tasks(
     own_traces: Callable[[], Sequence[Trace]],
     *,
     of: Sequence[Module] | None = None,
+    labels: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Task]:
     """What the data's labels say of modules: calls outside loops whose outputs are the program's own.
 
     They say nothing of a `react` module: not which tools to call, and to finish at once is no lesson.
 
-    `of`: the modules asked for; None: those whose weights are trained.
+    `of`: the modules asked for; None: those whose weights are trained. `labels`: program output -> label that holds
+    its answer (`answer_labels`); others have the label of their own name.
 
     Inputs that are no program inputs are taken from the program's own run of the example: `own_traces` gives those
-    runs and is asked only where they are needed. A label has the name of the program output.
+    runs and is asked only where they are needed.
     """
     known = trainable(program) if of is None else of
     modules = {module.name: module for module in known if module.kind != "react"}
@@ -48,7 +52,7 @@ def labelled_tasks(
         (node, modules[node.module], sources)
         for node in program.nodes
         if isinstance(node, Call) and node.module in modules
-        if (sources := _label_sources(program, modules[node.module], node)) is not None
+        if (sources := _label_sources(program, modules[node.module], node, labels)) is not None
     ]
     names = {item.name for item in program.inputs}
     traces: dict[str, Trace] = {}
@@ -58,31 +62,29 @@ def labelled_tasks(
     for example in examples:
         for node, module, sources in calls:
             inputs = _inputs(node, names, example, traces.get(example.id))
-            if inputs is None or any(example.labels.get(label) is None for label in sources.values()):
+            if inputs is None or any(label not in example.labels for label in sources.values()):
                 continue
             types = {item.name: item.type for item in module.signature.outputs}
-            labels = {name: _taught(example.labels[label], types[name]) for name, label in sources.items()}
-            if None not in labels.values():
-                tasks.append(Task(example, module, node.name, inputs, labels))
+            with suppress(ValueError):
+                taught = {name: _taught(example.labels[label], types[name]) for name, label in sources.items()}
+                tasks.append(Task(example, module, node.name, inputs, taught))
     return tasks
 
 
 def _taught(label: Any, type: Type) -> Any:
-    """The answer to learn: of several accepted ones the first that the output can be. None: it can be none of them."""
-    if not isinstance(label, list) or type.kind == "list":
-        return label
-    for accepted in label:
-        try:
+    """The answer to learn: the label, or of several accepted ones the first that the output can be; null is one where
+    the type takes it. Raises ValueError where the output can be none of them.
+    """
+    for accepted in [label, *(label if isinstance(label, list) else ())]:
+        with suppress(ValueError):
             return convert(accepted, type)
-        except ValueError:
-            continue
-    return None
+    raise ValueError("the output can be none of the answers that the label accepts")
 
 
-def _label_sources(program: Program, module: Module, call: Call) -> dict[str, str] | None:
+def _label_sources(program: Program, module: Module, call: Call, labels: Mapping[str, str]) -> dict[str, str] | None:
     """Output field of the signature -> label; None where an output is not the program's."""
     sources = {
-        binding.value.field: binding.name
+        binding.value.field: labels.get(binding.name, binding.name)
         for binding in program.out
         if isinstance(binding.value, Ref) and binding.value.step == call.name
     }

@@ -89,7 +89,7 @@ def prompts_step(context: StepContext, candidate: Candidate) -> StepResult:
             f"step {context.index} prompts: bootstrapped {len(found.demos)} of {len(found.traces)} traces"
             + (f", {found.failed} failed" if found.failed else "")
         )
-    pool = _Pool(bootstrapped=found, labelled=labelled(context.program, split.train, found.traces))
+    pool = _Pool(bootstrapped=found, labelled=labelled(context, split.train, found.traces))
     scored = _score_all(context, candidate, pool, draws, split.val, progress)
     most = max(len(item.report.scores) for item in scored)
     finished = [item for item in scored if len(item.report.scores) == most]

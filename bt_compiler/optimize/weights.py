@@ -72,7 +72,7 @@ def weights_step(context: StepContext, candidate: Candidate) -> StepResult:
     writer = row_writer(context.program, candidate, settings, context.zero_shot)
     start = Start(context=context, candidate=candidate, writer=writer)
     collected = _readable(context, collect(start), hosts)
-    unseen = unseen_values(context.program, context.train, collected.rows)
+    unseen = unseen_values(context, collected.rows)
     for one in unseen if collected.rows else []:
         context.progress.say(
             f"no row shows `{one.output}: {one.value}`, the answer of {one.examples} train examples: it will hardly be "

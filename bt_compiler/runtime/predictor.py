@@ -76,12 +76,20 @@ def _refuse_another_program(bundle: Bundle, changed: Spec) -> None:
     parts = [name for name in ("types", "signatures", "program") if before.get(name) != after.get(name)]
     modules = [module.name for module in bundle.program.modules]
     parts += [f"modules.{name}" for name in modules if before["modules"][name] != after["modules"].get(name)]
+    if _generation(before) != _generation(after):
+        parts.append("generation")
     if parts:
         raise UsageError.of(
             "BTC586",
             f"`--set` cannot change `{parts[0]}` of a bundle: its program is compiled and stays as it is",
             help="compile the spec again with that value; endpoints, paths, data, metric and batch can be set here",
         )
+
+
+def _generation(document: Mapping[str, Any]) -> list[Any]:
+    """How the models generate; each module of a bundle has its own copy of it."""
+    models = {"default": document.get("model"), **document.get("models", {})}
+    return [model["generation"] for model in models.values() if model is not None]
 
 
 class Predictor:

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from bt_compiler.engine.progress import Progress
 from bt_compiler.engine.trace import Failure
 from bt_compiler.errors import BackendError, BtcError
 from bt_compiler.runtime.inputs import InputError, refuse_constant
@@ -48,6 +49,7 @@ def serve(
     port: int = 8000,
     overrides: Sequence[str] = (),
     tools: Path | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Serves until SIGTERM or Ctrl-C, then finishes what is under way. Raises BundleError, SpecError, BackendError.
 
@@ -57,7 +59,8 @@ def serve(
         raise BackendError.of(
             "BTC566", f"serving needs the package `{missing[0]}`", help='`pip install "bt-compiler[serve]"`'
         )
-    serve_predictors(by_name([load(path, overrides=overrides, tools=tools) for path in bundles]), host=host, port=port)
+    predictors = [load(path, overrides=overrides, progress=progress, tools=tools) for path in bundles]
+    serve_predictors(by_name(predictors), host=host, port=port)
 
 
 def serve_predictors(predictors: Mapping[str, Predictor], *, host: str, port: int) -> None:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from bt_compiler.diagnostics import did_you_mean
 from bt_compiler.spec.foreign import FOREIGN, foreign_help
+from bt_compiler.spec.numbers import check_writable
 from bt_compiler.spec.types import BOOL, FLOAT, INT, NULL, PASSAGE, STR, Field, Type, show_type
 
 BUILT_IN: Mapping[str, Type] = {
@@ -138,8 +139,13 @@ def _parse(node: Any, named: Mapping[str, Type], depth: int) -> Type:
             raise TypeSyntaxError(
                 f"a list type has one element, this one has {len(node)}", "write `[str]` for a list of texts"
             )
-        return Type(kind="list", item=_within(0, node[0], named, depth))
+        return _list_of(_within(0, node[0], named, depth))
     raise TypeSyntaxError(f"`{json.dumps(node)}` is not a type", "write `str`, `int`, `float`, `bool` or `[str]`")
+
+
+def _list_of(item: Type) -> Type:
+    """The list of these; what its elements have to be among is said of the list."""
+    return Type(kind="list", item=replace(item, among=None) if item.among else item, among=item.among)
 
 
 def _within(key: str | int, node: Any, named: Mapping[str, Type], depth: int) -> Type:
@@ -200,7 +206,7 @@ def _enum_values(node: Any) -> tuple[str, ...]:
                 ("enum", place),
             )
         text = str(value)
-        if not text.strip() or text != text.strip() or "\n" in text:
+        if text != text.strip() or text.splitlines() != [text]:
             raise TypeSyntaxError(
                 f"{json.dumps(text, ensure_ascii=False)} cannot be a value of an enum",
                 "values are one line of text without blanks at either end",
@@ -214,14 +220,7 @@ def _enum_values(node: Any) -> tuple[str, ...]:
 
 def _constrained(base: Type, node: Mapping[str, Any]) -> Type:
     shown = show_type(base)
-    if ("min" in node or "max" in node) and base.kind not in ("int", "float", "list"):
-        key = "min" if "min" in node else "max"
-        raise TypeSyntaxError(f"`{key}` bounds numbers and lengths of lists, not `{shown}`", None, (key,))
-    for key in ("min", "max"):
-        if key in node and (isinstance(node[key], bool) or not isinstance(node[key], int | float)):
-            raise TypeSyntaxError(f"`{key}` is a number", None, (key,))
-    if "min" in node and "max" in node and node["min"] > node["max"]:
-        raise TypeSyntaxError(f"`min` {node['min']} is more than `max` {node['max']}", None, ("min",))
+    bounds = _bounds(base, node)
     inner = base.item if base.kind == "list" and base.item is not None else base
     if "max_tokens" in node:
         if inner.kind != "str" and not any(option.kind == "str" for option in inner.options):
@@ -247,11 +246,37 @@ def _constrained(base: Type, node: Mapping[str, Any]) -> Type:
         base,
         name=base.name if node.keys() <= {"type", "enum", "fields", "description"} else None,
         description=node.get("description", base.description),
-        minimum=node.get("min", base.minimum),
-        maximum=node.get("max", base.maximum),
+        minimum=bounds.get("min", base.minimum),
+        maximum=bounds.get("max", base.maximum),
         max_tokens=node.get("max_tokens", base.max_tokens),
         among=node.get("among", base.among),
     )
+
+
+def _bounds(base: Type, node: Mapping[str, Any]) -> Mapping[str, float]:
+    """`min` and `max` of the node: such as some answer can meet, together with the bounds that the type has."""
+    bounds = {key: node[key] for key in ("min", "max") if key in node}
+    for key, bound in bounds.items():
+        if base.kind not in ("int", "float", "list"):
+            raise TypeSyntaxError(f"`{key}` bounds numbers and lengths of lists, not `{show_type(base)}`", None, (key,))
+        if isinstance(bound, bool) or not isinstance(bound, int | float):
+            raise TypeSyntaxError(f"`{key}` is a number", None, (key,))
+        if base.kind != "float" and bound != int(bound):
+            raise TypeSyntaxError(f"`{key}` of `{show_type(base)}` is a whole number, not {bound}", None, (key,))
+        if base.kind == "list" and bound < 0:
+            raise TypeSyntaxError(f"`{key}` {bound} is no length of a list", None, (key,))
+    if not bounds:
+        return bounds
+    low, high = bounds.get("min", base.minimum), bounds.get("max", base.maximum)
+    place = (next(iter(bounds)),)
+    if low is not None and high is not None and low > high:
+        raise TypeSyntaxError(f"`min` {low} is more than `max` {high}", None, place)
+    if base.kind != "list":
+        try:
+            check_writable(replace(base, minimum=low, maximum=high))
+        except ValueError as error:
+            raise TypeSyntaxError(f"no answer can keep to these bounds: {error}", None, place) from error
+    return bounds
 
 
 class _TextParser:
@@ -301,7 +326,7 @@ class _TextParser:
         if token == "[":
             item = self._union(depth + 1)
             self._take("]")
-            return Type(kind="list", item=item)
+            return _list_of(item)
         if token == "enum" and self._peek() == "(":
             return self._enum()
         if not token.isidentifier() or self._peek() in ("[", "("):

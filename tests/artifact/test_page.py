@@ -15,7 +15,7 @@ import pytest
 
 from bt_compiler.artifact import BundleContents, StepFacts, page
 from bt_compiler.artifact.page import drawings, duration, render_report, report_html
-from bt_compiler.artifact.report import report_json, strategy_label
+from bt_compiler.artifact.report import report_json, shipped_rows, strategy_label
 from bt_compiler.engine.request import Message, PromptText
 from bt_compiler.engine.scoring import Confusion
 
@@ -116,6 +116,14 @@ def test_a_score_on_dev_alone_says_that_it_is_optimistic(evidence: BundleContent
     reports = {who: {"dev": by_split["dev"]} for who, by_split in evidence.reports.items()}
     html = report_html(replace(evidence, reports=reports, differences={}), digest=DIGEST)
     assert "there is no test split, and dev also chose what ships" in html
+
+
+def test_labels_of_a_step_that_does_not_ship_make_no_result_supervised(evidence: BundleContents) -> None:
+    prefixes = tuple(replace(one, chosen=len(one.steps) == 1) for one in evidence.prefixes)
+    html = report_html(replace(evidence, prefixes=prefixes), digest=DIGEST)
+    assert "This result is partly supervised" not in html and "supervised: the label is the answer" in html
+    assert shipped_rows(evidence)["gold"] > 0
+    assert shipped_rows(replace(evidence, prefixes=prefixes)) == {}
 
 
 def test_self_taught_rows_are_not_called_supervised(evidence: BundleContents) -> None:

@@ -96,20 +96,11 @@ def main() -> None:
         provider=provider,
     )
     dspy.configure(lm=lm, num_threads=args.threads)
-    calls: list[int] = []
-    forward = dspy.LM.forward
-
-    def counted(self: Any, *positional: Any, **named: Any) -> Any:
-        calls.append(1)
-        return forward(self, *positional, **named)
-
-    dspy.LM.forward = counted
     program = dspy.Predict(Signature)
     program.set_lm(lm)
     train, dev, test = (examples(path) for path in (args.train, args.dev, args.test))
     scorer = Evaluate(devset=test, metric=same_species, num_threads=args.threads, max_errors=10**6)
     zero = scorer(program).score
-    calls.clear()
     started = time.perf_counter()
     optimizer = BetterTogether(
         metric=same_species,
@@ -127,12 +118,10 @@ def main() -> None:
         program, trainset=train, valset=dev, strategy="p -> w -> p", num_threads=args.threads, max_errors=10**6, seed=0
     )
     seconds = time.perf_counter() - started
-    compiled = len(calls)
     print(
         json.dumps(
             {
                 "seconds": seconds,
-                "calls": compiled,
                 "zero_shot": zero / 100,
                 "test": scorer(best).score / 100,
                 "prefixes": [[one["strategy"], one["score"]] for one in best.candidate_programs],

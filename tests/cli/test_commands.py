@@ -64,6 +64,28 @@ def test_init_writes_a_spec_that_checks(tmp_path: Path) -> None:
     assert checked.stdout == "demo/spec.yaml: ok (1 module(s), 30 train / 15 dev / 15 test examples)\n"
 
 
+@pytest.mark.parametrize("name", ["null", "true", "1e3"])
+def test_init_takes_names_that_yaml_reads_as_something_else(tmp_path: Path, name: str) -> None:
+    assert btc("init", name, cwd=tmp_path).returncode == 0
+    assert btc("check", f"{name}/spec.yaml", cwd=tmp_path).returncode == 0
+
+
+def test_a_reader_that_has_gone_is_no_failure_of_what_only_shows() -> None:
+    process = subprocess.Popen([sys.executable, "-m", "bt_compiler", "schema"], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait() == 0
+
+
+def test_a_name_that_no_system_takes_is_an_error_of_its_own(tmp_path: Path) -> None:
+    btc("init", "demo", cwd=tmp_path)
+    settings = ("--set", "model={id: none, engine: scripted}")
+    for arguments in (("show", "n" * 300), ("compile", "demo/spec.yaml", "-o", "n" * 300, *settings)):
+        shown = btc(*arguments, cwd=tmp_path)
+        assert shown.returncode == 1
+        assert shown.stderr.startswith(("error[BTC550]", "error[BTC461]"))
+
+
 def test_init_never_touches_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "demo").mkdir()
     made = btc("init", "demo", cwd=tmp_path)
@@ -84,6 +106,13 @@ def test_clearing_the_cache_deletes_what_is_its_own_alone(tmp_path: Path) -> Non
     assert subprocess.run(command, env=env, capture_output=True, check=True).stderr == b""
     assert own.read_text() == "x"
     assert not (tmp_path / "models").exists() and not (tmp_path / "indexes").exists()
+
+
+@pytest.mark.parametrize("arguments", [("check",), ("compile", "x.yaml", "--seed", "-1"), ("run", "b", "--what")])
+def test_a_command_line_that_cannot_be_read_is_a_document_too(arguments: tuple[str, ...]) -> None:
+    shown = btc(*arguments, "--json")
+    document = json.loads(shown.stdout)
+    assert (shown.returncode, document["ok"], document["diagnostics"][0]["code"]) == (2, False, "BTC587")
 
 
 def test_errors_as_json(tmp_path: Path) -> None:

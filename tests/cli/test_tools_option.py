@@ -154,6 +154,17 @@ def test_run_and_eval_with_the_file(bundle: Path, folder: Path) -> None:
     document = json.loads(scored.stdout)
     assert (scored.returncode, document["mean"], document["n"], document["failures"]) == (0, 1.0, 3, 0)
     assert "tool_errors" not in document
+    gate = btc(folder, "eval", "artifacts/agent", "--tools", "mine.py", "--at-least", "1")
+    assert gate.returncode == 0, gate.stderr
+
+
+def test_a_score_below_what_is_asked_for_ends_with_one(bundle: Path, folder: Path) -> None:
+    command = ("eval", "artifacts/agent", "--tools", "mine.py", "--at-least", "0.9")
+    (folder / "hard.jsonl").write_text('{"text": "double 2", "twice": 5}\n')
+    told = btc(folder, *command, "--data", "hard.jsonl")
+    assert (told.returncode, "error[BTC453]" in told.stderr) == (1, True), told.stderr
+    document = json.loads(btc(folder, *command, "--data", "hard.jsonl", "--json").stdout)
+    assert (document["ok"], document["at_least"], document["mean"]) == (False, 0.9, 0.0)
 
 
 @pytest.mark.parametrize("command", [("run", "--input", '{"text": "double 2"}'), ("eval",)], ids=["run", "eval"])

@@ -118,4 +118,9 @@ def test_code_of_each_broken_shape(tmp_path: Path) -> None:
     assert code_of(tmp_path / "a.jsonl", f'{{"a": {deep}}}') == "BTC307"
     assert code_of(tmp_path / "a.jsonl", f'{{"a": {"9" * 5000}}}') == "BTC307"
     assert code_of(tmp_path / "a.jsonl", b'{"a": "\xff"}') == "BTC305"
-    assert code_of(tmp_path / "a.csv", "a,b\n" + "x" * 200_000 + ",b") == "BTC308"
+    assert code_of(tmp_path / "a.csv", "a,b\n" + '"' + "x" * 200_000 + ",b") == "BTC308"
+
+
+def test_a_cell_may_be_long(tmp_path: Path) -> None:
+    (row,) = table(tmp_path / "a.csv", "a,b\n" + "x" * 200_000 + ",b").rows
+    assert row.values == {"a": "x" * 200_000, "b": "b"}

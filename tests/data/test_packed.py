@@ -180,6 +180,26 @@ def test_a_data_set_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_classes_of_a_data_set_go_by_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets", reason="needs the extra `data`")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    mood = datasets.ClassLabel(names=["neg", "pos"])
+    features = {"n": datasets.Value("int64"), "mood": mood, "all": [mood], "held": {"mood": mood}}
+    values = {"n": [0, 1, 1], "mood": [0, 1, -1], "all": [[0, 1], [], [-1]], "held": [{"mood": 1}] * 3}
+    folder = tmp_path / "set"
+    folder.mkdir()
+    made = datasets.Dataset.from_dict(values, features=datasets.Features(features))
+    made.to_parquet(str(folder / "train-00000-of-00001.parquet"))
+    tables, _ = read_sources({"train": SourceSection(path=f"hf://{folder}:train")}, ())
+    held = {"mood": "pos"}
+    assert [dict(row.values) for row in tables["train"].rows] == [
+        {"n": 0, "mood": "neg", "all": ["neg", "pos"], "held": held},
+        {"n": 1, "mood": "pos", "all": [], "held": held},
+        {"n": 1, "mood": None, "all": [None], "held": held},
+    ]
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_a_data_set_that_is_nowhere_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets", reason="needs the extra `data`")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)

@@ -135,6 +135,22 @@ def test_an_empty_cell_of_a_csv_is_null_where_that_is_allowed(tmp_path: Path) ->
     assert example.labels["due"] == "", "JSON has null for what is not there"
 
 
+def test_not_a_number_is_null_where_that_is_allowed(tmp_path: Path) -> None:
+    def maybe(type: Type) -> Type:
+        return Type(kind="union", options=(type, NULL))
+
+    labels = (Field(name="size", type=maybe(FLOAT)), Field(name="name", type=maybe(STR)))
+    jsonl = '{"text": "a", "size": NaN, "name": NaN}\n{"text": "b", "size": 2.5, "name": "NaN"}\n'
+    csv = "text,size,name\na,nan,\nb,2.5,NaN\n"
+    for name, rows in (("a.jsonl", jsonl), ("a.csv", csv)):
+        (tmp_path / name).write_text(rows, encoding="utf-8")
+        found = load_examples(SourceSection(path=str(tmp_path / name)), columns={}, inputs=INPUTS[:1], labels=labels)
+        assert [example.labels for example in found] == [{"size": None, "name": None}, {"size": 2.5, "name": "NaN"}]
+        with pytest.raises(DataError, match="BTC311"):
+            must = (Field(name="size", type=FLOAT),)
+            load_examples(SourceSection(path=str(tmp_path / name)), columns={}, inputs=INPUTS[:1], labels=must)
+
+
 def test_a_cell_is_a_number_where_it_may_be_one(tmp_path: Path) -> None:
     labels = (Field(name="due", type=Type(kind="union", options=(INT, STR))),)
     for name, rows in (("a.csv", "text,due\na,5\nb,soon\n"), ("a.jsonl", '{"text": "a", "due": "5"}\n')):

@@ -1,11 +1,12 @@
 """A server process that speaks OpenAI's API over a canned function, good and bad manners included.
 
 What it does is chosen by a word in the last turn: `hang`, `flaky` (500, then well), `limited` (429 with Retry-After,
-then well), `hidden` (an error inside a 200), `nonsense`, `broken` (always 500), `long` (400), `filtered`, `empty`,
-`halfway` (half an answer, then silence). An adapter with `sleeper` in its name answers as the base model does.
-Paths: `/v1` (vLLM's ways), `/secret/v1` (wants a key), `/plain/v1` (knows no structured outputs, no adapters, no list
-of models), `/down/v1` (always 502), `/strict/v1` (always 400). `GET /log` tells what came in, `POST /forget` does to
-adapters what a restart does. With a second argument the server's base model is another one.
+then well), `stubborn` (400 about structured outputs, there or not), `hidden` (an error inside a 200), `nonsense`,
+`broken` (always 500), `long` (400), `filtered`, `empty`, `halfway` (half an answer, then silence). An adapter with
+`sleeper` in its name answers as the base model does. Paths: `/v1` (vLLM's ways), `/secret/v1` (wants a key),
+`/plain/v1` (knows no structured outputs, no adapters, no list of models), `/newer/v1` (the same, and no `max_tokens`
+either, as OpenAI's newer models), `/down/v1` (always 502), `/strict/v1` (always 400). `GET /log` tells what came in,
+`POST /forget` does to adapters what a restart does. With a second argument the server's base model is another one.
 """
 
 from __future__ import annotations
@@ -81,7 +82,10 @@ async def answer(path: str, body: dict[str, Any], key: str | None) -> Any:
         return Response("bad gateway", status_code=502, media_type="text/plain")
     if path.startswith("strict"):
         return error(400, "top_p is not supported here")
-    if path.startswith("plain") and ("structured_outputs" in body or "response_format" in body):
+    if path.startswith("newer") and "max_tokens" in body:
+        why = "Unsupported parameter: 'max_tokens' is not supported with this model."
+        return error(400, f"{why} Use 'max_completion_tokens' instead.")
+    if path.startswith(("plain", "newer")) and ("structured_outputs" in body or "response_format" in body):
         return error(400, "Unrecognized request argument supplied: structured_outputs")
     if body["model"] != "lm" and body["model"] not in adapters:
         return error(404, f"The model `{body['model']}` does not exist.")
@@ -123,6 +127,8 @@ async def manners(text: str, body: dict[str, Any], *, chat: bool) -> Any:
         return Response("<html>hello", media_type="text/html")
     if "empty" in text:
         return {"choices": []}
+    if "stubborn" in text:
+        return error(400, "the schema is still not to my liking")
     if "long" in text:
         return error(400, "This model's maximum context length is 4096 tokens")
     active["now"] += 1

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from engine_parts import candidate_of, examples
 
+from bt_compiler.canonical import seed_of
+from bt_compiler.data.example import Example
 from bt_compiler.engine.backends.scripted import ScriptedBackend
 from bt_compiler.engine.executor import Engine
-from bt_compiler.engine.request import Request
+from bt_compiler.engine.metrics import build_metric
+from bt_compiler.engine.request import Finished, Request
+from bt_compiler.engine.scoring import report_of
 from bt_compiler.engine.trace import Trace
 from bt_compiler.errors import ExampleError
 from bt_compiler.graph import (
@@ -25,6 +30,7 @@ from bt_compiler.graph import (
     verify,
 )
 from bt_compiler.spec import build_sections, load_spec
+from bt_compiler.spec.sections import MetricSection
 
 Answer = Callable[[Request], str | ExampleError]
 HEAD = "version: 1\ndata: d.jsonl\nmetric: {kind: accuracy, output: answer}\n"
@@ -180,6 +186,41 @@ def test_a_majority_is_of_the_runs_that_did_not_fail_and_ties_go_to_the_earliest
         assert [step.visit[0] for step in trace.steps if step.picked] == kept
 
 
+class Weighing(ScriptedBackend):
+    """Says of each text how likely it is, never twice the same."""
+
+    def facts(self) -> Mapping[str, Any]:
+        return {**super().facts(), "scores": True}
+
+    def poll(self) -> list[Finished]:
+        given = super().poll()
+        return [
+            Finished(id, replace(result, chances=(-1.0 / index, -1.0)))
+            for index, (id, result) in enumerate(given, len(self.requests))
+        ]
+
+
+def test_how_likely_an_answer_is_has_no_vote(tmp_path: Path) -> None:
+    outputs = "{result: bool, sure: {type: float, probability_of: result}}"
+    declared = f"{{kind: chain_of_thought, signature: {{inputs: {{question: str}}, outputs: {outputs}}}}}"
+    text = VOTE.replace("PICK", "majority").replace('{signature: "question -> thought, result: int"}', declared)
+    text = text.replace("OUT}", "result, sure: $one.sure}").replace("vote.answer}", "vote.answer, sure: $vote.sure}")
+    program = program_of(text, tmp_path)
+    said = iter(enumerate(["no", "yes", "yes", "no", "yes"]))
+    backend = Weighing(
+        function=lambda request: "" if request.choices else "Reasoning: {}\nResult: {}".format(*next(said))
+    )
+    (trace,) = Engine(backends={"default": backend}).run(program, candidate_of(program), examples([{"question": "q"}]))
+    assert len({step.outputs["sure"] for step in trace.steps if step.outputs}) > 2
+    assert [step.visit[0] for step in trace.steps if step.picked] == [1, 2, 4]
+    assert trace.steps[1].outputs is not None
+    assert trace.outputs == {"answer": True, "sure": trace.steps[1].outputs["sure"]}
+    assert len(backend.requests) == 10
+    assert report_of([replace(trace, score=1.0)], candidate="c", split="dev", binary=True).calls == 10
+    cost = MetricSection(kind="cost", output="", label="", options={"count": "calls", "at_most": 5})
+    assert build_metric(cost).score(Example(id="e", inputs={}, labels={}), trace) == 0.5
+
+
 def test_where_all_runs_fail_the_example_fails_as_the_first_did(tmp_path: Path) -> None:
     program = program_of(VOTE.replace("PICK", "majority").replace("OUT", "result"), tmp_path)
     (trace,), _ = run(program, lambda request: ExampleError("BTC534", str(request.sampling.seed)), [{"question": "q"}])
@@ -303,3 +344,37 @@ def test_demos_of_the_spec_start_every_prompt(tmp_path: Path) -> None:
     Engine(backends={"default": backend}).run(program, spec_candidate(program), examples([{"text": "t"}]))
     turns = [message.content for message in backend.requests[0].prompt.messages[1:]]
     assert turns == ["Text: costs $5", "Answer: five", "Text: t"]
+
+
+AGAIN = """
+modules:
+  draft: {generation: {temperature: 1.0}, signature: "text -> draft"}
+  check: {signature: "draft -> good: bool"}
+program:
+  inputs: {text: str}
+  steps:
+    round:
+      repeat: 2
+      steps:
+        tries:
+          repeat: 3
+          until: $checked.good
+          steps:
+            written: {call: draft, in: [text]}
+            checked: {call: check, in: {draft: $written.draft}}
+          out: {draft: $written.draft}
+      out: {draft: $tries.draft}
+  out: {answer: $round.draft}
+"""
+
+
+def test_a_loop_that_asks_again_at_a_temperature_gets_another_answer(tmp_path: Path) -> None:
+    program = program_of(AGAIN, tmp_path)
+
+    def answer(request: Request) -> str:
+        return f"Draft: {request.sampling.seed}" if request.sampling.temperature else "Good: no"
+
+    (trace,), backend = run(program, answer, [{"text": "t"}])
+    drafts = [step.outputs["draft"] for step in trace.steps if step.module == "draft" and step.outputs]
+    assert len(drafts) == len(set(drafts)) == 6
+    assert drafts[0] == str(seed_of(0, backend.prompt_key(trace.steps[0].prompt), 0, 0)), "as outside loops"

@@ -97,6 +97,13 @@ def hub(lines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.filterwarnings("ignore")  # the library's own
+def test_a_text_in_csv_may_be_long(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.csv"
+    path.write_text(f"name,title,body\np0,t0,{'whale ' * 40_000}\np1,t1,a fox\n")
+    ((passage,),) = opened(path, tmp_path).search(["whale"], 1)
+    assert passage["id"] == "p0" and len(passage["text"]) > 200_000
+
+
 def test_a_data_set(hub: str, lines: Path, tmp_path: Path) -> None:
     check_retriever(section(hub))
     retriever = opened(hub, tmp_path)

@@ -71,6 +71,29 @@ def test_fusion_of_two_rankings(corpus: CorpusSection, tmp_path: Path) -> None:
     assert both.search([], 3) == []
 
 
+def test_what_matches_nothing_takes_no_rank_in_a_fusion(tmp_path: Path) -> None:
+    corpora = {"news": ["a goal", "late goal", "red card"], "wiki": ["old tower", "goal posts", "photosynthesis"]}
+    sections = []
+    for name, texts in corpora.items():
+        path = tmp_path / f"{name}.jsonl"
+        rows = [{"id": f"{name}{place}", "text": text} for place, text in enumerate(texts)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        sections.append(RetrieverSection(name=name, kind="bm25", corpus=CorpusSection(path=str(path), id="id")))
+    inner = RetrieverSection(name="both", kind="hybrid", of=("news", "wiki"))
+    outer = RetrieverSection(name="all", kind="hybrid", of=("both", "wiki"))
+    for section in (inner, outer):
+        both = opened(section, tmp_path, *sections, inner)
+        (found, none) = both.search(["photosynthesis", "nowhere"], 6)
+        assert both.search(["photosynthesis"], 1)[0] == found[:1]
+        assert found[0]["id"] == "wiki2"
+        assert found[0]["score"] > 0
+        assert [passage["score"] for passage in found[1:]] == [0.0] * 5
+        assert [passage["score"] for passage in none] == [0.0] * 6
+        if section is inner:
+            assert [passage["id"] for passage in found] == ["wiki2", "news0", "news1", "wiki0", "news2", "wiki1"]
+            assert [passage["id"] for passage in none] == ["news0", "wiki0", "news1", "wiki1", "news2", "wiki2"]
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("sentence_transformers", reason="needs the extra `dense`")

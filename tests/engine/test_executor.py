@@ -314,6 +314,7 @@ def test_an_answer_outside_the_grammar_is_asked_for_once_more_where_the_backend_
     assert traces[0].outputs == {"species": "setosa"}
     assert traces[1].error.code == "BTC522"
     assert len(backend.requests) == 4
+    assert [len(step.completions) for trace in traces for step in trace.steps] == [2, 2]
     assert len({request.sampling.seed for request in backend.requests}) == 3
 
 

@@ -16,7 +16,7 @@ from bt_compiler.graph import lower_with_warnings
 from bt_compiler.graph.candidate import Demo, Prompt
 from bt_compiler.graph.program import Module
 from bt_compiler.spec import build_sections, load_spec, parse_type
-from bt_compiler.spec.types import BOOL, FLOAT, INT, PASSAGES, STR, Field, Type
+from bt_compiler.spec.types import BOOL, FLOAT, INT, NULL, PASSAGES, STR, Field, Type
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "golden"
@@ -216,6 +216,15 @@ def test_a_union_reads_the_same_from_lines_and_json():
     expected = {"answer": 5, "other": "five"}
     assert load_format("fields").parse(made, "Answer: 5\nOther: five") == expected
     assert load_format("json").parse(made, '{"answer": 5, "other": "five"}') == expected
+
+
+@pytest.mark.parametrize("format", ["fields", "json"])
+def test_half_a_character_at_the_end_of_a_text_is_cut(format):
+    maybe = Type(kind="union", options=(STR, NULL))
+    made = module({"question": STR}, {"answer": STR, "other": maybe, "long": Type(kind="list", item=STR)})
+    found = load_format(format)
+    text = found.completion(made, {"answer": "caf\ufffd", "other": "th\u00e9\ufffd\ufffd", "long": ["\ufffd"]})
+    assert found.parse(made, text) == {"answer": "caf", "other": "th\u00e9", "long": ["\ufffd"]}
 
 
 @pytest.mark.parametrize(

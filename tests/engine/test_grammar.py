@@ -14,6 +14,8 @@ from llguidance import LLMatcher
 from bt_compiler.engine.formats import load_format
 from bt_compiler.engine.parsing import check_among
 from bt_compiler.errors import ExampleError
+from bt_compiler.spec import parse_type
+from bt_compiler.spec.numbers import decimals
 from bt_compiler.spec.types import BOOL, FLOAT, INT, NULL, PASSAGES, STR, Type
 
 OUTPUTS: dict[str, dict[str, Type]] = {
@@ -69,6 +71,68 @@ def test_a_text_has_its_own_budget():
     assert max(len(one["long"].encode()) for one in lengths) > 3 * 6
 
 
+@pytest.mark.parametrize("style", ["fields", "json"])
+def test_a_list_that_has_to_be_long_fits_its_token_bound(style):
+    made = module({"x": STR}, {"a": Type(kind="list", item=BOOL, minimum=60), "b": Type(kind="list", item=SPECIES)})
+    form = load_format(style)
+    grammar = form.grammar(made, {})
+    text, tokens = walk(grammar.lark, 0)
+    assert len(form.parse(made, text)["a"]) == 60
+    assert tokens <= grammar.max_tokens
+
+
+NUMBERS = {
+    "far": {"type": "int", "min": 10**16},
+    "far below": {"type": "float", "max": -(10**17)},
+    "beyond 64 bits": {"type": "float", "min": -1e30, "max": 1e30},
+    "narrow": {"type": "float", "min": 0.00001, "max": 0.00002},
+    "narrow below": {"type": "float", "min": -2e-8, "max": -1e-8},
+    "one": {"type": "float", "min": 0.123456789, "max": 0.123456789},
+    "plain": "float",
+}
+
+
+@pytest.mark.parametrize("written", NUMBERS.values(), ids=NUMBERS.keys())
+@pytest.mark.parametrize("style", ["fields", "json"])
+def test_numbers_end_within_their_bounds_at_every_depth(style, written):
+    t = parse_type(written)
+    nested = {"list": parse_type({"type": [written], "max": 3}), "object": parse_type({"fields": {"a": written}})}
+    form = load_format(style)
+    seen = set()
+    for name, outer in {"alone": t, "maybe": Type(kind="union", options=(t, NULL)), **nested}.items():
+        made = module({"x": STR}, {name: outer})
+        grammar = form.grammar(made, {})
+        for seed in range(20):
+            text, tokens = walk(grammar.lark, seed, stop=0.0)  # ends where it has to
+            assert tokens <= grammar.max_tokens
+            found = form.parse(made, text)[name]
+            seen |= {found} if name == "alone" else set()
+            if name == "alone" and style == "fields":
+                assert re.fullmatch(grammar.regex, text.removesuffix("\n")), text
+        assert "multipleOf" not in json.dumps(grammar.json_schema)  # not every server takes it
+    assert len(seen) > 1 or t.minimum == t.maximum is not None
+
+
+@pytest.mark.parametrize("written", [["float"], [["float"]], {"fields": {"a": "float | null"}}])
+@pytest.mark.parametrize("style", ["fields", "json"])
+def test_digits_inside_a_structure_end(style, written):
+    made = module({"x": STR}, {"a": parse_type(written)})
+    form = load_format(style)
+    value = {"a": 0.1234} if isinstance(written, dict) else [[0.1234]] if written == [["float"]] else [0.1234]
+    text = form.completion(made, {"a": value})
+    for digits, fits in (("1234", True), ("12345", False)):
+        matcher = LLMatcher(TOKENIZER, LLMatcher.grammar_from_lark(form.grammar(made, {}).lark))
+        head = text.partition("1234")[0] + digits
+        assert matcher.consume_tokens(TOKENIZER.tokenize_str(head)) is fits
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "count"), [(0, 1, 4), (0, 0.005, 4), (0.5, 0.5, 4), (0, 1e-5, 6), (1e-5, 2e-5, 6), (0, 3e-10, 10)]
+)
+def test_narrow_ranges_have_more_decimals(low, high, count):
+    assert decimals(Type(kind="float", minimum=low, maximum=high)) == count
+
+
 def test_every_value_of_an_enum_can_be_written_and_nothing_else():
     made = module({"x": STR}, {"species": SPECIES})
     form = load_format("fields")
@@ -102,6 +166,22 @@ def test_among_leaves_only_what_was_given(style):
         check_among(made, inputs, {"best": "p9", "cited": []})
     with pytest.raises(ExampleError, match=r"BTC524: `best` has to be among `passages\.id`, which is empty here"):
         form.grammar(made, {"passages": []})
+
+
+@pytest.mark.parametrize("style", ["fields", "json"])
+def test_among_of_elements_restricts_the_list(style):
+    named = {"Tag": parse_type({"type": "str", "among": "tags"})}
+    written = ({"type": [{"type": "str", "among": "tags"}], "min": 1, "max": 3}, {"type": "[Tag]", "min": 1, "max": 3})
+    for node in written:
+        made = module({"tags": Type(kind="list", item=STR)}, {"cited": parse_type(node, named)})
+        form, inputs = load_format(style), {"tags": ["red", "blue"]}
+        for seed in range(10):
+            outputs = form.parse(made, walk(form.grammar(made, inputs).lark, seed)[0])
+            assert set(outputs["cited"]) <= {"red", "blue"}
+        with pytest.raises(ExampleError, match="BTC524: `cited` is `green`"):
+            check_among(made, inputs, {"cited": ["red", "green"]})
+        with pytest.raises(ExampleError, match="BTC524: `cited` has to be among `tags`, which is empty here"):
+            form.grammar(made, {"tags": []})
 
 
 def test_a_list_among_nothing_is_empty():

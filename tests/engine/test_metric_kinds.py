@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bt_compiler.data.example import Example
-from bt_compiler.engine.metrics import Metric, Scored, build_metric, plugin_package, scores
+from bt_compiler.engine.metrics import Metric, Scored, answer_labels, build_metric, plugin_package, scores
 from bt_compiler.engine.request import Completion
 from bt_compiler.engine.scoring import score_traces
 from bt_compiler.engine.statistics import interval_of
@@ -307,3 +307,16 @@ def test_a_metric_of_a_package_is_checked(kind: str, options: dict[str, Any], co
 
 def test_scores_are_json() -> None:
     assert json.dumps(score("f1", "a b", "b")) == "1.0"
+
+
+def test_the_label_of_an_output_is_the_one_it_is_compared_with() -> None:
+    def part(kind: str, label: str) -> MetricSection:
+        return MetricSection(kind=kind, output="" if kind == "retrieval_recall" else "answer", label=label)
+
+    def named(*parts: MetricSection) -> dict[str, str]:
+        return answer_labels(build_metric(MetricSection(kind="weighted", output="", label="", parts=parts)))
+
+    assert answer_labels(build_metric(part("exact_match", "gold"))) == {"answer": "gold"}
+    assert named(part("retrieval_recall", "titles"), part("f1", "gold"), part("f1", "other")) == {"answer": "gold"}
+    assert named(part("f1", "gold"), part("exact_match", "answer")) == {"answer": "answer"}
+    assert answer_labels(build_metric(part("contains", "word")), build_metric(part("f1", "gold"))) == {"answer": "gold"}

@@ -65,6 +65,29 @@ def test_exact_match_normalises_as_squad_does(output: Any, label: Any, expected:
     assert score("exact_match", output, label) == expected
 
 
+@pytest.mark.parametrize("kind", ["exact_match", "f1", "contains"])
+@pytest.mark.parametrize(
+    ("output", "label", "expected"),
+    [
+        (-5, 5, 0),
+        (-5, -5, 1),
+        (1.5, 15, 0),
+        (1.0, 1, 1),
+        (-0.0, 0, 1),
+        (10**30 + 1, 10**30, 0),
+        (5, [-5, 5.0], 1),
+        (1.5, "15", 0),
+        ("-5", 5, 0),
+        ("$1,000.", 1000, 1),
+        (1000, "the 1,000", 1),
+        (1e-7, "0.0000001", 1),
+        ("1.5", "15", 1),  # texts are compared as SQuAD does
+    ],
+)
+def test_numbers_keep_sign_and_point(kind: str, output: Any, label: Any, expected: float) -> None:
+    assert score(kind, output, label) == expected
+
+
 def test_normalisation_equals_the_published_one() -> None:
     # "The White-House, (an) a" under SQuAD's own order: lower, punctuation, articles, blanks
     assert normalize_answer("The White-House, (an) a\tDog") == "whitehouse dog"

@@ -121,9 +121,31 @@ def test_plain_text_goes_to_completions(server):
 def test_a_server_without_structured_outputs_is_asked_without(server):
     backend = opened(f"{server}/plain/v1")
     traces = run(backend, "plain one", "plain two")
-    assert backend.context_window == 8192
+    assert backend.context_window is None
     assert [trace.outputs for trace in traces] == [{"species": "setosa"}] * 2
     assert backend.facts()["constraints_refused"] == ["regex"]
+
+
+def test_a_server_that_wants_the_limit_under_its_other_name_gets_it(server):
+    backend = opened(f"{server}/newer/v1", patience=Patience(attempts=1))
+    traces = run(backend, "newer one", "newer two")
+    assert [trace.outputs for trace in traces] == [{"species": "setosa"}] * 2
+    body = log(server)["requests"][-1]["body"]
+    assert ("max_tokens" in body, body["max_completion_tokens"] > 0) == (False, True)
+    assert backend.facts()["constraints_refused"] == ["regex"]
+
+
+def test_a_server_that_names_no_window_bounds_prompts_itself(server):
+    traces = run(opened(f"{server}/plain/v1"), "word " * 9000, "long " * 9000)
+    assert traces[0].outputs == {"species": "setosa"}
+    assert traces[1].error.code == "BTC534"
+
+
+def test_what_is_refused_though_it_was_left_out_ends_the_example(server):
+    backend = opened(f"{server}/plain/v1", patience=Patience(attempts=1))
+    traces = run(backend, "stubborn", "plain three")
+    assert (traces[0].error.code, traces[1].outputs) == ("BTC534", {"species": "setosa"})
+    assert sum("stubborn" in str(one["body"]) for one in log(server)["requests"]) == 2
 
 
 @pytest.mark.parametrize("word", ["flaky", "limited"])

@@ -240,6 +240,12 @@ def test_arguments_of_another_tool_are_refused(tmp_path: Path) -> None:
     assert trace.error is not None and trace.error.code == "BTC524"
 
 
+def test_half_a_character_at_the_end_of_an_argument_is_cut(tmp_path: Path) -> None:
+    agent = Agent(tmp_path)
+    (trace,) = agent.run(planned([said("done\ufffd", "finish", answer="Oslo\ufffd\ufffd", tag="y")]), [ROW])
+    assert trace.outputs == {"answer": "Oslo", "tag": "y"}
+
+
 def test_a_turn_that_fails_ends_the_example(tmp_path: Path) -> None:
     agent = Agent(tmp_path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,37 @@ def test_a_function_that_never_returns_is_killed(opened: Opened) -> None:
     for _ in range(2):
         with pytest.raises(ExampleError, match=r"BTC542.*within 0.2 s"):
             tool({"n": 3})
+
+
+def test_what_a_killed_function_started_is_killed_too(opened: Opened, tmp_path: Path) -> None:
+    opened.file.write_text(
+        "import subprocess, time\n"
+        "def shell(n):\n"
+        f"    subprocess.run(['sh', '-c', 'echo $$ > {tmp_path}/pid; sleep 60; true'])\n",
+        encoding="utf-8",
+    )
+    tool = opened("shell", time_limit=2.0)
+    with pytest.raises(ExampleError, match="BTC542"):
+        tool({"n": 3})
+    started = int((tmp_path / "pid").read_text())
+    until = time.monotonic() + 5.0
+    while alive(started) and time.monotonic() < until:
+        time.sleep(0.02)
+    assert not alive(started)
+
+
+def alive(process: int) -> bool:
+    """Whether it runs: one that was killed may wait as a zombie for whoever inherits it."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_file_imports_what_lies_beside_it(opened: Opened) -> None:
+    opened.file.with_name("threes.py").write_text("THREE = 3\n", encoding="utf-8")
+    opened.file.write_text("from threes import THREE\ndef triple(n): return THREE * n\n", encoding="utf-8")
+    assert opened("triple")({"n": 2}) == {"m": 6}
 
 
 def test_functions_that_are_not_there(opened: Opened, file: Path) -> None:

@@ -20,15 +20,18 @@ from answering import (
 )
 
 from bt_compiler.engine.executor import Engine
+from bt_compiler.engine.metrics import build_metric
 from bt_compiler.errors import CompileError
 from bt_compiler.graph.candidate import Candidate
 from bt_compiler.graph.program import Program
+from bt_compiler.optimize.bootstrap import labelled
 from bt_compiler.optimize.cold_start import Collected, Start, Unseen, collect, unseen_values
 from bt_compiler.optimize.hints import contains_label
 from bt_compiler.optimize.journal import Journal
 from bt_compiler.optimize.rows import row_writer
 from bt_compiler.optimize.step import StepContext
-from bt_compiler.spec.sections import OptimizeSection, WeightsSection
+from bt_compiler.spec.sections import MetricSection, OptimizeSection, WeightsSection
+from bt_compiler.spec.types import NULL, STR, Field, Type
 
 TRAIN = examples("train", 12)
 
@@ -80,8 +83,8 @@ def test_the_order_is_that_of_the_spec(journal: Journal) -> None:
 def test_answers_that_no_row_shows_are_told(journal: Journal) -> None:
     context = context_of(RuleBackend(rule=always_good), journal, train=TRAIN, settings=settings("self"))
     rows = collected(context).rows
-    assert unseen_values(context.program, TRAIN, rows) == [Unseen("mood", "bad", 6)]
-    assert unseen_values(context.program, TRAIN, [*rows, TRAIN[1].id]) == []
+    assert unseen_values(context, rows) == [Unseen("mood", "bad", 6)]
+    assert unseen_values(context, [*rows, TRAIN[1].id]) == []
 
 
 def test_gold_rows_carry_the_label(journal: Journal) -> None:
@@ -102,6 +105,46 @@ def test_of_several_accepted_answers_gold_rows_teach_the_first_that_fits(journal
     assert {id: rows[0].completion for id, rows in found.rows.items()} == {
         item.id: f"Mood: {item.labels['mood']}" for item in TRAIN[1:]
     }
+
+
+@pytest.mark.parametrize(
+    ("type", "label", "taught"),
+    [
+        (Type(kind="union", options=(STR, NULL)), None, ["Mood: null"]),
+        (Type(kind="union", options=(STR, NULL)), [None, "well"], ["Mood: null"]),
+        (Type(kind="union", options=(Type(kind="list", item=STR), NULL)), ["glad", "calm"], ['Mood: ["glad", "calm"]']),
+        (STR, None, []),
+        (STR, ["glad", "calm"], ["Mood: glad"]),
+    ],
+)
+def test_a_label_that_is_null_or_a_list_is_taught_where_the_output_can_be_it(
+    journal: Journal, type: Type, label: object, taught: list[str]
+) -> None:
+    program = classifier()
+    (module,) = program.modules
+    signature = replace(module.signature, outputs=(Field(name="mood", type=type),))
+    program = replace(
+        program,
+        modules=(replace(module, signature=signature),),
+        nodes=(replace(program.nodes[0], outputs=signature.outputs),),
+        out=(replace(program.out[0], type=type),),
+    )
+    train = (replace(TRAIN[0], labels={"mood": label}),)
+    backend = RuleBackend(rule=always_good)
+    found = collected(context_of(backend, journal, program=program, train=train, settings=settings("gold")))
+    assert [row.completion for rows in found.rows.values() for row in rows] == taught
+
+
+def test_the_answer_is_in_the_label_that_the_metric_compares_with(journal: Journal) -> None:
+    train = [replace(item, labels={"truth": item.labels["mood"]}) for item in TRAIN]
+    metric = build_metric(MetricSection(kind="exact_match", output="mood", label="truth"))
+    context = context_of(RuleBackend(rule=always_good), journal, train=tuple(train), settings=settings("gold"))
+    context = replace(context, metric=metric, accept=metric)
+    found = collected(context)
+    assert [rows[0].completion for rows in found.rows.values()] == [f"Mood: {item.labels['mood']}" for item in TRAIN]
+    pool = labelled(context, train, ())["classify"]
+    assert [demo.outputs for demo in pool.values()] == [item.labels for item in TRAIN]
+    assert unseen_values(context, [TRAIN[0].id]) == [Unseen("mood", "bad", 6)]
 
 
 def test_sampled_rows_are_accepted_repeats_at_temperature(journal: Journal) -> None:

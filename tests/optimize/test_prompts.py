@@ -146,7 +146,7 @@ def test_labelled_demos_carry_the_label_and_not_the_answer(journal: Journal) -> 
     context = context_of(backend, journal)
     result = prompts_step(context, context.zero_shot)
     assert result.evidence["bootstrap"]["accepted"] == 0
-    pool = labelled(context.program, context.train, ())["classify"]
+    pool = labelled(context, context.train, ())["classify"]
     assert all(demo.outputs["mood"] == truth(demo.inputs["text"]) for demo in pool.values())
     assert {demo.origin for demo in pool.values()} == {"labelled"}
     assert all("reasoning" not in demo.outputs for demo in pool.values())
@@ -249,9 +249,9 @@ def test_each_module_of_a_loop_gets_one_demo_of_each_trace(journal: Journal) -> 
     assert unshuffled["demos"] == {"ask": 3, "classify": 3}
 
     traces = context.engine.run(context.program, context.zero_shot, train)
-    pool = labelled(context.program, train, traces)
+    pool = labelled(context, train, traces)
     assert set(pool) == {"classify"}, "the queries have no labels"
-    assert labelled(context.program, train, ()) == {}, "what a loop found is not in the data"
+    assert labelled(context, train, ()) == {}, "what a loop found is not in the data"
     for one, trace in zip(train, traces, strict=True):
         demo = pool["classify"][one.id]
         assert demo.outputs == one.labels

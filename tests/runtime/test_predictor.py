@@ -13,7 +13,7 @@ import pytest
 from bt_compiler.artifact import ModelFacts
 from bt_compiler.engine.backends.scripted import ScriptedBackend
 from bt_compiler.engine.request import Request
-from bt_compiler.errors import BackendError, BundleError
+from bt_compiler.errors import BackendError, BundleError, UsageError
 from bt_compiler.runtime import InputError, PredictionError, Predictor, load
 
 
@@ -87,6 +87,14 @@ def test_overrides_reach_the_model(make_bundle: Callable[..., Path], backend: Sc
 
     load(make_bundle(), overrides=["model.id=other/copy"], opener=opener)(number=1, note=None)
     assert seen == ["other/copy"]
+
+
+@pytest.mark.parametrize(
+    "change", ["modules.add.signature.instructions=Guess.", "modules.add.format=json", "model.generation.temperature=1"]
+)
+def test_an_override_that_would_change_the_program_is_refused(make_bundle: Callable[..., Path], change: str) -> None:
+    with pytest.raises(UsageError, match="BTC586"):
+        load(make_bundle(), overrides=[change])
 
 
 def test_threads_share_a_predictor_and_get_their_own_answers(predictor: Predictor) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -24,7 +25,7 @@ from bt_compiler.engine.backends.scripted import ScriptedBackend
 from bt_compiler.engine.request import Request
 from bt_compiler.errors import BackendError
 from bt_compiler.runtime import load
-from bt_compiler.runtime.serve import create_app
+from bt_compiler.runtime.serve import by_name, create_app, serve_predictors
 
 SERVER = """
 import sys
@@ -142,6 +143,7 @@ def test_root_health_and_unknown_paths(client: httpx.Client) -> None:
     assert len(one["digest"]) == 64
     assert client.get("/healthz").json() == {"status": "ok"}
     assert client.get("/readyz").json() == {"bundles": {"adder": "ready"}}
+    assert [client.head(path).status_code for path in ("/", "/healthz", "/readyz")] == [200, 200, 200]
     assert client.get("/v1/predict").status_code == 405
     assert client.post("/v1/other/predict", json={}).status_code == 404
 
@@ -185,6 +187,38 @@ def test_a_client_that_leaves_disturbs_nobody(bundle: Path) -> None:
             httpx.post(f"{address}/v1/predict", json={"number": 2, "note": "slow"}, trust_env=False, timeout=0.2)
         answer = httpx.post(f"{address}/v1/predict", json={"number": 5, "note": None}, trust_env=False, timeout=30)
         assert answer.json() == {"kind": "odd", "twice": 10}
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_error_of_the_server(bundle: Path) -> None:
+    from starlette.requests import ClientDisconnect
+
+    told: list[dict[str, Any]] = []
+    messages = [{"type": "http.request", "body": b'{"num', "more_body": True}, {"type": "http.disconnect"}]
+
+    async def receive() -> dict[str, Any]:
+        return messages.pop(0)
+
+    async def send(message: Any) -> None:
+        told.append(message)
+
+    app = create_app(by_name([load(bundle, opener=lambda section: ScriptedBackend())]))
+    scope = {"type": "http", "method": "POST", "path": "/v1/predict", "headers": [], "query_string": b""}
+    try:
+        asyncio.run(app({**scope, "http_version": "1.1", "scheme": "http", "root_path": ""}, receive, send))
+    except ClientDisconnect:
+        pytest.fail("the server would write a traceback")
+    assert told[0]["status"] == 400
+
+
+def test_a_port_that_is_taken_is_said_before_a_model_is_opened(bundle: Path) -> None:
+    predictor = load(bundle, opener=lambda section: pytest.fail("a model was opened"))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(BackendError, match="BTC570"):
+            serve_predictors(by_name([predictor]), host="127.0.0.1", port=taken.getsockname()[1])
+    with pytest.raises(BackendError, match="BTC570"):
+        serve_predictors(by_name([predictor]), host="no.such.host.invalid", port=0)
 
 
 def test_several_bundles_each_have_their_path(bundle: Path, make_bundle: Callable[..., Path]) -> None:

@@ -73,6 +73,16 @@ def test_paths_are_relative_to_the_file_that_wrote_them(tmp_path: Path, monkeypa
     assert given_.path == str(tmp_path / "given.csv")
 
 
+def test_a_file_behind_a_link_is_where_the_link_leads(tmp_path: Path) -> None:
+    (tmp_path / "real" / "inner").mkdir(parents=True)
+    rest = 'version: 1\nmodules: {m: {signature: "text -> kind"}}\nmetric: accuracy\n'
+    (tmp_path / "real" / "base.yaml").write_text(f"data: meant.csv\n{rest}")
+    (tmp_path / "base.yaml").write_text(f"data: another.csv\n{rest}")
+    (tmp_path / "real" / "inner" / "spec.yaml").write_text("extends: ../base.yaml\n")
+    (tmp_path / "link").symlink_to(tmp_path / "real" / "inner")
+    assert load_spec(tmp_path / "link" / "spec.yaml").get(("data",)) == "meant.csv"
+
+
 def test_a_text_becomes_its_long_form_where_a_key_of_it_is_set(tmp_path: Path) -> None:
     base = BASE.replace("data: data/all.csv", "data: {train: t.csv, dev: d.csv}").replace(
         "{id: small, dtype: float32}", "small"

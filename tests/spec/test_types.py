@@ -26,7 +26,7 @@ from bt_compiler.spec.types import BOOL, FLOAT, INT, NULL, PASSAGE, PASSAGES, ST
 
 SCALAR_TYPES = st.sampled_from([STR, INT, FLOAT, BOOL])
 VALUES = st.text(min_size=1, max_size=8).filter(
-    lambda text: text == text.strip() and "\n" not in text and "\0" not in text
+    lambda text: text == text.strip() and text.splitlines() == [text] and "\0" not in text
 )
 ENUMS = st.lists(VALUES, min_size=1, max_size=4, unique=True).map(
     lambda values: Type(kind="enum", values=tuple(values))
@@ -182,12 +182,28 @@ def test_types_of_other_languages_get_help(node: Any, help: str) -> None:
         ({"type": "str", "mni": 3}, ("mni",)),
         ({"type": "int", "max_tokens": 3}, ("max_tokens",)),
         ({"type": "int", "min": 3, "max": 1}, ("min",)),
+        ({"type": {"type": "int", "min": 3}, "max": 1}, ("max",)),
+        ({"type": "int", "min": 0.5}, ("min",)),
+        ({"type": ["int"], "min": 1.5, "max": 2}, ("min",)),
+        ({"type": ["str"], "min": -1, "max": -1}, ("min",)),
+        ({"type": "int", "min": 10**19}, ("min",)),
+        ({"type": "float", "max": -1e19}, ("max",)),
+        ({"type": "float", "min": 1e-12, "max": 2e-12}, ("min",)),
+        ({"enum": ["a", "c\u2028d"]}, ("enum", 1)),
+        ({"enum": ["c\rd"]}, ("enum", 0)),
     ],
 )
 def test_errors_say_where_in_the_type_they_stand(node: Any, path: tuple[str | int, ...]) -> None:
     with pytest.raises(TypeSyntaxError) as caught:
         parse_type(node)
     assert caught.value.path == path
+
+
+@pytest.mark.parametrize("bounds", [{"min": 1.0, "max": 3}, {"min": -(10**18)}, {"max": 1e30}, {"min": 0, "max": 0}])
+@pytest.mark.parametrize("kind", ["int", "float"])
+def test_bounds_that_an_answer_can_meet_stay(kind: str, bounds: dict[str, float]) -> None:
+    t = parse_type({"type": kind, **bounds})
+    assert (t.minimum, t.maximum) == (bounds.get("min"), bounds.get("max"))
 
 
 @given(

@@ -20,7 +20,7 @@ from bt_compiler.canonical import canonical_json, digest
 from bt_compiler.diagnostics import did_you_mean
 from bt_compiler.engine.backends.fleet import Fleet
 from bt_compiler.engine.backends.served_adapters import ServedAdapters
-from bt_compiler.engine.backends.wire import LONGEST_WAIT, Again, body_of, key_refused, path_of, read
+from bt_compiler.engine.backends.wire import LONGEST_WAIT, MAX_TOKENS, Again, body_of, key_refused, path_of, read
 from bt_compiler.engine.request import Completion, Finished, Message, PromptText, Request, WeightHost
 from bt_compiler.errors import BackendError, ExampleError
 
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     import httpx
 
 Result = Completion | ExampleError
-
-DEFAULT_WINDOW = 8192
-"""Context window of a server that does not say."""
 
 
 class Patience(NamedTuple):
@@ -127,7 +124,7 @@ class OpenAIBackend:
             "row_invariant": False,
             "enforces_grammar": False,
             "tokens": "estimated",
-            "constraints_refused": sorted(self._refused),
+            "constraints_refused": sorted(self._refused - {MAX_TOKENS}),
         }
 
     @property
@@ -256,7 +253,8 @@ class OpenAIBackend:
     async def _answer(self, request: Request, endpoint: str) -> Result | Again:
         adapter = request.adapter
         served = self._model if adapter is None else await self._adapters.served(adapter, endpoint)
-        body = body_of(request, served, self._refused)
+        refused = self._refused
+        body = body_of(request, served, refused)
         with self._connections.lent() as client:
             response = await client.post(f"{endpoint}/{path_of(request)}", json=body)
         if adapter is not None and response.status_code == 404:
@@ -264,11 +262,13 @@ class OpenAIBackend:
             return Again(why=f"the server does not know adapter `{served}` any more")
         answer = read(response, request, served)
         if isinstance(answer, Again) and answer.without is not None:
+            if answer.without in refused:
+                return replace(answer, after=None, without=None, refused=True)
             self._refused |= {answer.without}
         return answer
 
-    def _ask_windows(self) -> int:
-        """The least `max_model_len` that the endpoints name for the model."""
+    def _ask_windows(self) -> int | None:
+        """The least `max_model_len` that the endpoints name for the model; None where none does."""
         import httpx
 
         windows: list[int] = []
@@ -284,7 +284,7 @@ class OpenAIBackend:
             windows += _windows(response, self._model, endpoint)
         if len(errors) == len(self._endpoints):
             raise _unreachable(self._endpoints, "; ".join(errors))
-        return min(windows, default=DEFAULT_WINDOW)
+        return min(windows, default=None)
 
 
 def _prefix(request: Request) -> str:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 LONGEST_WAIT = 60.0
 """Seconds: a longer `Retry-After` is cut to this."""
+MAX_TOKENS = "max_tokens"
+"""The limit of a completion under the name that most servers know; OpenAI's newer models know the other one alone."""
+_MAX_TOKENS_TOO = "max_completion_tokens"
 _RETRIED = frozenset({408, 409, 425, 429})
 _SHOWN = 300
 
@@ -29,7 +32,7 @@ class Again:
     after: float | None = None
     """Seconds that the server asked for."""
     without: str | None = None
-    """Kind of constraint that the server does not take: the next try leaves it out."""
+    """What the server does not take, a kind of constraint or `MAX_TOKENS`: the next try does without."""
     overloaded: bool = False
     """Whether the server was asked too much."""
     refused: bool = False
@@ -42,8 +45,9 @@ def path_of(request: Request) -> str:
 
 
 def body_of(request: Request, model: str, refused: frozenset[str]) -> dict[str, Any]:
-    """The JSON body; constraints of a kind in `refused` are left out."""
-    body: dict[str, Any] = {"model": model, "max_tokens": request.max_tokens}
+    """The JSON body; constraints of a kind in `refused` are left out, and `MAX_TOKENS` goes by its other name."""
+    limit = _MAX_TOKENS_TOO if MAX_TOKENS in refused else MAX_TOKENS
+    body: dict[str, Any] = {"model": model, limit: request.max_tokens}
     if request.prompt.text is not None:
         body["prompt"] = request.prompt.text
     else:
@@ -131,6 +135,9 @@ def _refusal(response: httpx.Response, request: Request, served: str) -> Again:
         after = _retry_after(response)
         overloaded = status == 429 or (status == 503 and after is not None)
         return Again(why=f"status {status}: {said}", after=after if overloaded else None, overloaded=overloaded)
+    unsupported = "unsupported" in said.lower() or "not supported" in said.lower()
+    if status in (400, 422) and unsupported and MAX_TOKENS in said and _MAX_TOKENS_TOO in said:
+        return Again(why=f"status {status}: {said}", after=0.0, without=MAX_TOKENS)
     kind = constraint_kind(request.grammar)
     words = ("structured_outputs", "response_format", "regex", "grammar", "schema", "unrecognized", "extra_forbidden")
     if status in (400, 422) and kind is not None and any(word in said.lower() for word in words):

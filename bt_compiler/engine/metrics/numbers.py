@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -28,8 +28,21 @@ def last_number(text: str) -> Decimal | None:
     found = None
     for match in _NUMBER.finditer(text):
         found = match.group()
-    if found is None:
-        return None
+    return None if found is None else _read(found)
+
+
+def texts_and_numbers(text: str) -> Iterator[tuple[str, Decimal | None]]:
+    """A text cut into its numbers, each behind the text that stands before it; the rest of the text has None."""
+    end = 0
+    for match in _NUMBER.finditer(text):
+        number = _read(match.group())
+        if number is not None:
+            yield text[end : match.start()], number
+            end = match.end()
+    yield text[end:], None
+
+
+def _read(found: str) -> Decimal | None:
     try:
         number = Decimal(re.sub(r"[,$€£\s]", "", found).replace("−", "-"))
     except InvalidOperation:  # an exponent of more digits than there are numbers for

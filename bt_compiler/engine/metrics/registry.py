@@ -162,6 +162,21 @@ def judge_of(metric: Metric) -> JudgeMetric | None:
     return next((found for _, part in parts if (found := judge_of(part)) is not None), None)
 
 
+def answer_labels(*metrics: Metric) -> dict[str, str]:
+    """Output -> label that holds its right answer, of the outputs that the metrics or their parts compare with one.
+
+    The output's own name where it is among them, else the first. `contains` names none: what an output has to hold
+    is no whole answer.
+    """
+    found: dict[str, str] = {}
+    for metric in metrics:
+        named = {metric.output: metric.label} if isinstance(metric, LabelMetric) and metric.kind != "contains" else {}
+        if isinstance(metric, Weighted):
+            named = answer_labels(*(part for _, part in metric.parts))
+        found |= {output: label for output, label in named.items() if output not in found or output == label}
+    return found
+
+
 def _unknown_kind(section: MetricSection, known: list[str]) -> SpecError:
     help = did_you_mean(section.kind, known, what="metric kinds")
     if set(section.kind) & set(".:/"):

@@ -9,7 +9,13 @@ from typing import Any
 from bt_compiler.data.example import Example
 from bt_compiler.diagnostics import did_you_mean
 from bt_compiler.engine.metrics.metric import OptionError, label_of, output_of
-from bt_compiler.engine.metrics.texts import holds_words, normalize_answer, words_to_find
+from bt_compiler.engine.metrics.texts import (
+    accepted_answers,
+    holds_words,
+    normalization,
+    normalize_answer,
+    words_to_find,
+)
 from bt_compiler.engine.trace import Trace
 from bt_compiler.errors import ExampleError
 
@@ -53,10 +59,11 @@ class AnswerInPassages:
         """See `Metric`. Raises `ExampleError` BTC353 (no label) and BTC354 (a label without a word)."""
         label = label_of(example, self.label)
         try:
-            answers = words_to_find(label, f"`{self.kind}`")
+            normalize = normalization(*accepted_answers(label))
+            answers = words_to_find(label, f"`{self.kind}`", normalize)
         except ValueError as error:
             raise ExampleError("BTC354", f"metric `{self.kind}` cannot judge by `{self.label}`: {error}") from error
-        texts = [normalize_answer(f"{passage['title']} {passage['text']}") for passage in retrieved(trace)]
+        texts = [normalize(f"{passage['title']} {passage['text']}") for passage in retrieved(trace)]
         return float(any(holds_words(text, answer) for text in texts for answer in answers))
 
 
@@ -134,17 +141,13 @@ def _within(count: int, at_most: float) -> float:
 
 
 def _tokens(trace: Trace) -> int:
-    return sum(
-        step.completion.prompt_tokens + step.completion.completion_tokens for step in trace.steps if step.completion
-    )
+    return sum(one.prompt_tokens + one.completion_tokens for step in trace.steps for one in step.completions)
 
 
 _COUNTS: Mapping[str, Callable[[Trace], int]] = {
     "tokens": _tokens,
-    "completion_tokens": lambda trace: sum(
-        step.completion.completion_tokens for step in trace.steps if step.completion
-    ),
-    "calls": lambda trace: sum(step.completion is not None for step in trace.steps),
+    "completion_tokens": lambda trace: sum(one.completion_tokens for step in trace.steps for one in step.completions),
+    "calls": lambda trace: sum(len(step.completions) for step in trace.steps),
 }
 
 

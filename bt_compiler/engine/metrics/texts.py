@@ -6,10 +6,11 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from bt_compiler.engine.metrics.metric import Compare, type_name
+from bt_compiler.engine.metrics.numbers import texts_and_numbers
 
 
 def normalize_answer(text: str) -> str:
@@ -17,9 +18,32 @@ def normalize_answer(text: str) -> str:
 
     Rajpurkar et al. 2016, official evaluation script; composed Unicode first, so that equal-looking texts are equal.
     """
-    text = unicodedata.normalize("NFC", text).lower()
-    text = text.translate(str.maketrans("", "", string.punctuation))
+    return _without_articles(_without_punctuation(unicodedata.normalize("NFC", text).lower()))
+
+
+def _normalize_with_numbers(text: str) -> str:
+    """As `normalize_answer`, but numbers keep their sign and their point, and are read: `1,000.0` is `1000`."""
+    words: list[str] = []
+    for before, number in texts_and_numbers(unicodedata.normalize("NFC", text).lower()):
+        words.append(_without_punctuation(before))
+        if number is not None:
+            digits = f"{number:f}" if number else "0"
+            words.append(digits.rstrip("0").rstrip(".") if "." in digits else digits)
+    return _without_articles("".join(words))
+
+
+def _without_punctuation(text: str) -> str:
+    return text.translate(str.maketrans("", "", string.punctuation))
+
+
+def _without_articles(text: str) -> str:
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def normalization(*values: Any) -> Callable[[str], str]:
+    """How texts are normalised to compare these values: SQuAD's way takes -5 for 5, so numbers among them stay such."""
+    numbers = any(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    return _normalize_with_numbers if numbers else normalize_answer
 
 
 def accepted_answers(label: Any) -> list[Any]:
@@ -42,12 +66,12 @@ def holds_words(text: str, part: str) -> bool:
     return bool(part) and f" {part} " in f" {text} "
 
 
-def words_to_find(label: Any, metric: str) -> list[str]:
+def words_to_find(label: Any, metric: str, normalize: Callable[[str], str]) -> list[str]:
     """The accepted answers, normalised. Raises ValueError where one is null, or none of them holds a word."""
     accepted = accepted_answers(label)
     if None in accepted:
         raise ValueError("the label is null, no text to look for")
-    answers = [normalize_answer(text_of(item, "label", metric)) for item in accepted]
+    answers = [normalize(text_of(item, "label", metric)) for item in accepted]
     if not any(answers):
         raise ValueError("the label holds no word to look for")
     return answers
@@ -70,8 +94,9 @@ def exact_match(options: Mapping[str, Any]) -> Compare:
         accepted = accepted_answers(label)
         if output is None or None in accepted:
             return float(output is None and None in accepted)
-        given = normalize_answer(text_of(output, "output"))
-        return float(any(given == normalize_answer(text_of(item, "label")) for item in accepted))
+        normalize = normalization(output, *accepted)
+        given = normalize(text_of(output, "output"))
+        return float(any(given == normalize(text_of(item, "label")) for item in accepted))
 
     return compare
 
@@ -84,8 +109,9 @@ def f1(options: Mapping[str, Any]) -> Compare:
         accepted = accepted_answers(label)
         if output is None or None in accepted:
             return float(output is None and None in accepted)
-        given = normalize_answer(text_of(output, "output", "F1"))
-        return max(word_f1(given, normalize_answer(text_of(item, "label", "F1"))) for item in accepted)
+        normalize = normalization(output, *accepted)
+        given = normalize(text_of(output, "output", "F1"))
+        return max(word_f1(given, normalize(text_of(item, "label", "F1"))) for item in accepted)
 
     return compare
 
@@ -95,8 +121,9 @@ def contains(options: Mapping[str, Any]) -> Compare:
     del options
 
     def compare(output: Any, label: Any) -> float:
-        answers = words_to_find(label, "`contains`")
-        given = "" if output is None else normalize_answer(text_of(output, "output", "`contains`"))
+        normalize = normalization(output, *accepted_answers(label))
+        answers = words_to_find(label, "`contains`", normalize)
+        given = "" if output is None else normalize(text_of(output, "output", "`contains`"))
         return float(any(holds_words(given, answer) for answer in answers))
 
     return compare

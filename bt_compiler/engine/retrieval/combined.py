@@ -1,11 +1,13 @@
 """Retrievers made of others: reciprocal rank fusion of several, and one reranked by a cross-encoder.
 
 Fusion: Cormack, Clarke & Büttcher 2009: a passage's score is the sum over the lists it stands in of 1 / (60 + rank).
+A place in a list counts only where the list scores it: what matches nothing fills lists up, and this one as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 from bt_compiler.canonical import digest
@@ -28,19 +30,29 @@ class HybridRetriever:
         self.digest = digest(["hybrid", depth, rank_constant, [part.digest for part in parts]])
 
     def search(self, queries: Sequence[str], k: int) -> list[list[dict[str, Any]]]:
-        """See `Retriever`. Equal scores stand in the order in which the parts give them, the first part's first."""
+        """See `Retriever`. Equal scores stand in the order in which the parts give them, the first part's first. What
+        no part scores comes last, with score 0.
+        """
         lists = [part.search(queries, max(k, self._depth)) for part in self._parts]
         return [self._fused([found[place] for found in lists], k) for place in range(len(queries))]
 
     def _fused(self, lists: Sequence[Sequence[dict[str, Any]]], k: int) -> list[dict[str, Any]]:
-        scores: dict[str, float] = {}
         passages: dict[str, dict[str, Any]] = {}
+        for passage in chain.from_iterable(lists):
+            passages.setdefault(passage["id"], passage)
+        scores = self._scores([[passage for passage in found if passage["score"] != 0] for found in lists])
+        filling = self._scores(lists)
+        best = sorted(scores, key=lambda id: -scores[id])  # stable: first seen first
+        best += sorted((id for id in filling if id not in scores), key=lambda id: -filling[id])
+        return [{**passages[id], "score": scores.get(id, 0.0)} for id in best[:k]]
+
+    def _scores(self, lists: Sequence[Sequence[dict[str, Any]]]) -> dict[str, float]:
+        """By id, in the order of the lists."""
+        scores: dict[str, float] = {}
         for found in lists:
             for rank, passage in enumerate(found, 1):
-                passages.setdefault(passage["id"], passage)
                 scores[passage["id"]] = scores.get(passage["id"], 0.0) + 1.0 / (self._constant + rank)
-        best = sorted(scores, key=lambda id: -scores[id])[:k]  # stable: first seen first
-        return [{**passages[id], "score": scores[id]} for id in best]
+        return scores
 
 
 class Reranked:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bt_compiler.data.packed import PACKED, data_lines, format_suffix
+from bt_compiler.data.packed import PACKED, csv_cells, data_lines, format_suffix
 from bt_compiler.data.table import line_span, shown_name
 from bt_compiler.data.tabular import HUB, count_parquet, hub_values, parquet_values
 from bt_compiler.diagnostics import Diagnostic, Span
@@ -136,7 +136,7 @@ def _csv(path: Path, section: CorpusSection, wanted: Collection[str]) -> Iterato
     del section, wanted
     name, number = shown_name(path), 0
     with closing(data_lines(path)) as lines:
-        reader = csv.reader(codecs.iterdecode(lines, "utf-8-sig"), strict=True)
+        reader = csv_cells(codecs.iterdecode(lines, "utf-8-sig"))
         try:
             header = next(reader, [])
             number = reader.line_num

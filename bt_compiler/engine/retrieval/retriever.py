@@ -22,7 +22,8 @@ class Retriever(Protocol):
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
         """For every query its k best passages (all of them where the corpus has fewer), best first; equal scores in
-        the order of the corpus. Where words are searched, a query without a known word gets the first k with score 0.
+        the order of the corpus. A score of exactly 0 says that nothing of the query is in the passage: where words are
+        searched, such passages in the order of the corpus fill the list up.
         """
         ...
 

@@ -1,5 +1,5 @@
-"""A person's own function, in a process of its own: a call that runs over its time limit is killed with it, and the
-next call gets a new process. One JSON line a call, one an answer.
+"""A person's own function, in a process of its own: a call that runs over its time limit is killed with it and with
+what it started, and the next call gets a new process. One JSON line a call, one an answer.
 """
 
 from __future__ import annotations
@@ -7,10 +7,12 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from bt_compiler.errors import BackendError, ExampleError
@@ -54,9 +56,11 @@ class ProcessTool:
         return self._typed(answer["result"])
 
     def close(self) -> None:
-        """Kills the process; a later call starts another."""
+        """Kills the process and what it started; a later call starts another."""
         if self._process is None:
             return
+        with suppress(ProcessLookupError):  # it may have ended by itself, with all that it started
+            os.killpg(self._process.pid, signal.SIGKILL)  # its session is a group of its own
         self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):

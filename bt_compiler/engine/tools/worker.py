@@ -11,12 +11,14 @@ import runpy
 import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 
 def loaded(kind: str, source: str, name: str) -> Callable[..., Any]:
     """The function `name` of a file, or the entry point `name` of a group."""
     if kind == "file":
+        sys.path.insert(0, str(Path(source).parent))  # modules beside it, as where Python is given the file
         found = runpy.run_path(source)
         if name not in found:
             raise LookupError(f"`{source}` defines no `{name}`")

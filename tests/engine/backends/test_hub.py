@@ -37,6 +37,14 @@ def test_a_model_that_is_nowhere_names_the_three_ways(tmp_path: Path) -> None:
     assert all(way in found.help for way in ("folder", "hub", "package"))
 
 
+def test_a_cache_that_cannot_be_written_keeps_no_model_from_its_digest(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "file").write_text("no folder")
+    assert model_digest(folder, tmp_path / "file" / "cache") == model_digest(folder, tmp_path / "cache")
+
+
 def test_a_path_that_does_not_exist_is_not_sought_on_the_hub(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match="no folder"):
         resolve_model(str(tmp_path / "no"), revision=None, cache_root=tmp_path, progress=Silent())
