@@ -65,12 +65,12 @@ class _Scored:
 
 
 def prompts_step(context: StepContext, candidate: Candidate) -> StepResult:
-    """Searches prompts for `candidate`'s adapters. Raises `CompileError`: BTC450 where train is too small, BTC453 where
+    """Searches prompts for `candidate`'s adapters. Raises `CompileError`: BTC450 where train is too small, BTC454 where
     every prompt is frozen.
     """
     if not any("prompt" in module.train for module in context.program.modules):
         raise CompileError.of(
-            "BTC453",
+            "BTC454",
             "no module of the program may change its prompt",
             help="put `prompt` into the `train` of a module, or take `prompts` out of `optimize.strategy`",
         )

@@ -58,7 +58,7 @@ def build_optimize(
 ) -> OptimizeSection:
     """The section with its defaults; `judges` are modules that nothing trains.
 
-    Findings BTC124 to BTC129, BTC406, BTC407, BTC409, BTC420 and BTC453 are added to `findings`.
+    Findings BTC124 to BTC129, BTC406, BTC407, BTC409, BTC420 and BTC454 are added to `findings`.
     """
     written: Mapping[str, Any] = spec.get(("optimize",), {})
     trained = _trained_on(spec, models, judges)
@@ -167,7 +167,7 @@ def _strategy(
         )
     for kind in dict.fromkeys(strategy):
         if kind not in changed:
-            code, word = ("BTC406", "weights") if kind == "weights" else ("BTC453", "prompt")
+            code, word = ("BTC406", "weights") if kind == "weights" else ("BTC454", "prompt")
             findings.add(
                 code,
                 f"`{kind}`, but no module may change its {word}",

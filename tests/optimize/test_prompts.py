@@ -217,7 +217,7 @@ def test_a_search_that_may_change_no_prompt_asks_nothing(journal: Journal) -> No
     frozen = replace(program, modules=(replace(program.modules[0], train=("weights",)),))
     backend = RuleBackend(rule=sometimes)
     context = context_of(backend, journal, program=frozen)
-    with pytest.raises(CompileError, match="BTC453"):
+    with pytest.raises(CompileError, match="BTC454"):
         prompts_step(context, context.zero_shot)
     assert backend.asked == []
 
