@@ -11,11 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from bt_compiler.diagnostics import Span
+from bt_compiler.spec.tree import Place
 from bt_compiler.spec.types import Field
 
 StepKind = Literal["prompts", "weights"]
 TuningMethod = Literal["lora", "rslora", "dora", "full"]
 RowSource = Literal["self", "sampled", "teacher", "gold", "hinted"]
+Spans = Mapping[Place, Span]
+"""Where settings of a section stand in the spec, by their place in it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +124,8 @@ class SourceSection:
     seed: int = 0
     """Seed of the sample."""
     span: Span | None = field(default=None, compare=False)
+    spans: Spans = field(default_factory=dict, compare=False)
+    """Of `(where, COLUMN)`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +147,8 @@ class DataSection:
     labels: tuple[Field, ...] = ()
     """Label fields beyond the program's outputs, with their types."""
     span: Span | None = field(default=None, compare=False)
+    spans: Spans = field(default_factory=dict, compare=False)
+    """Of `(columns, FIELD)` and `(stratify,)`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +167,8 @@ class CorpusSection:
     where: tuple[Condition, ...] = ()
     """Which rows are passages of this retriever."""
     span: Span | None = field(default=None, compare=False)
+    spans: Spans = field(default_factory=dict, compare=False)
+    """Of `(where, COLUMN)`, `(id,)`, `(title,)` and `(text,)`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

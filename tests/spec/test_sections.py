@@ -138,7 +138,8 @@ def test_the_resolved_spec_loads_to_itself(tmp_path: Path, text: str) -> None:
 def said(value: Any) -> Any:
     """A section as plain values, without the places in files."""
     if is_dataclass(value):
-        return {field.name: said(getattr(value, field.name)) for field in fields(value) if field.name != "span"}
+        shown = [field.name for field in fields(value) if field.name not in ("span", "spans")]
+        return {name: said(getattr(value, name)) for name in shown}
     if isinstance(value, Mapping):
         return {key: said(inner) for key, inner in value.items()}
     return [said(inner) for inner in value] if isinstance(value, list | tuple) else value
