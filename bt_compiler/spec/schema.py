@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib.resources import files
 from typing import Any, NamedTuple
 
-from bt_compiler.diagnostics import Diagnostic, did_you_mean
+from bt_compiler.diagnostics import Diagnostic, did_you_mean, is_meant
 from bt_compiler.spec.tree import Node, Place, find, position
 
 MAX_FINDINGS = 50
@@ -160,6 +160,9 @@ def _say_missing(finding: _Finding) -> Iterator[Diagnostic]:
         yield Diagnostic(code="BTC103", message=message, span=span, help=likely or example)
         return
     key = next((key for key in finding.limit if key not in instance and f"'{key}'" in finding.error.message), None)
+    known = schema.get("properties", {})
+    if key and schema.get("additionalProperties") is False and is_meant(key, instance, known):
+        return  # the unknown key says so
     help = schema.get("properties", {}).get(key, {}).get("description")
     hint = f"{key}: {help[0].lower()}{help[1:].rstrip('.')}" if help and key else None
     yield Diagnostic(code="BTC103", message=f"{finding.name} lacks the key `{key}`", span=span, help=hint)
