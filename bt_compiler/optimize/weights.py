@@ -38,7 +38,7 @@ from bt_compiler.optimize.preferences import prefer
 from bt_compiler.optimize.rows import Row, balance, deduplicate, row_writer, trainable, without_demos
 from bt_compiler.optimize.step import StepContext, StepResult
 from bt_compiler.optimize.training_job import Precision
-from bt_compiler.spec.sections import WeightsSection
+from bt_compiler.spec.sections import RowSource, WeightsSection
 
 if TYPE_CHECKING:
     from bt_compiler.optimize.checkpoint import LossPoint
@@ -308,18 +308,32 @@ def _tokens(report: Report) -> dict[str, float]:
     }
 
 
+def _more_sources(context: StepContext) -> list[RowSource]:
+    """The sources that could give rows of this program: labels teach neither turns nor, unhinted, rationales."""
+    kinds = {module.kind for module in trainable(context.program)}
+    found: list[RowSource] = ["sampled"]
+    found += ["gold"] if "predict" in kinds else []
+    found += ["hinted"] if "chain_of_thought" in kinds else []
+    return [*found, "teacher"]
+
+
 def _nothing_to_learn(context: StepContext, collected: Collected) -> CompileError:
     settings = context.settings
     tried = [f"`{source}`: {solved} of {examples} examples" for source, examples, solved in collected.tried]
     tried += [f"`{source}` did not fit the budget" for source in collected.left_out]
     tried += [f"{collected.too_long} rows are longer than the context window"] if collected.too_long else []
-    missing = [f"`{name}`" for name in ("sampled", "gold", "hinted", "teacher") if name not in settings.weights.sources]
+    sources = settings.weights.sources
+    missing = [f"`{name}`" for name in _more_sources(context) if name not in sources]
+    first = [] if "prompts" in settings.strategy[: context.index - 1] else ["put a `prompts` step first"]
     remedies = [
         "give a larger `--budget`" if collected.left_out else "",
+        "use a model with a longer window" if collected.too_long else "",
         f"add {', '.join(missing)} to `optimize.weights.sources`" if missing else "",
         f"lower `optimize.accept.at_least` ({settings.accept.at_least:g})",
-        f"raise `optimize.weights.samples` ({settings.weights.samples})",
-        "put a `prompts` step first, or start from a stronger model",
+        f"raise `optimize.weights.samples` ({settings.weights.samples})"
+        if "sampled" in sources or "hinted" in sources
+        else "",
+        ", or ".join([*first, "start from a stronger model"]),
     ]
     return CompileError.of(
         "BTC401",

@@ -288,9 +288,11 @@ class WeightsSection:
     clip: float = 1.0
     """Largest norm of the gradient."""
     validation: float = 0.2
-    """Share of the train examples kept for validation loss and early stop."""
+    """Share of the train examples kept for validation and early stop."""
     patience: int | None = None
-    """Epochs without a better validation loss before training stops; None: all epochs. The best checkpoint is kept."""
+    """Epochs without a better mean probability of the validation rows before training stops; None: all epochs. The best
+    checkpoint is kept.
+    """
     demos: Literal["drop", "keep"] = "drop"
     """Whether training rows carry the candidate's demos."""
     adapters: Literal["shared", "per_module"] = "shared"
