@@ -75,6 +75,7 @@ class StepFacts:
     """Id of the candidate it gave."""
     evidence: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    """Of the session that finished it."""
     calls: int = 0
     cached_calls: int = 0
     prompt_tokens: int = 0

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from bt_compiler.data import Loaded, Splits, check_data
 from bt_compiler.diagnostics import Diagnostic
 from bt_compiler.errors import BtcError, DataError, SpecError
-from bt_compiler.graph import Judges, Module, Program, lower_with_warnings
+from bt_compiler.graph import Judge, Judges, Module, Program, lower_with_warnings
 from bt_compiler.optimize.inner import inner_split
 from bt_compiler.spec import Field, Sections, Spec, Type, build_sections, load_spec
 from bt_compiler.spec.sections import IN_PROCESS, MetricSection, ModelSection, RetrieverSection
@@ -41,6 +41,12 @@ class CheckedSpec:
     splits: Splits
     warnings: tuple[Diagnostic, ...]
     """Warnings and notes, in the order of the phases."""
+
+    def rated(self, judge: Judge) -> int:
+        """Outputs in dev and test that `judge` is asked about beside those of the program."""
+        names = [field.name for field in judge.rated]
+        examples = (*self.splits.dev, *self.splits.test)
+        return sum(bool(names) and all(name in example.labels for name in names) for example in examples)
 
 
 def checked(path: Path, overrides: Sequence[str] = ()) -> CheckedSpec:

@@ -78,7 +78,8 @@ def bundle_contents(finding: Finding) -> BundleContents:
         confusion=_confusion(finding),
         agreement=_agreement(finding),
         environment=_environment(result),
-        seconds=finding.seconds,
+        # steps that an earlier session finished took their time too
+        seconds=max(finding.seconds, sum(step.seconds for step in result.steps)),
         created=finding.created,
         fixed_parts=any(in_fixed_parts(backend) for backend in finding.engine.backends.values()),
     )

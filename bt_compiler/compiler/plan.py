@@ -1,8 +1,8 @@
 """`btc plan`: the graph, and what a compile will have to do: LM calls, tokens, training steps; and what is there.
 
 Counts are upper bounds: equal prompts are asked once, and a source of rows is asked only for what earlier ones could
-not solve. Training rows are the exception: one a call and example, where `sampled` may accept several. No model is
-loaded.
+not solve. Training rows are the exception: one a call and example, where `sampled` may accept several, and rows of rare
+answers are copied. No model is loaded.
 """
 
 from __future__ import annotations
@@ -17,12 +17,17 @@ from bt_compiler.compiler.check import CheckedSpec
 from bt_compiler.compiler.estimate import CallEstimate, estimate_calls, estimate_judges
 from bt_compiler.engine.cache import CompletionCache, cache_path, cache_root
 from bt_compiler.graph import program_text
+from bt_compiler.optimize.cold_start import runs_of
 from bt_compiler.optimize.inner import inner_split
 from bt_compiler.optimize.journal import journal_folder
-from bt_compiler.spec.sections import RowSource, WeightsSection
+from bt_compiler.optimize.rows import MAX_COPIES
+from bt_compiler.spec.sections import WeightsSection
 
 SCHEMA = 1
-_BOUNDS = "counts are upper bounds, tokens are estimates; samples may give more than one training row an example"
+_BOUNDS = (
+    "counts are upper bounds, tokens are estimates; training rows may be more: several samples of an example, and rows "
+    f"of rare answers up to {MAX_COPIES} times"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,15 +132,15 @@ def plan(checked: CheckedSpec, *, out: Path | None = None) -> Plan:
     program, sections = checked.program, checked.sections
     names = {module.model for module in (*program.modules, *(judge.module for judge in checked.judges.values()))}
     folder = (out or Path("artifacts") / program.name).absolute()
-    calls = estimate_calls(program, sections, checked.splits.train)
-    calls += estimate_judges(checked.judges, program, checked.splits.train)
+    judging = estimate_judges(checked.judges, program, checked.splits.train)
+    calls = estimate_calls(program, sections, checked.splits.train) + judging
     return Plan(
         name=program.name,
         graph=program_text(program),
         splits={name: len(part) for name, part in checked.splits._asdict().items()},
         models={model.name: model.id for model in sections.models if model.name in names},
         calls=calls,
-        stages=tuple(_stages(checked, calls)),
+        stages=(*_stages(checked, calls), *_ratings(checked, judging)),
         cache=_stored(cache_path(cache_root(os.environ))),
         journal=_unfinished(journal_folder(folder)),
     )
@@ -177,6 +182,12 @@ def _stages(checked: CheckedSpec, calls: Sequence[CallEstimate]) -> list[Stage]:
     return stages
 
 
+def _ratings(checked: CheckedSpec, judging: Sequence[CallEstimate]) -> list[Stage]:
+    """A judge is asked about the outputs that people have rated too."""
+    asked = zip(judging, checked.judges.values(), strict=True)
+    return [_runs("judge on ratings", rated, [call]) for call, judge in asked if (rated := checked.rated(judge))]
+
+
 def _runs(
     name: str, runs: int, calls: Sequence[CallEstimate], *, demos: float = 0, detail: str = "", more: int = 0
 ) -> Stage:
@@ -209,13 +220,14 @@ def _weights_stage(checked: CheckedSpec, calls: Sequence[CallEstimate], index: i
     optimize, train = checked.sections.optimize, len(checked.splits.train)
     weights = optimize.weights
     inner = inner_split(checked.splits.train, optimize.prompts, seed=0)
-    per_source: dict[RowSource, int] = {"self": train, "sampled": train * weights.samples, "teacher": train}
-    tracing = sum(runs for source, runs in per_source.items() if source in weights.sources)
-    if weights.preference is not None and "self" not in weights.sources:
-        tracing += train  # failed runs are looked for all the same
+    tracing = train * sum(runs_of(source, weights) for source in weights.sources if source not in ("gold", "hinted"))
+    labels = {"gold", "hinted"} & set(weights.sources) and len(checked.program.nodes) > 1  # inputs from inside
+    if "self" not in weights.sources and (labels or weights.preference is not None):
+        tracing += train
     reasoning = [module for module in checked.program.modules if module.kind == "chain_of_thought"]
-    hints = 2 * train * len(reasoning) if "hinted" in weights.sources else 0
-    scoring = (2 if index > 1 else 1) * len(inner.val)
+    hints = train * runs_of("hinted", weights) * len(reasoning) if "hinted" in weights.sources else 0
+    written = any(module.demos for module in checked.program.modules)
+    scoring = (2 if index > 1 or written else 1) * len(inner.val)
     rows, steps = _training(checked, calls, weights)
     stage = _runs(
         f"step {index} weights",

@@ -86,10 +86,13 @@ class Workbench:
             progress=self.progress,
             budget=Unlimited()
             if limit is None
-            else LimitedBudget(
-                limit, account=store.account, journal=journal, reserve=len(splits.dev) + 2 * len(splits.test)
-            ),
+            else LimitedBudget(limit, account=store.account, journal=journal, reserve=self._reserve()),
         )
+
+    def _reserve(self) -> int:
+        """Examples that are scored after the last step, those included that a judge compares with people's ratings."""
+        rated = sum(self.spec.rated(judge) for judge in self.spec.judges.values())
+        return len(self.spec.splits.dev) + 2 * len(self.spec.splits.test) + rated
 
     def _engine(self, journal: StepJournal) -> tuple[Engine, AccountedStore]:
         """The engine with its one store: journal, then cache. Without the cache where runs are kept whole."""

@@ -54,9 +54,14 @@ def type_in_words(t: Type) -> str:
     if t.kind == "object":
         held = ", ".join(_within(item) for item in t.fields)
         return f"a JSON object with {held}" if held else "a JSON object"
-    low = [] if t.minimum is None else [f"from {t.minimum:g}"]
-    high = [] if t.maximum is None else [f"to {t.maximum:g}"]
+    low = [] if t.minimum is None else [f"from {_bound(t.minimum)}"]
+    high = [] if t.maximum is None else [f"to {_bound(t.maximum)}"]
     return " ".join([_WORDS[t.kind], *low, *high])
+
+
+def _bound(number: float) -> str:
+    """In full: a rounded bound would be another one."""
+    return str(int(number) if number == int(number) else number)
 
 
 def _named(fields: Sequence[Field]) -> list[dict[str, Any]]:

@@ -74,6 +74,12 @@ def _lower_module(
     reach = lower_reach(path, raw, kind, findings, sections)
     if signature is None or model is None or reach is None:
         return None
+    tools = [
+        _among_known(signature.inputs, tool.inputs, (*path, "tools", place), findings)
+        for place, tool in enumerate(reach.tools)
+    ]
+    if not all(tools):
+        return None
     check_confidences(name, str(kind), signature.confidences, model, findings)
     module = Module(
         name=name,
@@ -161,7 +167,7 @@ def _signature(
         findings.add("BTC220", f"{shown} is both input and output of the signature", path)
         return None
     told = tell_apart(inputs, outputs, path, findings)
-    if told is None or not _among_known(inputs, told.written, path, findings):
+    if told is None or not _among_known(inputs, told.written, (*path, "outputs"), findings):
         return None
     return Signature(
         instructions=(instructions or _default_instructions(inputs, told.written)).strip(),
@@ -178,8 +184,8 @@ def _default_instructions(inputs: tuple[Field, ...], outputs: tuple[Field, ...])
 
 
 def _among_known(inputs: tuple[Field, ...], outputs: tuple[Field, ...], path: SpecPath, findings: Findings) -> bool:
-    """Whether every `among` of the outputs names a list of texts among the inputs (`tags`, `passages.id`), and stands
-    where it restricts what is written: on an output that is a text or a list of texts.
+    """Whether every `among` of the outputs (at `path`), or of the arguments of a tool, names a list of texts among the
+    inputs (`tags`, `passages.id`), and stands where it restricts what is written: on a text or a list of texts.
     """
     allowed: set[str] = set()
     for item in inputs:
@@ -190,7 +196,7 @@ def _among_known(inputs: tuple[Field, ...], outputs: tuple[Field, ...], path: Sp
             allowed |= {f"{item.name}.{inner.name}" for inner in element.fields if inner.type.kind in ("str", "enum")}
     known = True
     for item in outputs:
-        among, place = item.type.among, (*path, "outputs", item.name)
+        among, place = item.type.among, (*path, item.name)
         if among is not None and among not in allowed:
             help = did_you_mean(among, allowed, what="lists of texts among the inputs")
             findings.add("BTC224", f"`among: {among}` of `{item.name}` names no list of texts", place, help=help)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -285,6 +287,15 @@ def test_ctrl_c_passes_through_and_leaves_a_journal_to_resume(run: Compile, monk
     again, backend, _ = run("stopped", cache="second")
     assert again == digest
     assert len(backend.asked) == len(first.asked) - 20
+
+
+def test_a_bundle_written_again_took_as_long_as_its_steps(run: Compile, tmp_path: Path) -> None:
+    folder = tmp_path / "artifacts" / "bundle"
+    run(clock=map(float, itertools.count()).__next__)
+    shutil.rmtree(folder)
+    run(clock=lambda: 0.0)
+    report = json.loads((folder / "report.json").read_text())
+    assert read_bundle(folder).manifest.seconds >= sum(step["seconds"] for step in report["steps"]) > 0
 
 
 def test_an_empty_strategy_gives_a_zero_shot_bundle(run: Compile, tmp_path: Path) -> None:

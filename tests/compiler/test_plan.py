@@ -59,8 +59,8 @@ def test_calls_of_every_stage(folder: Path) -> None:
         # 5 bootstrapped and 3 + 2 candidates on 15, four calls each
         "step 1 prompts": (80, 320),
         "prefix 1 on dev": (10, 40),
-        # 20 of the program itself, 40 sampled, 2 prompts on 15; a hint and its trial for 20 examples and one module
-        "step 2 weights": (90, 400),
+        # 20 of the program itself, 40 sampled, 2 prompts on 15; two hints with a trial each, for 20 examples
+        "step 2 weights": (90, 440),
         "prefix 2 on dev": (10, 40),
         "test": (10, 40),
     }
@@ -106,13 +106,13 @@ def test_text_and_json_say_the_same(folder: Path) -> None:
     found = planned(folder)
     data = json.loads(json.dumps(found.to_json()))
     assert data["schema"] == 1
-    assert data["total"]["calls"] == sum(stage["calls"] for stage in data["stages"]) == 880
+    assert data["total"]["calls"] == sum(stage["calls"] for stage in data["stages"]) == 920
     assert data["splits"] == {"train": 20, "dev": 10, "test": 5}
     text = found.to_text()
     assert text.startswith("program two(question: str)\n  hops = repeat 3 -> context: [Passage]")
     (total,) = [line for line in text.splitlines() if line.startswith("total")]
     assert total.split()[1:] == [
-        "880",
+        "920",
         f"{data['total']['prompt_tokens']:,}",
         f"{data['total']['completion_tokens']:,}",
         "48",
@@ -131,7 +131,7 @@ def test_weighing_labels_is_a_call_that_nothing_is_learnt_from(folder: Path) -> 
     found = planned(folder, f"modules.answer.signature={signature}")
     assert [call.node for call in found.calls] == ["hops/hop", "final", "final: likely"]
     (weights,) = [stage for stage in found.stages if stage.training_steps]
-    assert (weights.calls, weights.training_rows) == (90 * 5 + 40, 16 * 4)
+    assert (weights.calls, weights.training_rows) == (90 * 5 + 80, 16 * 4)
 
 
 def test_a_judge_of_a_program_that_calls_no_module(folder: Path) -> None:
@@ -151,3 +151,34 @@ optimize: {strategy: []}
     found = plan(checked(folder / "search.yaml"))
     assert [(call.node, call.module) for call in found.calls] == [("metric", "grade")]
     assert [(stage.name, stage.calls) for stage in found.stages] == [("zero-shot on dev", 10), ("test", 10)]
+
+
+def test_a_judge_is_asked_about_what_people_have_rated(folder: Path) -> None:
+    rows = [{"question": f"What is {n}?", "theirs": f"{n}", "good": True, "answer": f"{n}"} for n in range(35)]
+    (folder / "rated.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "rated.yaml").write_text("""
+version: 1
+data: {path: rated.jsonl, split: {train: 20, dev: 10, test: 5}}
+modules:
+  answer: {signature: "question -> answer"}
+  grade: {signature: "question, answer -> good: bool"}
+program:
+  inputs: {question: str}
+  steps: {one: {call: answer, in: [question]}}
+  out: {answer: $one.answer}
+metric: {kind: judge, call: grade, in: [question, answer], score: good, rated: {answer: theirs}}
+optimize: {strategy: []}
+""")
+    stages = {stage.name: stage.calls for stage in plan(checked(folder / "rated.yaml")).stages}
+    assert stages == {"zero-shot on dev": 20, "test": 20, "judge on ratings": 15}
+
+
+def test_labels_of_inner_modules_and_written_demos_need_runs_of_their_own(folder: Path) -> None:
+    def traces(*overrides: str) -> str:
+        found = planned(folder, "optimize.strategy=[weights]", *overrides)
+        (stage,) = [one for one in found.stages if one.training_steps]
+        return stage.detail.rpartition(",")[0]
+
+    assert traces("optimize.weights.sources=[gold]") == "traces 20, scoring 15"
+    demo = "modules.answer.demos=[{context: [], question: a, answer: b}]"
+    assert traces("optimize.weights.sources=[gold]", demo) == "traces 20, scoring 30"

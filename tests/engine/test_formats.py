@@ -11,6 +11,7 @@ from bt_compiler.engine.formats import Format, format_of, load_format
 from bt_compiler.engine.request import PromptText
 from bt_compiler.engine.templates import template_folder
 from bt_compiler.engine.values import neutral, shown
+from bt_compiler.engine.wording import type_in_words
 from bt_compiler.errors import ExampleError, SpecError
 from bt_compiler.graph import lower_with_warnings
 from bt_compiler.graph.candidate import Demo, Prompt
@@ -293,3 +294,15 @@ def test_an_unknown_format_is_an_error(name):
 
 def test_templates_are_found():
     assert {path.stem for path in (template_folder() / "prompts").glob("*.jinja")} == set(FORMATS)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "words"),
+    [
+        ((0, 1234567), "a whole number from 0 to 1234567"),
+        ((-5, None), "a whole number from -5"),
+        ((None, 10**16), "a whole number to 10000000000000000"),
+    ],
+)
+def test_bounds_are_told_in_full(bounds: tuple[float | None, float | None], words: str) -> None:
+    assert type_in_words(Type(kind="int", minimum=bounds[0], maximum=bounds[1])) == words
