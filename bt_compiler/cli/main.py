@@ -40,7 +40,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 EXTRAS = {
     **dict.fromkeys(("torch", "transformers", "peft", "huggingface_hub", "llguidance", "safetensors"), "train"),
-    **dict.fromkeys(("bm25s", "Stemmer", "numpy", "matplotlib"), "train"),
+    "matplotlib": "train",
+    **dict.fromkeys(("bm25s", "Stemmer", "numpy"), "retrieve"),
     **dict.fromkeys(("fastapi", "uvicorn", "starlette"), "serve"),
     "vllm": "vllm",
 }

@@ -20,6 +20,7 @@ from bt_compiler.compiler.opening import (
     open_models,
     running_tools,
 )
+from bt_compiler.diagnostics import Diagnostic
 from bt_compiler.engine.cache import CompletionCache, CompletionStore, cache_path
 from bt_compiler.engine.executor import Engine
 from bt_compiler.engine.metrics import Metric, build_metric
@@ -27,6 +28,8 @@ from bt_compiler.engine.progress import Progress
 from bt_compiler.engine.request import Backend, Completion
 from bt_compiler.engine.retrieval import Retriever, open_retrievers
 from bt_compiler.engine.tools import Tool
+from bt_compiler.engine.window import least_length
+from bt_compiler.errors import SpecError
 from bt_compiler.graph import spec_candidate
 from bt_compiler.optimize.accounts import AccountedStore
 from bt_compiler.optimize.budget import Limit, LimitedBudget, Unlimited
@@ -120,7 +123,7 @@ def open_workbench(
     tools: Path | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Workbench]:
-    """Opens all that the spec names and closes it at the end. Raises BackendError and DataError.
+    """Opens all that the spec names and closes it at the end. Raises BackendError, DataError and SpecError (BTC523).
 
     What is chosen by measuring is chosen once and kept in `journal`. `opener`: None opens models as the spec says.
     `tools`: Python file of the spec's tools of kind `function`.
@@ -135,6 +138,7 @@ def open_workbench(
         open_models(models, choices=journal.memo, opener=opener or backend_opener(cache_root, progress)) as backends,
         running_tools(used_tools(sections, spec.program), file=tools) as running,
     ):
+        _refuse_what_never_fits(spec, backends)
         yield Workbench(
             spec=spec,
             models=models,
@@ -147,3 +151,26 @@ def open_workbench(
             progress=progress,
             clock=clock,
         )
+
+
+def _refuse_what_never_fits(spec: CheckedSpec, backends: Mapping[str, Backend]) -> None:
+    """Raises SpecError BTC523 with the modules that no example could be asked with, before any is."""
+    found: list[Diagnostic] = []
+    modules = (*spec.program.modules, *(judge.module for judge in spec.judges.values()))
+    for module in {module.declared: module for module in modules}.values():
+        backend = backends[module.model]
+        window, least = backend.context_window, least_length(module, backend)
+        if window is not None and least is not None and sum(least) > window:
+            found.append(
+                Diagnostic(
+                    code="BTC523",
+                    message=f"the prompt of module `{module.declared}` has {least.prompt} tokens before any input and "
+                    f"its completion may take {least.completion}, more than the context window of "
+                    f"{window}",
+                    span=spec.spec.span(("modules", module.declared), key=True),
+                    help="shorten its instructions, descriptions and `demos`, lower `max_tokens`, or use a model with "
+                    "a longer window",
+                )
+            )
+    if found:
+        raise SpecError(found)

@@ -55,17 +55,25 @@ def read_file(path: Path, *, span: Span | None, limit: int | None = None, select
 
 def checked_rows(table: Table, selection: Selection, span: Span | None) -> Table:
     """The table where it has rows. Raises DataError BTC306, BTC325, BTC326."""
-    absent = [condition.column for condition in selection.where if condition.column not in table.columns]
-    if absent and table.columns:
-        help = did_you_mean(absent[0], table.columns, what="the columns")
-        message = f"`where` filters `{table.name}` by `{absent[0]}`, a column that it does not have"
-        raise DataError.of("BTC325", message, span=span, help=help)
+    found = [
+        Diagnostic(
+            code="BTC325",
+            message=f"`where` filters `{table.name}` by `{column}`, a column that it does not have",
+            span=selection.spans.get(("where", column), span),
+            help=did_you_mean(column, table.columns, what="the columns"),
+        )
+        for column in (condition.column for condition in selection.where)
+        if column not in table.columns and table.columns
+    ]
+    if found:
+        raise DataError(found)
     if table.rows:
         return table
     if selection.where and table.columns:
         columns = ", ".join(f"`{condition.column}`" for condition in selection.where)
         help = f"see what {columns} may be, and `where`"
-        raise DataError.of("BTC326", f"no row of `{table.name}` fits `where`", span=span, help=help)
+        place = selection.spans.get(("where", selection.where[0].column), span)
+        raise DataError.of("BTC326", f"no row of `{table.name}` fits `where`", span=place, help=help)
     what = "no rows below its header line" if table.header is not None else "no rows"
     raise DataError.of("BTC306", f"`{table.name}` has {what}", span=span)
 

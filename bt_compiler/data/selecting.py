@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
+from types import MappingProxyType
 from typing import Any
 
 from bt_compiler.canonical import digest
 from bt_compiler.data.table import Row
-from bt_compiler.spec.sections import Condition
+from bt_compiler.spec.sections import Condition, Spans
 
 _ROOM = 1000
 """Rows kept beyond the sample before the list is cut."""
@@ -29,8 +30,11 @@ class Selection:
         sample: int | None = None,
         seed: int = 0,
         columns: Sequence[str] = (),
+        spans: Spans = MappingProxyType({}),
     ) -> None:
+        """`spans`: where the spec has `(where, COLUMN)`."""
         self.where = tuple(where)
+        self.spans = spans
         self.offered = 0
         """Rows that fit `where`."""
         self._limit = limit

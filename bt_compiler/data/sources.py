@@ -43,6 +43,7 @@ def read_sources(
         sample=sum(sizes.values()) if sizes else None,
         seed=first.seed,
         columns=columns,
+        spans=first.spans,
     )
     table = _read(first, selection)
     if not sizes:

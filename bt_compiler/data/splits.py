@@ -20,6 +20,7 @@ from bt_compiler.errors import DataError
 from bt_compiler.spec import Field
 from bt_compiler.spec.sections import DataSection, Extraction, SourceSection
 from bt_compiler.spec.sourcing import DEFAULT_SPLIT
+from bt_compiler.spec.tree import position
 
 NAMES = ("train", "dev", "test")
 DEV_SHARE = 0.25
@@ -56,7 +57,7 @@ def check_data(
     )
     _check_columns(data, wanted)
     if data.path is not None:
-        rows, notes = _read_all({"data": data.path}, wanted)
+        rows, notes = _read_all(_sources(data), wanted)
         parts, more = _split_by_content(rows["data"], data)
         notes += more
     else:
@@ -83,16 +84,40 @@ def load_examples(
 
 
 def _check_columns(data: DataSection, wanted: Wanted) -> None:
+    """Raises DataError BTC313 for names that mean nothing, with what is wrong with the sources beside."""
     fields = {item.name for item in (*wanted.inputs, *wanted.labels, *wanted.optional)}
-    unknown = [name for name in data.columns if name not in fields]
-    if unknown:
-        help = did_you_mean(unknown[0], fields, what="inputs and labels")
-        message = f"`columns` maps `{unknown[0]}`, which is neither input nor label"
-        raise DataError.of("BTC313", message, span=data.span, help=help)
     labels = [item.name for item in wanted.labels]
+    found = [
+        Diagnostic(
+            code="BTC313",
+            message=f"`columns` maps `{name}`, which is neither input nor label",
+            span=data.spans.get(("columns", name), data.span),
+            help=did_you_mean(name, fields, what="inputs and labels"),
+        )
+        for name in data.columns
+        if name not in fields
+    ]
+    if found:  # which columns are missing is not known before
+        wanted = replace(wanted, inputs=(), labels=(), optional=())
     if data.stratify is not None and data.stratify not in labels:
         message = f"`stratify` names `{data.stratify}`, which is no label"
-        raise DataError.of("BTC313", message, span=data.span, help=did_you_mean(data.stratify, labels, what="labels"))
+        help = did_you_mean(data.stratify, labels, what="labels")
+        span = data.spans.get(("stratify",), data.span)
+        found.append(Diagnostic(code="BTC313", message=message, span=span, help=help))
+    if not found:
+        return
+    try:
+        _read_all(_sources(data), wanted)
+    except DataError as error:
+        found += error.diagnostics
+    raise DataError(sorted(found, key=position))
+
+
+def _sources(data: DataSection) -> dict[str, SourceSection]:
+    """By split, or under `data` the one that is split."""
+    if data.path is not None:
+        return {"data": data.path}
+    return {name: source for name in NAMES if (source := getattr(data, name)) is not None}
 
 
 def _read_all(sources: Mapping[str, SourceSection], wanted: Wanted) -> tuple[dict[str, _Split], list[Diagnostic]]:
@@ -107,14 +132,14 @@ def _read_all(sources: Mapping[str, SourceSection], wanted: Wanted) -> tuple[dic
             found |= {name: examples_of(table, wanted) for name, table in tables.items()}
             notes += more
         except DataError as error:
-            findings += error.diagnostics
+            findings += [item for item in error.diagnostics if item not in findings]
     if findings:
         raise DataError(findings)
     return found, notes
 
 
 def _given_splits(data: DataSection, wanted: Wanted) -> tuple[list[_Split], list[Diagnostic]]:
-    sources = {name: source for name in NAMES if (source := getattr(data, name)) is not None}
+    sources = _sources(data)
     parts, notes = _read_all(sources, wanted)
     parts = {name: parts[name] for name in sources}
     _refuse_overlap(parts)

@@ -22,6 +22,7 @@ from bt_compiler.engine.request import Backend, Completion, Request, Sampling
 from bt_compiler.engine.running import Ask, Fork, NodeFailed, Search, Setting, Use
 from bt_compiler.engine.trace import Failure, Trace
 from bt_compiler.engine.under_way import Flight, Live, Task
+from bt_compiler.engine.window import certain
 from bt_compiler.errors import ExampleError
 from bt_compiler.graph.candidate import Candidate, Prompt
 from bt_compiler.graph.program import Program
@@ -276,7 +277,7 @@ class Execution:
         backend = self._engine.backends[ask.module.model]
         tokens, window = backend.count_tokens(ask.prompt), backend.context_window
         if ask.module.model in self._estimating:
-            tokens = tokens * 3 // 4  # an estimate is on the high side: four characters a token is certain enough
+            tokens = certain(tokens)
         if window is not None and tokens + ask.grammar.max_tokens > window:
             raise ExampleError(
                 "BTC523",

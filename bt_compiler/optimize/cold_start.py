@@ -61,6 +61,8 @@ class Collected:
     tried: tuple[Tried, ...] = ()
     left_out: tuple[RowSource, ...] = ()
     """Sources that did not fit the budget."""
+    too_long: int = 0
+    """Rows that were left out, for they are longer than the context window."""
 
 
 def runs_of(source: RowSource, weights: WeightsSection) -> int:

@@ -1,6 +1,7 @@
-"""The inner split of train: examples that give demos and rows, and examples that choose among candidates.
+"""The inner split of train: examples that give demos, and examples that choose among candidates.
 
-Knows nothing of prompts, adapters or metrics. Dev never takes part: it only chooses among strategy prefixes.
+Training rows come of both. Knows nothing of prompts, adapters or metrics. Dev never takes part: it only chooses among
+strategy prefixes.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from bt_compiler.data.example import Example
 from bt_compiler.engine.progress import Progress
 from bt_compiler.engine.scoring import evaluate_together, report_of
 from bt_compiler.engine.trace import Report
+from bt_compiler.errors import CompileError
 from bt_compiler.graph import candidate_id
 from bt_compiler.graph.candidate import Candidate, Demo, Prompt
 from bt_compiler.optimize.bootstrap import Bootstrapped, bootstrap, labelled
@@ -64,7 +65,15 @@ class _Scored:
 
 
 def prompts_step(context: StepContext, candidate: Candidate) -> StepResult:
-    """Searches prompts for `candidate`'s adapters. Raises `CompileError` (BTC450) where train is too small."""
+    """Searches prompts for `candidate`'s adapters. Raises `CompileError`: BTC450 where train is too small, BTC454 where
+    every prompt is frozen.
+    """
+    if not any("prompt" in module.train for module in context.program.modules):
+        raise CompileError.of(
+            "BTC454",
+            "no module of the program may change its prompt",
+            help="put `prompt` into the `train` of a module, or take `prompts` out of `optimize.strategy`",
+        )
     settings = context.settings.prompts
     split = inner_split(context.train, settings, context.seed)
     draws = _draws(context, split.train)

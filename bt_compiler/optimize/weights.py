@@ -10,7 +10,7 @@ Evidence of the step (JSON): `rows` {source: n}, `rows_by_module` {module: {sour
 [{output, value, examples}], `precision`, `adapters` [{name, modules, method, rows, pairs, sha256}], `loss` [{adapter,
 step, epoch, train, preferred, validation, probability}], `choice` [{demos, id, score, interval [low, high], tokens
 {prompt, completion} an example, scores {example: score}, chosen}], with preference pairs `preference` {pairs,
-examples, failed}, and `cut_short` [texts]: what a budget left out.
+examples, failed}, where some were `too_long` n rows left out, and `cut_short` [texts]: what a budget left out.
 """
 
 from __future__ import annotations
@@ -32,12 +32,13 @@ from bt_compiler.graph import candidate_id
 from bt_compiler.graph.candidate import SHARED, Adapter, Candidate, Prompt
 from bt_compiler.graph.program import Module, Program
 from bt_compiler.optimize.cold_start import Collected, Start, collect, unseen_values
+from bt_compiler.optimize.fitting import fitting
 from bt_compiler.optimize.inner import inner_split
 from bt_compiler.optimize.preferences import prefer
 from bt_compiler.optimize.rows import Row, balance, deduplicate, row_writer, trainable, without_demos
 from bt_compiler.optimize.step import StepContext, StepResult
 from bt_compiler.optimize.training_job import Precision
-from bt_compiler.spec.sections import WeightsSection
+from bt_compiler.spec.sections import RowSource, WeightsSection
 
 if TYPE_CHECKING:
     from bt_compiler.optimize.checkpoint import LossPoint
@@ -70,7 +71,7 @@ def weights_step(context: StepContext, candidate: Candidate) -> StepResult:
     hosts = weight_hosts(context.program, context.engine)
     writer = row_writer(context.program, candidate, settings, context.zero_shot)
     start = Start(context=context, candidate=candidate, writer=writer)
-    collected = collect(start)
+    collected = _readable(context, collect(start), hosts)
     unseen = unseen_values(context, collected.rows)
     for one in unseen if collected.rows else []:
         context.progress.say(
@@ -80,7 +81,7 @@ def weights_step(context: StepContext, candidate: Candidate) -> StepResult:
     pairs: Mapping[str, int] | None = None
     if settings.preference is not None and collected.rows:
         rows, pairs = prefer(start, collected.rows)
-        collected = replace(collected, rows=rows)
+        collected = _readable(context, replace(collected, rows=rows), hosts)
     held_out = validation_examples(tuple(collected.rows), settings.validation, context.seed)
     lessons = plan_lessons(context.program, collected.rows, held_out, hosts, settings, context.seed)
     if not lessons:
@@ -95,6 +96,8 @@ def weights_step(context: StepContext, candidate: Candidate) -> StepResult:
     chosen = max(choices, key=lambda choice: choice[1].mean)[0]
     evidence = _evidence(context, collected, held_out, trained, choices, chosen)
     evidence["unseen"] = [one._asdict() for one in unseen]
+    if collected.too_long:
+        evidence["too_long"] = collected.too_long
     if pairs is not None:
         evidence["preference"] = dict(pairs)
     cut = [*(f"rows from {name}" for name in collected.left_out), *_cut_epochs(context, trained)]
@@ -103,6 +106,14 @@ def weights_step(context: StepContext, candidate: Candidate) -> StepResult:
     if cut:
         evidence["cut_short"] = cut
     return StepResult(candidate=chosen, kind="weights", evidence={**evidence, "precision": precision})
+
+
+def _readable(context: StepContext, collected: Collected, hosts: Mapping[str, WeightHost]) -> Collected:
+    """Without the rows that are longer than the window of the model that should learn them; tells of them."""
+    fit = fitting(collected.rows, context.program, hosts, context.engine)
+    if fit.left_out:
+        context.progress.say(f"left out {fit.left_out} rows that are longer than the model's context window")
+    return replace(collected, rows=fit.rows, too_long=collected.too_long + fit.left_out)
 
 
 def weight_hosts(program: Program, engine: Engine) -> dict[str, WeightHost]:
@@ -297,17 +308,32 @@ def _tokens(report: Report) -> dict[str, float]:
     }
 
 
+def _more_sources(context: StepContext) -> list[RowSource]:
+    """The sources that could give rows of this program: labels teach neither turns nor, unhinted, rationales."""
+    kinds = {module.kind for module in trainable(context.program)}
+    found: list[RowSource] = ["sampled"]
+    found += ["gold"] if "predict" in kinds else []
+    found += ["hinted"] if "chain_of_thought" in kinds else []
+    return [*found, "teacher"]
+
+
 def _nothing_to_learn(context: StepContext, collected: Collected) -> CompileError:
     settings = context.settings
     tried = [f"`{source}`: {solved} of {examples} examples" for source, examples, solved in collected.tried]
     tried += [f"`{source}` did not fit the budget" for source in collected.left_out]
-    missing = [f"`{name}`" for name in ("sampled", "gold", "hinted", "teacher") if name not in settings.weights.sources]
+    tried += [f"{collected.too_long} rows are longer than the context window"] if collected.too_long else []
+    sources = settings.weights.sources
+    missing = [f"`{name}`" for name in _more_sources(context) if name not in sources]
+    first = [] if "prompts" in settings.strategy[: context.index - 1] else ["put a `prompts` step first"]
     remedies = [
         "give a larger `--budget`" if collected.left_out else "",
+        "use a model with a longer window" if collected.too_long else "",
         f"add {', '.join(missing)} to `optimize.weights.sources`" if missing else "",
         f"lower `optimize.accept.at_least` ({settings.accept.at_least:g})",
-        f"raise `optimize.weights.samples` ({settings.weights.samples})",
-        "put a `prompts` step first, or start from a stronger model",
+        f"raise `optimize.weights.samples` ({settings.weights.samples})"
+        if "sampled" in sources or "hinted" in sources
+        else "",
+        ", or ".join([*first, "start from a stronger model"]),
     ]
     return CompileError.of(
         "BTC401",

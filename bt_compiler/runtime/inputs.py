@@ -5,11 +5,11 @@ The JSON Schema of the fields is the one truth; messages are put in words here. 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
-from bt_compiler.diagnostics import Diagnostic, did_you_mean
+from bt_compiler.diagnostics import Diagnostic, did_you_mean, is_meant
 from bt_compiler.errors import BtcError
 from bt_compiler.spec import Field, convert, json_schema_of_fields, show_type
 
@@ -73,12 +73,15 @@ class InputCheck:
         path = tuple(error.absolute_path)
         given: Any = error.instance
         if error.validator == "required":
-            wanted: Any = error.validator_value
-            return [self._missing(path, name) for name in wanted if name not in given]
+            return [self._missing(path, name) for name in _lacking(error) if not _meant(name, given, error)]
         if error.validator == "additionalProperties":
             schema: Any = error.schema
             known = schema.get("properties", {})
-            return [self._extra(path, name, known) for name in given if name not in known]
+            found = []
+            for name in (name for name in given if name not in known):
+                meant = next((one for one in _lacking(error) if _meant(one, [name], error)), None)
+                found.append(self._extra(path, name, known, meant))
+            return found
         if not path:
             return [Problem(path=(), message=f"the input is {_kind(given)}, not an object", kind="type")]
         expected = self._fields[str(path[0])].type
@@ -93,13 +96,26 @@ class InputCheck:
         wanted = f" of type `{show_type(self._fields[name].type)}`" if not path and name in self._fields else ""
         return Problem(path=(*path, name), message=f"{where}{wanted} is missing", kind="missing")
 
-    def _extra(self, path: tuple[str | int, ...], name: str, known: Mapping[str, Any]) -> Problem:
+    def _extra(self, path: tuple[str | int, ...], name: str, known: Mapping[str, Any], meant: str | None) -> Problem:
+        """`meant`: what is missing, where that is what the name should be: one cause, one problem."""
+        missing = "" if meant is None else f", and `{meant}` is missing"
         return Problem(
             path=(*path, name),
-            message=f"{_where((*path, name))} is not known",
+            message=f"{_where((*path, name))} is not known{missing}",
             kind="extra",
             help=did_you_mean(name, known, what="inputs" if not path else "fields"),
         )
+
+
+def _lacking(error: ValidationError) -> list[str]:
+    """The fields that the object at fault should have and has not."""
+    schema, given = cast(Any, error.schema), cast(Any, error.instance)
+    return [name for name in schema["required"] if name not in given]
+
+
+def _meant(name: str, given: Iterable[str], error: ValidationError) -> bool:
+    """Whether one of the names `given` that are not known is taken for this field."""
+    return is_meant(name, given, cast(Any, error.schema)["properties"])
 
 
 def _surrogates(value: Any, path: tuple[str | int, ...]) -> Iterator[Problem]:

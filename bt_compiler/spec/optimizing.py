@@ -58,12 +58,11 @@ def build_optimize(
 ) -> OptimizeSection:
     """The section with its defaults; `judges` are modules that nothing trains.
 
-    Findings BTC124 to BTC129, BTC407, BTC409 and BTC420 are added to `findings`.
+    Findings BTC124 to BTC129, BTC406, BTC407, BTC409, BTC420 and BTC454 are added to `findings`.
     """
     written: Mapping[str, Any] = spec.get(("optimize",), {})
     trained = _trained_on(spec, models, judges)
-    remote = next((model for model in trained if model.engine in REMOTE_ENGINES and model.weights is None), None)
-    strategy = _strategy(written, remote, findings)
+    strategy = _strategy(written, trained, _changed(spec, judges), findings)
     weights = _weights(spec, written.get("weights", {}))
     _check_method(weights, written.get("weights", {}), findings)
     _check_launch(weights, findings)
@@ -138,10 +137,26 @@ def _trained_on(spec: Spec, models: tuple[ModelSection, ...], judges: frozenset[
     return [by_name[name] for name in names if name in by_name]
 
 
-def _strategy(written: Mapping[str, Any], remote: ModelSection | None, findings: Findings) -> tuple[StepKind, ...]:
-    """As written; by default without `weights` where there are none at hand."""
+def _changed(spec: Spec, judges: frozenset[str]) -> frozenset[StepKind]:
+    """The kinds of steps that some module lets change it."""
+    named: Mapping[StepKind, str] = {"prompts": "prompt", "weights": "weights"}
+    allowed = [
+        module.get("train", tuple(named.values()))
+        for name, module in spec.get(("modules",)).items()
+        if name not in judges
+    ]
+    return frozenset(kind for kind, word in named.items() if any(word in one for one in allowed))
+
+
+def _strategy(
+    written: Mapping[str, Any], trained: list[ModelSection], changed: frozenset[StepKind], findings: Findings
+) -> tuple[StepKind, ...]:
+    """As written; by default without what modules do not let change, and without weights that are not at hand."""
+    remote = next((model for model in trained if model.engine in REMOTE_ENGINES and model.weights is None), None)
     if "strategy" not in written:
-        return ("prompts",) if remote is not None else OptimizeSection().strategy
+        kinds: tuple[StepKind, ...] = ("prompts",) if remote is not None else OptimizeSection().strategy
+        kinds = tuple(kind for kind in kinds if kind in changed)
+        return kinds if "weights" in kinds else kinds[:1]  # no second search of the same weights
     strategy: tuple[StepKind, ...] = tuple(written["strategy"])
     if remote is not None and "weights" in strategy:
         findings.add(
@@ -150,6 +165,15 @@ def _strategy(written: Mapping[str, Any], remote: ModelSection | None, findings:
             ("optimize", "strategy", strategy.index("weights")),
             help="search prompts alone, or say where the servers' weights are at hand: `weights: FOLDER` in the model",
         )
+    for kind in dict.fromkeys(strategy):
+        if kind not in changed:
+            code, word = ("BTC406", "weights") if kind == "weights" else ("BTC454", "prompt")
+            findings.add(
+                code,
+                f"`{kind}`, but no module may change its {word}",
+                ("optimize", "strategy", strategy.index(kind)),
+                help=f"put `{word}` into the `train` of a module, or take `{kind}` out of the strategy",
+            )
     return strategy
 
 

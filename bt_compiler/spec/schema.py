@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib.resources import files
 from typing import Any, NamedTuple
 
-from bt_compiler.diagnostics import Diagnostic, did_you_mean
+from bt_compiler.diagnostics import Diagnostic, did_you_mean, is_meant
 from bt_compiler.spec.tree import Node, Place, find, position
 
 MAX_FINDINGS = 50
 """Most findings of one spec; more say nothing new."""
+
+PLAIN_URL = "leave out what stands before `@` and after `?`; a key is named: `api_key: {env: NAME}`"
+"""What to do about a URL with a name, a password or a query: specs go into bundles, caches and messages."""
 
 _KINDS = {
     "string": "a text",
@@ -157,6 +160,9 @@ def _say_missing(finding: _Finding) -> Iterator[Diagnostic]:
         yield Diagnostic(code="BTC103", message=message, span=span, help=likely or example)
         return
     key = next((key for key in finding.limit if key not in instance and f"'{key}'" in finding.error.message), None)
+    known = schema.get("properties", {})
+    if key and schema.get("additionalProperties") is False and is_meant(key, instance, known):
+        return  # the unknown key says so
     help = schema.get("properties", {}).get(key, {}).get("description")
     hint = f"{key}: {help[0].lower()}{help[1:].rstrip('.')}" if help and key else None
     yield Diagnostic(code="BTC103", message=f"{finding.name} lacks the key `{key}`", span=span, help=hint)
@@ -220,6 +226,11 @@ def _say_bound(finding: _Finding) -> Iterator[Diagnostic]:
     yield finding.of("BTC106", f"{finding.name} is `{finding.error.instance}`, it has to be {bound}")
 
 
+def may_hold_key(url: str) -> bool:
+    """Whether a text that should be a URL has a place where keys stand, so that no message repeats it."""
+    return any(sign in url for sign in "@?#")
+
+
 def _say_pattern(finding: _Finding) -> Iterator[Diagnostic]:
     value = finding.error.instance
     text = short(value)
@@ -227,6 +238,8 @@ def _say_pattern(finding: _Finding) -> Iterator[Diagnostic]:
     if "propertyNames" in schema_path:
         help = "names are letters, digits and `_`, and do not start with a digit"
         yield finding.of("BTC107", f"`{text}` cannot be a name", help, key=value)
+    elif "endpoints" in schema_path and may_hold_key(value):
+        yield finding.of("BTC110", f"{finding.name} is no plain URL of a server", PLAIN_URL)
     elif "endpoints" in schema_path:
         help = "write it as `http://localhost:8000/v1`"
         yield finding.of("BTC110", f"`{text}` is no URL of a server", help)

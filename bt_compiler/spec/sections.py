@@ -11,11 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from bt_compiler.diagnostics import Span
+from bt_compiler.spec.tree import Place
 from bt_compiler.spec.types import Field
 
 StepKind = Literal["prompts", "weights"]
 TuningMethod = Literal["lora", "rslora", "dora", "full"]
 RowSource = Literal["self", "sampled", "teacher", "gold", "hinted"]
+Spans = Mapping[Place, Span]
+"""Where settings of a section stand in the spec, by their place in it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +124,8 @@ class SourceSection:
     seed: int = 0
     """Seed of the sample."""
     span: Span | None = field(default=None, compare=False)
+    spans: Spans = field(default_factory=dict, compare=False)
+    """Of `(where, COLUMN)`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +147,8 @@ class DataSection:
     labels: tuple[Field, ...] = ()
     """Label fields beyond the program's outputs, with their types."""
     span: Span | None = field(default=None, compare=False)
+    spans: Spans = field(default_factory=dict, compare=False)
+    """Of `(columns, FIELD)` and `(stratify,)`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +167,8 @@ class CorpusSection:
     where: tuple[Condition, ...] = ()
     """Which rows are passages of this retriever."""
     span: Span | None = field(default=None, compare=False)
+    spans: Spans = field(default_factory=dict, compare=False)
+    """Of `(where, COLUMN)`, `(id,)`, `(title,)` and `(text,)`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,9 +288,11 @@ class WeightsSection:
     clip: float = 1.0
     """Largest norm of the gradient."""
     validation: float = 0.2
-    """Share of the train examples kept for validation loss and early stop."""
+    """Share of the train examples kept for validation and early stop."""
     patience: int | None = None
-    """Epochs without a better validation loss before training stops; None: all epochs. The best checkpoint is kept."""
+    """Epochs without a better mean probability of the validation rows before training stops; None: all epochs. The best
+    checkpoint is kept.
+    """
     demos: Literal["drop", "keep"] = "drop"
     """Whether training rows carry the candidate's demos."""
     adapters: Literal["shared", "per_module"] = "shared"

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bt_compiler.diagnostics import did_you_mean
+from bt_compiler.diagnostics import Span, did_you_mean
 from bt_compiler.spec.declared import type_finding
 from bt_compiler.spec.document import Spec, names_path
 from bt_compiler.spec.optimizing import REMOTE_ENGINES, Findings
@@ -38,6 +38,7 @@ def build_data(spec: Spec, named: Mapping[str, Type] | None, findings: Findings)
         return DataSection(path=source, split=DEFAULT_SPLIT, span=span)
     labels = _labels(spec, written, named, findings)
     columns, extract = _columns(written.get("columns", {}), findings)
+    spans = {**_spans(spec, ("data", "columns")), **_spans(spec, ("data",), "stratify")}
     if "path" in written:
         split = written.get("split", DEFAULT_SPLIT)
         _check_split(split, findings)
@@ -50,6 +51,7 @@ def build_data(spec: Spec, named: Mapping[str, Type] | None, findings: Findings)
             extract=extract,
             labels=labels,
             span=span,
+            spans=spans,
         )
     sources = {name: _source(spec, ("data", name), written) for name in ("train", "dev", "test") if name in written}
     return DataSection(
@@ -60,7 +62,16 @@ def build_data(spec: Spec, named: Mapping[str, Type] | None, findings: Findings)
         extract=extract,
         labels=labels,
         span=span,
+        spans=spans,
     )
+
+
+def _spans(spec: Spec, place: Place, *keys: str) -> dict[Place, Span]:
+    """Where the values of these keys of the map at `place` stand; without any, where each of its keys does."""
+    written = spec.get(place, {})
+    if keys:
+        return {(key,): spec.span((*place, key)) for key in keys if key in written}
+    return {(place[-1], key): spec.span((*place, key), key=True) for key in written}
 
 
 def _labels(
@@ -113,6 +124,7 @@ def _source(spec: Spec, place: Place, above: Mapping[str, Any]) -> SourceSection
     else:
         path, span = spec.file((*place, "path")), spec.span((*place, "path"))
     settings = {**{key: above[key] for key in ("limit", "where", "sample") if key in above}, **written}
+    filters: Place = (*place, "where") if "where" in written else (place[0], "where")
     sample = settings.get("sample")
     drawn: Mapping[str, Any] = sample if isinstance(sample, Mapping) else {"rows": sample}
     return SourceSection(
@@ -122,6 +134,7 @@ def _source(spec: Spec, place: Place, above: Mapping[str, Any]) -> SourceSection
         sample=drawn["rows"],
         seed=drawn.get("seed", 0),
         span=span,
+        spans=_spans(spec, filters),
     )
 
 
@@ -234,7 +247,8 @@ def _corpus(spec: Spec, place: Place) -> CorpusSection:
     if isinstance(written, str):
         return CorpusSection(path=spec.file(place), span=spec.span(place))
     settings = {**written, "path": spec.file((*place, "path")), "where": conditions(written.get("where", {}))}
-    return CorpusSection(**settings, span=spec.span((*place, "path")))
+    spans = {**_spans(spec, place, "id", "title", "text"), **_spans(spec, (*place, "where"))}
+    return CorpusSection(**settings, span=spec.span((*place, "path")), spans=spans)
 
 
 def model_id(spec: Spec, place: Place, written: str, engine: str = "transformers") -> str:

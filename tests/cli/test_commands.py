@@ -10,8 +10,24 @@ from pathlib import Path
 
 import pytest
 
-from bt_compiler.cli.main import COMMANDS
+from bt_compiler.cli.main import COMMANDS, main
 from bt_compiler.diagnostics import Diagnostic, foremost, known_codes
+
+RETRIEVING = """\
+version: 1
+model: {id: none, engine: scripted}
+data: qa.jsonl
+retrievers: {words: {kind: bm25, corpus: {path: qa.jsonl, text: "{question} {answer}"}}}
+modules: {answer: {signature: "context: [Passage], question -> answer"}}
+program:
+  inputs: {question: str}
+  steps:
+    found: {retrieve: words, in: {query: $question}}
+    final: {call: answer, in: {context: $found.passages, question: $question}}
+  out: {answer: $final.answer}
+metric: exact_match
+optimize: {strategy: []}
+"""
 
 
 def btc(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -84,6 +100,21 @@ def test_a_name_that_no_system_takes_is_an_error_of_its_own(tmp_path: Path) -> N
         shown = btc(*arguments, cwd=tmp_path)
         assert shown.returncode == 1
         assert shown.stderr.startswith(("error[BTC550]", "error[BTC461]"))
+
+
+@pytest.mark.parametrize("library", ["bm25s", "numpy"])
+def test_retrieval_over_a_remote_model_asks_for_no_more_than_it_needs(
+    tmp_path: Path, library: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "qa.jsonl").write_text("".join(f'{{"question": "q {n}", "answer": "a {n}"}}\n' for n in range(12)))
+    (tmp_path / "qa.yaml").write_text(RETRIEVING)
+    monkeypatch.setenv("BTC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(sys.modules, library, None)  # as if it were not installed
+    with pytest.raises(SystemExit) as left:
+        main(["compile", str(tmp_path / "qa.yaml"), "-o", str(tmp_path / "bundle")])
+    shown = capsys.readouterr().err
+    assert (left.value.code, f"error[BTC584]: `{library}` is not installed" in shown) == (2, True), shown
+    assert "pip install 'bt-compiler[retrieve]'" in shown
 
 
 def test_init_never_touches_what_is_there(tmp_path: Path) -> None:

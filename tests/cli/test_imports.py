@@ -22,6 +22,15 @@ LIGHT = {
     "btc schema": "run_btc('schema')",
     "btc explain": "run_btc('explain', 'BTC350')",
     "btc serve --help": "run_btc('serve', '--help')",
+    "btc show and diff": """
+import sys, tempfile
+sys.path.insert(0, 'tests/runtime')
+from conftest import write_adder
+with tempfile.TemporaryDirectory() as folder:
+    bundle = str(write_adder(Path(folder)))
+    run_btc('show', bundle)
+    run_btc('diff', bundle, bundle)
+""",
     "check as a library": """
 from bt_compiler.compiler.check import checked
 assert checked(Path('specs/iris.yaml')).program.modules

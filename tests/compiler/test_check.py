@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bt_compiler.compiler.check import checked, label_fields, optional_label_fields
-from bt_compiler.errors import CompileError, SpecError
+from bt_compiler.errors import CompileError, DataError, SpecError
 from bt_compiler.spec import show_type
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +34,14 @@ def qa(folder: Path) -> Path:
     (folder / "qa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "qa.yaml").write_text(QA)
     return folder / "qa.yaml"
+
+
+@pytest.mark.parametrize("setting", ["columns={questin: q}", "where.levle=hard", "stratify=answr"])
+def test_a_wrong_setting_of_the_data_is_shown_where_it_was_set(tmp_path: Path, setting: str) -> None:
+    with pytest.raises(DataError) as caught:
+        checked(qa(tmp_path), [f"data.{setting}"])
+    (item,) = caught.value.diagnostics
+    assert item.span is not None and item.span.source.name == "--set #1"
 
 
 def test_iris_has_the_splits_of_the_paper() -> None:

@@ -19,7 +19,7 @@ from bt_compiler.artifact.bundle import read_bundle
 from bt_compiler.compiler.compile import CompileSettings, compile_with
 from bt_compiler.compiler.evaluate import evaluate_bundle
 from bt_compiler.engine.templates import template_folder
-from bt_compiler.errors import BtcError, BundleError, CompileError
+from bt_compiler.errors import BtcError, BundleError, CompileError, SpecError
 from bt_compiler.optimize.journal import Journal, journal_folder
 
 SPEC = """\
@@ -101,6 +101,16 @@ def test_the_same_command_again_is_up_to_date(run: Compile) -> None:
     assert again == digest
     assert backend.asked == []
     assert any("up to date" in line for line in said)
+
+
+def test_a_module_that_no_example_could_be_asked_with_ends_it_before_anything_runs(run: Compile) -> None:
+    short = RuleBackend(rule=sometimes, context_window=50)
+    with pytest.raises(SpecError) as caught:
+        run(opener=lambda *_: short, overrides=[f"modules.classify.signature.instructions={'word ' * 60}"])
+    (item,) = caught.value.diagnostics
+    assert item.code == "BTC523" and "module `classify`" in item.message and "context window of 50" in item.message
+    assert item.span is not None and item.span.source.name == "--set #1"
+    assert short.asked == []
 
 
 @pytest.mark.parametrize("kind", ["folder", "file", "link"])

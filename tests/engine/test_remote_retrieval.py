@@ -255,6 +255,16 @@ def test_settings_are_checked_without_asking(server: Server) -> None:
         check_retriever(RetrieverSection(name="q", kind="qdrant", options={"endpoint": "http://x", "model": "m"}))
 
 
+@pytest.mark.parametrize("url", ["http://me:secret@host:9200", "https://host/wiki?key=secret"])
+def test_no_endpoint_holds_a_key_and_no_message_repeats_it(url: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        check_retriever(RetrieverSection(name="c", kind="colbert", options={"endpoint": url}))
+    (item,) = caught.value.diagnostics
+    assert item.code == "BTC372"
+    assert "api_key: {env: NAME}" in item.message
+    assert "secret" not in item.message
+
+
 @pytest.mark.parametrize("template", ["{body.en}", "{title", "no field", "", 3])
 def test_templates_are_checked_as_those_of_a_corpus(server: Server, template: Any) -> None:
     with pytest.raises(SpecError) as caught:

@@ -19,6 +19,7 @@ from answering import (
 )
 from said import Said
 
+from bt_compiler.errors import CompileError
 from bt_compiler.graph import spec_candidate
 from bt_compiler.graph.candidate import Demo, Prompt
 from bt_compiler.optimize.bootstrap import labelled
@@ -197,12 +198,28 @@ def test_search_starts_from_the_specs_prompts_not_from_the_current_demos(journal
 
 def test_frozen_modules_keep_their_prompts(journal: Journal) -> None:
     program = classifier()
+    (free,) = program.modules
+    context = context_of(
+        RuleBackend(rule=sometimes),
+        journal,
+        program=replace(program, modules=(free, replace(free, name="still", train=("weights",)))),
+    )
+    demo = Demo(inputs={"text": "g own"}, outputs={"mood": "good"}, example="own")
+    own = Prompt(instructions="Own.", demos=(demo,))
+    current = replace(context.zero_shot, id="own", prompts={"classify": own, "still": own})
+    found = prompts_step(context, current).candidate.prompts
+    assert found["still"] == own
+    assert found["classify"] != own
+
+
+def test_a_search_that_may_change_no_prompt_asks_nothing(journal: Journal) -> None:
+    program = classifier()
     frozen = replace(program, modules=(replace(program.modules[0], train=("weights",)),))
     backend = RuleBackend(rule=sometimes)
     context = context_of(backend, journal, program=frozen)
-    demo = Demo(inputs={"text": "g own"}, outputs={"mood": "good"}, example="own")
-    current = replace(context.zero_shot, id="own", prompts={"classify": Prompt(instructions="Own.", demos=(demo,))})
-    assert prompts_step(context, current).candidate.prompts == current.prompts
+    with pytest.raises(CompileError, match="BTC454"):
+        prompts_step(context, context.zero_shot)
+    assert backend.asked == []
 
 
 def test_another_seed_searches_other_prompts(journal: Journal) -> None:

@@ -24,6 +24,7 @@ from bt_compiler.canonical import canonical_json
 from bt_compiler.engine.executor import Engine
 from bt_compiler.errors import CompileError
 from bt_compiler.graph.candidate import SHARED, Candidate, Demo, Prompt
+from bt_compiler.graph.program import ModuleKind
 from bt_compiler.optimize.inner import inner_split
 from bt_compiler.optimize.journal import Journal
 from bt_compiler.optimize.step import StepContext
@@ -117,8 +118,35 @@ def test_nothing_to_learn_from_is_an_error_with_counts_and_remedies(journal: Jou
     diagnostic = caught.value.diagnostics[0]
     assert diagnostic.code == "BTC401"
     assert diagnostic.notes == ("`self`: 0 of 12 examples", "`sampled`: 0 of 12 examples")
-    assert "add `gold`, `hinted`, `teacher` to `optimize.weights.sources`" in (diagnostic.help or "")
+    assert "add `gold`, `teacher` to `optimize.weights.sources`" in (diagnostic.help or "")  # it has no rationales
+    assert "put a `prompts` step first" in (diagnostic.help or "")
     assert backend.host.lent == 0
+
+
+@pytest.mark.parametrize(("kind", "more"), [("chain_of_thought", "`hinted`, "), ("react", "")])
+def test_remedies_are_those_that_can_help(journal: Journal, kind: ModuleKind, more: str) -> None:
+    step = context(journal, LendingBackend(rule=lambda asked: f"Mood: {wrong(asked.value('Text'))}"), sources=("self",))
+    (module,) = step.program.modules
+    odd = replace(step.program, modules=(replace(module, kind=kind),))
+    step = replace(step, program=odd, index=2, settings=replace(step.settings, strategy=("prompts", "weights")))
+    with pytest.raises(CompileError) as caught:
+        weights_step(step, step.zero_shot)
+    help = caught.value.diagnostics[0].help or ""
+    assert help.startswith(f"add `sampled`, {more}`teacher` to `optimize.weights.sources`; ")
+    assert "samples` (" not in help and "`prompts` step" not in help
+
+
+def test_rows_longer_than_the_window_are_left_out_and_counted(journal: Journal) -> None:
+    backend = LendingBackend(rule=learnt)
+    step = replace(context(journal, backend, sources=("gold",)), train=(*TRAIN[1:], example("g " + "long " * 60)))
+    backend.context_window = 250  # of the host's tokens, which are bytes
+    evidence = weights_step(step, step.zero_shot).evidence
+    assert evidence["rows"] == {"gold": 11} and evidence["too_long"] == 1
+    backend.context_window = 50
+    with pytest.raises(CompileError) as caught:
+        weights_step(step, step.zero_shot)
+    assert caught.value.diagnostics[0].code == "BTC401"
+    assert "12 rows are longer than the context window" in caught.value.diagnostics[0].notes
 
 
 def test_a_module_whose_weights_are_elsewhere_is_an_error(journal: Journal) -> None:

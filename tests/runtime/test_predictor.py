@@ -33,6 +33,8 @@ def test_outputs_are_typed_attributes_and_a_mapping(predictor: Predictor) -> Non
         ({"number": "x", "note": None}, ["input `number` expects `int`, got a string, `x`"]),
         ({"number": True, "note": None}, ["input `number` expects `int`, got a bool, `True`"]),
         ({"number": 1, "note": None, "nte": 1}, ["input `nte` is not known"]),
+        ({"number": 1, "nte": 1}, ["input `nte` is not known, and `note` is missing"]),
+        ({"number": 1, "more": 1}, ["input `more` is not known", "input `note` of type `str | null` is missing"]),
         ([1], ["the input is a list, not an object"]),
         (None, ["the input is null, not an object"]),
     ],

@@ -23,7 +23,7 @@ from bt_compiler.spec.sections import (
 
 SCHEMA = json.loads(schema_text())
 OPTIMIZE = SCHEMA["$defs"]["optimize"]["properties"]
-FOUND_OUT = {"span", "prefix"}
+FOUND_OUT = {"span", "spans", "prefix"}
 """Fields of sections that nobody writes."""
 
 

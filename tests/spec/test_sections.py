@@ -111,6 +111,20 @@ def test_everything_that_is_written_arrives(tmp_path: Path) -> None:
     assert optimize.accept.at_least == 0.0
 
 
+@pytest.mark.parametrize(
+    ("train", "strategy"),
+    [
+        ("[prompt, weights]", ("prompts", "weights", "prompts")),
+        ("[prompt]", ("prompts",)),
+        ("[weights]", ("weights",)),
+        ("[]", ()),
+    ],
+)
+def test_by_default_no_step_changes_what_is_frozen(tmp_path: Path, train: str, strategy: tuple[str, ...]) -> None:
+    text = SMALL.replace('signature: "text -> category"', f'signature: "text -> category"\n    train: {train}')
+    assert build_sections(spec_of(tmp_path, text)).optimize.strategy == strategy
+
+
 @pytest.mark.parametrize("text", [SMALL, FULL])
 def test_the_resolved_spec_loads_to_itself(tmp_path: Path, text: str) -> None:
     resolved = spec_of(tmp_path, text).resolved()
@@ -124,7 +138,8 @@ def test_the_resolved_spec_loads_to_itself(tmp_path: Path, text: str) -> None:
 def said(value: Any) -> Any:
     """A section as plain values, without the places in files."""
     if is_dataclass(value):
-        return {field.name: said(getattr(value, field.name)) for field in fields(value) if field.name != "span"}
+        shown = [field.name for field in fields(value) if field.name not in ("span", "spans")]
+        return {name: said(getattr(value, name)) for name in shown}
     if isinstance(value, Mapping):
         return {key: said(inner) for key, inner in value.items()}
     return [said(inner) for inner in value] if isinstance(value, list | tuple) else value

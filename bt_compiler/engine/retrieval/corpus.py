@@ -86,10 +86,19 @@ def _nothing_taken(section: CorpusSection, rows: int, columns: list[str]) -> Dat
     if rows == 0:
         return DataError.of("BTC377", f"corpus `{name}` has no rows", span=section.span)
     if absent:
-        help = did_you_mean(absent[0], columns, what="its columns")
-        message = f"`where` filters corpus `{name}` by `{absent[0]}`, a column that it does not have"
-        return DataError.of("BTC375", message, span=section.span, help=help)
-    return DataError.of("BTC377", f"no passage of corpus `{name}` fits `where`", span=section.span)
+        return DataError(
+            [
+                Diagnostic(
+                    code="BTC375",
+                    message=f"`where` filters corpus `{name}` by `{column}`, a column that it does not have",
+                    span=section.spans.get(("where", column), section.span),
+                    help=did_you_mean(column, columns, what="its columns"),
+                )
+                for column in absent
+            ]
+        )
+    place = section.spans.get(("where", section.where[0].column), section.span)
+    return DataError.of("BTC377", f"no passage of corpus `{name}` fits `where`", span=place)
 
 
 def template_columns(section: CorpusSection) -> tuple[str, ...]:
@@ -104,7 +113,7 @@ def _template_error(section: CorpusSection, reason: str) -> SpecError:
     return SpecError.of(
         "BTC378",
         f"the corpus' `text` template `{section.text}` cannot be read: {reason}",
-        span=section.span,
+        span=section.spans.get(("text",), section.span),
         help="write columns in braces, as in `{title} | {text}`, and a literal brace twice",
     )
 
@@ -137,11 +146,13 @@ def _passage(section: CorpusSection, name: str, row: Row, columns: tuple[str, ..
 
 def _missing_column(section: CorpusSection, name: str, row: Row, column: str, *, first: bool) -> _BadRow:
     """In the first row the spec is wrong, further down the row is."""
+    setting = "id" if column == section.id else "title" if column == section.title else "text"
+    span = section.spans.get((setting,), section.span)
     return _BadRow(
         Diagnostic(
             code="BTC375",
             message=f"corpus `{name}` has no column `{column}`" if first else f"the row has no column `{column}`",
-            span=section.span if first and section.span is not None else row_span(name, row.line, row.raw),
+            span=span if first and span is not None else row_span(name, row.line, row.raw),
             help=did_you_mean(column, row.values, what="its columns"),
         ),
         last=first,

@@ -19,6 +19,7 @@ from bt_compiler.engine.retrieval.opening import Opening
 from bt_compiler.engine.retrieval.retriever import Retriever
 from bt_compiler.engine.retrieval.template import template_fields
 from bt_compiler.errors import SpecError
+from bt_compiler.spec.schema import PLAIN_URL, may_hold_key
 from bt_compiler.spec.sections import RetrieverSection
 
 
@@ -259,13 +260,16 @@ def _texts(value: Any) -> str | None:
     return None if fine else f"expects a list of fields, got `{value}`"
 
 
-_URL = r"https?://([^\s/@]+@)?([^\s/@:?#\[\]]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?(/\S*)?"
-"""As in the schema, for `endpoints` of models."""
+_URL = r"https?://([^\s/@:?#\[\]]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?(/[^\s?#]*)?"
+"""As in the schema, for `endpoints` of models: with no place for a key, for the spec goes into bundles."""
 
 
 def _url(value: Any) -> str | None:
-    fine = isinstance(value, str) and re.fullmatch(_URL, value)
-    return None if fine else f"expects a URL such as `http://localhost:9200`, got `{value}`"
+    if isinstance(value, str) and re.fullmatch(_URL, value):
+        return None
+    if isinstance(value, str) and may_hold_key(value):
+        return f"is no plain URL: {PLAIN_URL}"
+    return f"expects a URL such as `http://localhost:9200`, got `{value}`"
 
 
 def _structure(value: Any) -> str | None:
