@@ -10,11 +10,20 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from bt_compiler.cli.output import agreement_text, json_option, print_json, scores_text, set_option, tools_option
+from bt_compiler.cli.output import (
+    agreement_text,
+    diagnostics_json,
+    json_option,
+    print_json,
+    scores_text,
+    set_option,
+    tools_option,
+)
 from bt_compiler.cli.progress import TerminalProgress
 from bt_compiler.errors import CompileError, UsageError
 
 if TYPE_CHECKING:
+    from bt_compiler.engine.trace import Report
     from bt_compiler.runtime import Predictor
 
 _bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
@@ -145,7 +154,9 @@ def eval_command(
         failures = [{"example": example, **asdict(failure)} for example, failure in report.failures]
         judge = {} if report.agreement is None else {"judge": asdict(report.agreement)}
         body = {"split": report.split, **summary(report), **judge, "scores": scores, "failed": failures}
-        print_json("eval", body if at_least is None else {**body, "at_least": at_least}, ok=met)
+        gate = {} if at_least is None else {"at_least": at_least}
+        missed = {} if met else diagnostics_json(_missed(bundle, report, at_least or 0.0).diagnostics)
+        print_json("eval", {**body, **gate, **missed}, ok=met)
         if not met:
             sys.exit(1)
         return
@@ -160,11 +171,15 @@ def eval_command(
     for example, failure in report.failures[:10]:
         click.echo(f"  {example} failed: {failure.code} {failure.message}", err=True)
     if not met:
-        raise CompileError.of(
-            "BTC453",
-            f"`{bundle}` scores {report.mean:.3f} on {report.split}, less than the {at_least:g} asked for",
-            help="`btc diff` with an earlier bundle shows which examples changed",
-        )
+        raise _missed(bundle, report, at_least or 0.0)
+
+
+def _missed(bundle: Path, report: Report, at_least: float) -> CompileError:
+    return CompileError.of(
+        "BTC453",
+        f"`{bundle}` scores {report.mean:.6g} on {report.split}, less than the {at_least:g} asked for",
+        help="`btc diff` with an earlier bundle shows which examples changed",
+    )
 
 
 @click.command("run")

@@ -48,8 +48,8 @@ EXTRAS = {
 """Library that a part needs -> the extra of this package that installs it."""
 
 
-MAKERS = frozenset({"bench", "compile", "serve", "sweep"})
-"""Commands that fail where their output is cut off: what they make is not there."""
+MAKERS = frozenset({"bench", "compile", "eval", "serve", "sweep"})
+"""Commands that fail where their output is cut off: what they make, or decide, is not there."""
 
 
 class _NobodyReads(Exception):

@@ -24,6 +24,7 @@ from bt_compiler.compiler.opening import (
     open_models,
     running_tools,
 )
+from bt_compiler.compiler.workbench import refuse_what_never_fits
 from bt_compiler.data.example import Example
 from bt_compiler.engine.cache import cache_root
 from bt_compiler.engine.executor import Engine
@@ -154,6 +155,7 @@ def bench_spec(
         open_models(models, choices=measured, opener=opener or backend_opener(root, told)) as backends,
         running_tools(used_tools(spec.sections, spec.program), file=tools) as running,
     ):
+        refuse_what_never_fits(spec, backends)
         engine = Engine(backends=backends, retrievers=retrievers, tools=running)
         _run(spec, engine, chosen[:1], told, clock)  # grammars, index pages and kernels are warm after it
         bought: list[tuple[str, Completion]] = []

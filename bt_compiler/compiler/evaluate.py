@@ -52,8 +52,7 @@ def evaluate_bundle(
         ExitStack() as opened,
     ):
         bundle, name = predictor.bundle, split if data is None else str(data)
-        lowered = lower_with_warnings(load_spec(bundle.spec, overrides=overrides), predictor.sections)
-        judges = with_formats(lowered.judges, bundle.judge_formats)
+        judges = with_formats(_judges(predictor, overrides), bundle.judge_formats)
         examples = _examples(predictor, split, data, judges)
         engine = replace(predictor.engine(), stores=(store,))
         for model in sorted({judge.module.model for judge in judges.values()} - set(engine.backends)):
@@ -74,6 +73,16 @@ def evaluate_bundle(
         )
         judge = judge_of(metric)
         return report if judge is None else replace(report, agreement=judge.agreement(examples, engine))
+
+
+def _judges(predictor: Predictor, overrides: Sequence[str]) -> Judges:
+    """Those of the metrics. Without any, modules that only a judge of the compile called are nobody's concern."""
+    sections = predictor.sections
+    accept = sections.optimize.accept.metric
+    metrics = (sections.metric, *(() if accept is None else (accept,)))
+    if not any(leaf.kind == "judge" for metric in metrics for leaf in metric.leaves()):
+        return {}
+    return lower_with_warnings(load_spec(predictor.bundle.spec, overrides=overrides), sections).judges
 
 
 def _examples(predictor: Predictor, split: SplitName, data: Path | None, judges: Judges) -> tuple[Example, ...]:

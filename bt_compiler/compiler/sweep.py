@@ -102,9 +102,18 @@ def sweep_spec(path: Path, settings: SweepSettings) -> Swept:
         "tables": [],
     }
     with disk_errors(out):
+        refused: list[SpecError] = []
         for variant in variants:
-            document["tables"].append(_table(variant, _journals(out), root, settings))
+            try:
+                document["tables"].append(_table(variant, _journals(out), root, settings))
+            except (
+                SpecError
+            ) as error:  # a prompt that this model's window cannot hold: the other models have their tables
+                refused.append(error)
+                continue
             write_sweep(out, document)
+        if refused:
+            raise SpecError([item for error in refused for item in error.diagnostics])
     return Swept(out, document)
 
 

@@ -138,7 +138,7 @@ def open_workbench(
         open_models(models, choices=journal.memo, opener=opener or backend_opener(cache_root, progress)) as backends,
         running_tools(used_tools(sections, spec.program), file=tools) as running,
     ):
-        _refuse_what_never_fits(spec, backends)
+        refuse_what_never_fits(spec, backends)
         yield Workbench(
             spec=spec,
             models=models,
@@ -153,12 +153,14 @@ def open_workbench(
         )
 
 
-def _refuse_what_never_fits(spec: CheckedSpec, backends: Mapping[str, Backend]) -> None:
-    """Raises SpecError BTC523 with the modules that no example could be asked with, before any is."""
+def refuse_what_never_fits(spec: CheckedSpec, backends: Mapping[str, Backend]) -> None:
+    """Raises SpecError BTC523 with the modules on `backends` that no example could be asked with, before any is."""
     found: list[Diagnostic] = []
     modules = (*spec.program.modules, *(judge.module for judge in spec.judges.values()))
     for module in {module.declared: module for module in modules}.values():
-        backend = backends[module.model]
+        backend = backends.get(module.model)
+        if backend is None:
+            continue
         window, least = backend.context_window, least_length(module, backend)
         if window is not None and least is not None and sum(least) > window:
             found.append(

@@ -60,7 +60,7 @@ def load(
     from bt_compiler.engine.cache import cache_root as default_root
 
     bundle = read_bundle(Path(path))
-    spec = load_spec(bundle.spec, overrides=overrides)
+    spec = load_spec(bundle.spec, overrides=(*overrides, _DONE))
     if overrides:
         _refuse_another_program(bundle, spec)
     sections = build_sections(spec)
@@ -70,14 +70,20 @@ def load(
     return Predictor(bundle, sections, progress=told, cache_root=root, opener=opened, tools=tools)
 
 
+_DONE = "optimize.strategy=[]"
+"""What was to be optimised is done: whether a step could follow its strategy is no matter of a bundle."""
+
+
 def _refuse_another_program(bundle: Bundle, changed: Spec) -> None:
-    """Judges are no part of the program: they may be changed."""
-    before, after = load_spec(bundle.spec).identity(), changed.identity()
+    """Raises UsageError. Judges are no part of the program: they may be changed, and the models of their own."""
+    before, after = load_spec(bundle.spec, overrides=[_DONE]).identity(), changed.identity()
     parts = [name for name in ("types", "signatures", "program") if before.get(name) != after.get(name)]
-    modules = [module.name for module in bundle.program.modules]
-    parts += [f"modules.{name}" for name in modules if before["modules"][name] != after["modules"].get(name)]
-    if _generation(before) != _generation(after):
-        parts.append("generation")
+    for module in bundle.program.modules:
+        name, model = module.declared, module.model
+        if before["modules"][name] != after["modules"].get(name):
+            parts.append(f"modules.{name}")
+        elif _generation(before, model) != _generation(after, model):
+            parts.append("model.generation" if model == "default" else f"models.{model}.generation")
     if parts:
         raise UsageError.of(
             "BTC586",
@@ -86,10 +92,10 @@ def _refuse_another_program(bundle: Bundle, changed: Spec) -> None:
         )
 
 
-def _generation(document: Mapping[str, Any]) -> list[Any]:
-    """How the models generate; each module of a bundle has its own copy of it."""
+def _generation(document: Mapping[str, Any], model: str) -> Any:
+    """How a model generates: each module of a bundle has its own copy of it."""
     models = {"default": document.get("model"), **document.get("models", {})}
-    return [model["generation"] for model in models.values() if model is not None]
+    return (models.get(model) or {}).get("generation")
 
 
 class Predictor:

@@ -96,11 +96,12 @@ def _refuse_taken(host: str, port: int) -> None:
         with socket.socket(family, kind, number) as tried:
             tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             tried.bind(address)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or "that is no name of a machine"
         raise BackendError.of(
             "BTC570",
-            f"cannot serve on {host}:{port}: {error.strerror}",
-            help="name another `--port` (0 takes a free one) or an address of this machine as `--host`",
+            f"cannot serve on {host}:{port}: {why}",
+            help="`--host` is an address of this machine, `--port` one that is free (0 takes any)",
         ) from error
 
 

@@ -165,6 +165,13 @@ def test_a_score_below_what_is_asked_for_ends_with_one(bundle: Path, folder: Pat
     assert (told.returncode, "error[BTC453]" in told.stderr) == (1, True), told.stderr
     document = json.loads(btc(folder, *command, "--data", "hard.jsonl", "--json").stdout)
     assert (document["ok"], document["at_least"], document["mean"]) == (False, 0.9, 0.0)
+    assert [item["code"] for item in document["diagnostics"]] == ["BTC453"]
+    environment = {**os.environ, "BTC_CACHE": str(folder / "cache"), "NO_PROXY": "*"}
+    call = [sys.executable, "-m", "bt_compiler", *command, "--data", "hard.jsonl"]
+    unread = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=folder, env=environment)
+    assert unread.stdout is not None
+    unread.stdout.close()
+    assert unread.wait() == 1
 
 
 @pytest.mark.parametrize("command", [("run", "--input", '{"text": "double 2"}'), ("eval",)], ids=["run", "eval"])

@@ -61,6 +61,24 @@ def spec(tmp_path: Path) -> Path:
 Sweep = Callable[..., tuple[Swept, list[RuleBackend]]]
 
 
+def test_a_model_whose_window_is_too_short_keeps_no_other_from_its_table(spec: Path, tmp_path: Path) -> None:
+    def opener(section: Any, _choices: Any) -> RuleBackend:
+        return RuleBackend(rule=sometimes, context_window=5 if section.id == "short" else 100_000)
+
+    settings = SweepSettings(
+        out=tmp_path / "sweep",
+        cache=tmp_path / "cache",
+        opener=opener,
+        strategies=((),),
+        seeds=(0,),
+        overrides=("model.id=short,long",),
+    )
+    with pytest.raises(SpecError, match="BTC523"):
+        sweep_spec(spec, settings)
+    (table,) = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["tables"]
+    assert "long" in json.dumps(table)
+
+
 @pytest.fixture
 def sweep(spec: Path, tmp_path: Path) -> Sweep:
     """Sweeps into `moods-sweep`; gives what came of it and the models that were opened."""

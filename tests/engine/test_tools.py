@@ -139,7 +139,17 @@ def alive(process: int) -> bool:
 def test_a_file_imports_what_lies_beside_it(opened: Opened) -> None:
     opened.file.with_name("threes.py").write_text("THREE = 3\n", encoding="utf-8")
     opened.file.write_text("from threes import THREE\ndef triple(n): return THREE * n\n", encoding="utf-8")
-    assert opened("triple")({"n": 2}) == {"m": 6}
+    first = opened("triple")
+    assert first({"n": 2}) == {"m": 6}
+    opened.file.with_name("threes.py").write_text("import more\nTHREE = 3\n", encoding="utf-8")
+    opened.file.with_name("more.py").write_text("", encoding="utf-8")
+    second = opened("triple")
+    opened.file.with_name("more.py").write_text("x = 1\n", encoding="utf-8")
+    opened.file.with_name("unasked.py").write_text("y = 1\n", encoding="utf-8")
+    third = opened("triple")
+    opened.file.with_name("unasked.py").write_text("y = 2\n", encoding="utf-8")
+    assert len({first.digest, second.digest, third.digest}) == 3
+    assert opened("triple").digest == third.digest
 
 
 def test_functions_that_are_not_there(opened: Opened, file: Path) -> None:

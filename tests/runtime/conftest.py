@@ -77,6 +77,12 @@ def adder() -> Callable[..., Path]:
     return write_adder
 
 
+@pytest.fixture(scope="session")
+def adder_spec() -> str:
+    """The spec that `adder` writes unless it is given another."""
+    return SPEC
+
+
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     return write_adder(tmp_path / "made")

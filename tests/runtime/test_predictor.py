@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from bt_compiler.artifact import ModelFacts
 from bt_compiler.engine.backends.scripted import ScriptedBackend
 from bt_compiler.engine.request import Request
-from bt_compiler.errors import BackendError, BundleError, UsageError
+from bt_compiler.errors import BackendError, BundleError, SpecError, UsageError
 from bt_compiler.runtime import InputError, PredictionError, Predictor, load
+from bt_compiler.spec import build_sections, load_spec
 
 
 def test_outputs_are_typed_attributes_and_a_mapping(predictor: Predictor) -> None:
@@ -97,6 +99,38 @@ def test_overrides_reach_the_model(make_bundle: Callable[..., Path], backend: Sc
 def test_an_override_that_would_change_the_program_is_refused(make_bundle: Callable[..., Path], change: str) -> None:
     with pytest.raises(UsageError, match="BTC586"):
         load(make_bundle(), overrides=[change])
+
+
+def test_a_bundle_whose_strategy_would_be_refused_now_is_served(
+    adder: Callable[..., Path], adder_spec: str, tmp_path: Path, backend: ScriptedBackend
+) -> None:
+    frozen = adder_spec.replace("  add:\n", "  add:\n    train: [weights]\n")
+    written = yaml.safe_load((adder(tmp_path / "new", spec=frozen) / "spec.yaml").read_text())
+    written["optimize"]["strategy"] = ["prompts", "weights"]
+    old = adder(tmp_path / "old", spec=frozen, spec_yaml=yaml.safe_dump(written, sort_keys=False))
+    with pytest.raises(SpecError, match="BTC454"):
+        build_sections(load_spec(old / "spec.yaml"))
+    with load(old, overrides=["model.batch=4"], opener=lambda section: backend) as found:
+        assert found(number=1, note=None).kind == "odd"
+
+
+def test_modules_of_a_visit_are_the_specs_module(adder: Callable[..., Path], adder_spec: str, tmp_path: Path) -> None:
+    program = """\
+program:
+  inputs: {number: int, note: str | null}
+  steps:
+    tries:
+      repeat: 2
+      carry: {number: {start: $number, next: $one.twice}}
+      steps: {one: {call: add, in: [number, note], per_visit: true}}
+    last: {call: add, in: {number: $tries.number, note: $note}}
+  out: {kind: $last.kind, twice: $last.twice}
+"""
+    untied = adder(tmp_path, spec=adder_spec + program)
+    modules = load(untied, overrides=["model.batch=4"]).bundle.program.modules
+    assert len(modules) > 1 and {module.declared for module in modules} == {"add"}
+    with pytest.raises(UsageError, match=r"`modules\.add`"):
+        load(untied, overrides=["modules.add.format=json"])
 
 
 def test_threads_share_a_predictor_and_get_their_own_answers(predictor: Predictor) -> None:

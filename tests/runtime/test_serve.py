@@ -219,6 +219,8 @@ def test_a_port_that_is_taken_is_said_before_a_model_is_opened(bundle: Path) -> 
             serve_predictors(by_name([predictor]), host="127.0.0.1", port=taken.getsockname()[1])
     with pytest.raises(BackendError, match="BTC570"):
         serve_predictors(by_name([predictor]), host="no.such.host.invalid", port=0)
+    with pytest.raises(BackendError, match="BTC570"):
+        serve_predictors(by_name([predictor]), host="a..b", port=0)
 
 
 def test_several_bundles_each_have_their_path(bundle: Path, make_bundle: Callable[..., Path]) -> None:

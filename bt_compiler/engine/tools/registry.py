@@ -6,6 +6,7 @@ command line; a spec alone never runs code. Knows nothing of programs.
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -67,7 +68,36 @@ def tool_digest(section: ToolSection, file: Path | None = None) -> str:
         entry = _entry_point(section, name)
         made = (entry.dist.name, entry.dist.version) if entry.dist is not None else ("", "")
         return digest(["entry_point", name, entry.value, *made])
-    return digest(["function", name, digest_file(_file(section, name, file))])
+    found = _file(section, name, file)
+    beside = [[path.relative_to(found.parent).as_posix(), digest_file(path)] for path in imported_beside(found)]
+    return digest(["function", name, digest_file(found), *([beside] if beside else [])])
+
+
+def imported_beside(file: Path) -> list[Path]:
+    """The Python files in `file`'s folder that it imports, and that those import; of a package all. Nothing is run: an
+    import whose name is put together while running is not seen.
+    """
+    found: dict[Path, None] = {}
+    left = [file]
+    while left:
+        for name in _imported(left.pop()):
+            module, package = file.parent / f"{name}.py", file.parent / name
+            parts = [module] if module.is_file() else sorted(package.rglob("*.py")) if package.is_dir() else []
+            new = [path for path in parts if path != file and path not in found]
+            found |= dict.fromkeys(new)
+            left += new
+    return sorted(found)
+
+
+def _imported(file: Path) -> set[str]:
+    """First parts of the names that a file imports; none of a file that is no Python, which says so when it is run."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):
+        return set()
+    names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
+    return {name.partition(".")[0] for name in names}
 
 
 def _opened(section: ToolSection, file: Path | None) -> Tool:
