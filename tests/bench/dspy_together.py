@@ -1,8 +1,8 @@
 """DSPy's half of `better_together.py`: run by the interpreter of an environment with dspy.
 
 BetterTogether (`p -> w -> p`) on Iris against a vLLM server that takes adapters. What had to be patched in DSPy 3.4.1
-is `Served` below, a provider of our own: `LocalProvider` serves by sglang, which has no wheels for CPUs, and trains by
-a TRL that still had `setup_chat_format` and `SFTConfig(max_seq_length=…)` (1.16 has neither). It merges adapters into
+is `Served` below, a provider of our own: `LocalProvider` serves by sglang, which is made for GPUs, and trains by a TRL
+that still had `setup_chat_format` and `SFTConfig(max_seq_length=…)` (1.16 has neither). It merges adapters into
 float16 copies of the model; here the server takes them as they are. Prints one JSON document. Imports nothing of btc.
 """
 
