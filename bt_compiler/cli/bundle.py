@@ -148,17 +148,17 @@ def eval_command(
         report = evaluate_bundle(bundle, split=name, data=data, overrides=overrides, progress=progress, tools=tools)
     finally:
         progress.end()
-    met = at_least is None or report.mean >= at_least
+    missed = None if at_least is None or report.mean >= at_least else _missed(bundle, report, at_least)
     if as_json:
         scores = [{"example": example, "score": score} for example, score in report.scores]
         failures = [{"example": example, **asdict(failure)} for example, failure in report.failures]
         judge = {} if report.agreement is None else {"judge": asdict(report.agreement)}
         body = {"split": report.split, **summary(report), **judge, "scores": scores, "failed": failures}
         gate = {} if at_least is None else {"at_least": at_least}
-        missed = {} if met else diagnostics_json(_missed(bundle, report, at_least or 0.0).diagnostics)
-        print_json("eval", {**body, **gate, **missed}, ok=met)
-        if not met:
-            sys.exit(1)
+        found = {} if missed is None else diagnostics_json(missed.diagnostics)
+        print_json("eval", {**body, **gate, **found}, ok=missed is None)
+        if missed is not None:
+            sys.exit(missed.exit_code)
         return
     interval = report.interval
     told = f"  {report.tool_errors} tool calls failed" if report.tool_errors else ""
@@ -170,8 +170,8 @@ def eval_command(
         click.echo(agreement_text(report.agreement))
     for example, failure in report.failures[:10]:
         click.echo(f"  {example} failed: {failure.code} {failure.message}", err=True)
-    if not met:
-        raise _missed(bundle, report, at_least or 0.0)
+    if missed is not None:
+        raise missed
 
 
 def _missed(bundle: Path, report: Report, at_least: float) -> CompileError:
@@ -201,14 +201,14 @@ def run_command(
         raise click.UsageError("--batch writes one JSON result a line already; leave --json out")
     from bt_compiler.runtime import load
 
-    values = None if batch is not None else _input_object(str(input_))
+    values = {} if batch is not None else _input_object(str(input_))
     progress = TerminalProgress()
     try:
         with load(bundle, overrides=overrides, progress=progress, tools=tools) as predictor:
             if batch is not None:
                 _answer_batch(predictor, batch, progress)
                 return
-            outputs = predictor.predict(values or {})
+            outputs = predictor.predict(values)
     finally:
         progress.end()
     if as_json:

@@ -106,12 +106,10 @@ def sweep_spec(path: Path, settings: SweepSettings) -> Swept:
         for variant in variants:
             try:
                 document["tables"].append(_table(variant, _journals(out), root, settings))
-            except (
-                SpecError
-            ) as error:  # a prompt that this model's window cannot hold: the other models have their tables
-                refused.append(error)
-                continue
-            write_sweep(out, document)
+            except SpecError as error:
+                refused.append(error)  # this model's window cannot hold a prompt; the others have their tables
+            else:
+                write_sweep(out, document)
         if refused:
             raise SpecError([item for error in refused for item in error.diagnostics])
     return Swept(out, document)

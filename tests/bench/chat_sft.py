@@ -30,6 +30,7 @@ def encoded(tokenizer: Any, messages: list[dict[str, str]]) -> dict[str, Any]:
 
 
 def collate(batch: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Rows of `ids` and `start` as one padded batch, in which nothing before `start` is learnt."""
     longest = max(len(one["ids"]) for one in batch)
     gaps = [longest - len(one["ids"]) for one in batch]
     labels = [[-100] * one["start"] + one["ids"][one["start"] :] for one in batch]

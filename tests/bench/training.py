@@ -19,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,24 +106,13 @@ def ours(rows: Rows) -> float:
 
 def theirs(rows: Rows) -> float:
     """Seconds of `Trainer.train`."""
+    from chat_sft import collate
     from peft import LoraConfig, get_peft_model
     from transformers import Trainer, TrainingArguments
 
     from bt_compiler.optimize.trainer import fast_precision
 
     settings = rows.settings
-
-    def collate(batch: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        import torch
-
-        longest = max(len(one["ids"]) for one in batch)
-        gaps = [longest - len(one["ids"]) for one in batch]
-        labels = [[-100] * one["start"] + one["ids"][one["start"] :] for one in batch]
-        return {
-            "input_ids": torch.tensor([one["ids"] + [0] * gap for one, gap in zip(batch, gaps, strict=True)]),
-            "attention_mask": torch.tensor([[1] * (longest - gap) + [0] * gap for gap in gaps]),
-            "labels": torch.tensor([one + [-100] * gap for one, gap in zip(labels, gaps, strict=True)]),
-        }
 
     with rows.host.borrow() as model, tempfile.TemporaryDirectory() as folder:
         model.set_attn_implementation("sdpa")
