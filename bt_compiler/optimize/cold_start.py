@@ -21,10 +21,11 @@ from bt_compiler.engine.scoring import score_traces
 from bt_compiler.engine.trace import Trace
 from bt_compiler.errors import CompileError, ExampleError
 from bt_compiler.graph.candidate import Candidate
+from bt_compiler.graph.program import Module
 from bt_compiler.optimize.hints import rationales
 from bt_compiler.optimize.inner import inner_split
 from bt_compiler.optimize.labelled import Task, labelled_tasks
-from bt_compiler.optimize.rows import Row, RowWriter, deduplicate, rows_of
+from bt_compiler.optimize.rows import Row, RowWriter, deduplicate, rows_of, trainable
 from bt_compiler.optimize.step import StepContext
 from bt_compiler.spec.sections import OptimizeSection, RowSource, WeightsSection
 
@@ -69,7 +70,20 @@ def runs_of(source: RowSource, weights: WeightsSection) -> int:
     """Runs of an example that a source needs at most; the program's own runs that labels may lack are not among them,
     and a hint's draft and its test are counted as a run each.
     """
-    return {"self": 1, "sampled": weights.samples, "teacher": 1, "gold": 0, "hinted": 2 * weights.samples}[source]
+    runs: dict[RowSource, int] = {
+        "self": 1,
+        "demos": 0,
+        "sampled": weights.samples,
+        "teacher": 1,
+        "gold": 0,
+        "hinted": 2 * weights.samples,
+    }
+    return runs[source]
+
+
+def _cheapest(weights: WeightsSection) -> RowSource:
+    """The source that a step must be able to afford; not `demos`, of which there may be none."""
+    return min(weights.sources, key=lambda source: (source == "demos", runs_of(source, weights)))
 
 
 def least_runs(settings: OptimizeSection, train: Sequence[Example]) -> int:
@@ -77,14 +91,14 @@ def least_runs(settings: OptimizeSection, train: Sequence[Example]) -> int:
     with where pairs are asked for, and the scoring of what was trained. Raises CompileError BTC450.
     """
     weights = settings.weights
-    rows = min(runs_of(source, weights) for source in weights.sources) + (weights.preference is not None)
+    rows = runs_of(_cheapest(weights), weights) + (weights.preference is not None)
     return rows * len(train) + len(inner_split(train, settings.prompts, seed=0).val)  # the seed decides who
 
 
 def collect(start: Start) -> Collected:
     """Asks the sources in the order of the spec until every train example has rows. Raises CompileError BTC405."""
     context, weights = start.context, start.context.settings.weights
-    cheapest = min(weights.sources, key=lambda source: runs_of(source, weights))
+    cheapest = _cheapest(weights)
     found: dict[str, tuple[Row, ...]] = {}
     tried: list[Tried] = []
     left_out: list[RowSource] = []
@@ -131,6 +145,23 @@ def _self(start: Start, unsolved: Sequence[Example]) -> Found:
     return _rows(start, judged(start, own_traces(start, unsolved), unsolved).accepted, "self")
 
 
+def _demos(start: Start, unsolved: Sequence[Example]) -> Found:
+    """The bootstrapped demos of the candidate: answers that an earlier step accepted, for no further call. Examples of
+    which some module has none are left to other sources, or they would teach the others alone.
+    """
+    learners = trainable(start.context.program)
+    answers: list[_Answer] = []
+    for example in unsolved:
+        shown = [
+            _Answer(example, module, demo.inputs, demo.outputs)
+            for module in learners
+            for demo in start.candidate.prompts[module.name].demos
+            if demo.origin == "bootstrapped" and demo.example == example.id
+        ]
+        answers += shown if len(shown) == len(learners) else []
+    return _written(start, answers, "demos")
+
+
 def _sampled(start: Start, unsolved: Sequence[Example]) -> Found:
     """Every accepted one of several samples at temperature."""
     return _rows(start, judged(start, sampled_traces(start, unsolved), unsolved).accepted, "sampled")
@@ -159,10 +190,12 @@ def _teacher(start: Start, unsolved: Sequence[Example]) -> Found:
 
 def _gold(start: Start, unsolved: Sequence[Example]) -> Found:
     """Labels as outputs, for modules whose every output is labelled."""
-    tasks = [
-        task for task in _tasks(start, unsolved) if {item.name for item in task.module.outputs} <= set(task.labels)
+    answers = [
+        _Answer(*task)
+        for task in _tasks(start, unsolved)
+        if {item.name for item in task.module.outputs} <= set(task.labels)
     ]
-    return _written(start, [(task, task.labels) for task in tasks], "gold")
+    return _written(start, answers, "gold")
 
 
 def _hinted(start: Start, unsolved: Sequence[Example]) -> Found:
@@ -172,12 +205,22 @@ def _hinted(start: Start, unsolved: Sequence[Example]) -> Found:
     found = rationales(
         context, start.candidate, {name: p.instructions for name, p in start.writer.prompts.items()}, tasks
     )
-    answers = [(task, {task.module.outputs[0].name: rationale, **task.labels}) for task, rationale in found]
+    answers = [
+        _Answer(task.example, task.module, task.inputs, {task.module.outputs[0].name: rationale, **task.labels})
+        for task, rationale in found
+    ]
     return _written(start, answers, "hinted")
 
 
 SOURCES: Mapping[RowSource, Source] = MappingProxyType(
-    {"self": _self, "sampled": _sampled, "teacher": _teacher, "gold": _gold, "hinted": _hinted}
+    {
+        "self": _self,
+        "demos": _demos,
+        "sampled": _sampled,
+        "teacher": _teacher,
+        "gold": _gold,
+        "hinted": _hinted,
+    }
 )
 
 
@@ -255,18 +298,25 @@ def _tasks(start: Start, examples: Sequence[Example]) -> list[Task]:
     return labelled_tasks(context.program, examples, runs, labels=answer_labels(context.metric, context.accept))
 
 
-def _written(start: Start, answers: Sequence[tuple[Task, Mapping[str, Any]]], source: RowSource) -> Found:
-    """Rows of labelled tasks with what they should have answered; a task whose prompt cannot be written gives none."""
+class _Answer(NamedTuple):
+    """What a call of a module should say."""
+
+    example: Example
+    module: Module
+    inputs: Mapping[str, Any]
+    outputs: Mapping[str, Any]
+
+
+def _written(start: Start, answers: Sequence[_Answer], source: RowSource) -> Found:
+    """A row of each answer; one whose prompt cannot be written gives none."""
     found: dict[str, tuple[Row, ...]] = {}
-    for task, outputs in answers:
+    for answer in answers:
         with suppress(ExampleError):
             row = start.writer.row(
-                example=task.example.id,
-                module=task.module,
-                node=task.node,
-                visit=(),
-                inputs=task.inputs,
-                outputs=outputs,
+                example=answer.example.id,
+                module=answer.module,
+                inputs=answer.inputs,
+                outputs=answer.outputs,
                 source=source,
             )
             found[row.example] = (*found.get(row.example, ()), row)

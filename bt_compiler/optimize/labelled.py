@@ -22,7 +22,6 @@ class Task(NamedTuple):
 
     example: Example
     module: Module
-    node: str
     inputs: Mapping[str, Any]
     labels: Mapping[str, Any]
     """By output field of the signature."""
@@ -67,7 +66,7 @@ def labelled_tasks(
             types = {item.name: item.type for item in module.signature.outputs}
             with suppress(ValueError):
                 taught = {name: _taught(example.labels[label], types[name]) for name, label in sources.items()}
-                tasks.append(Task(example, module, node.name, inputs, taught))
+                tasks.append(Task(example, module, inputs, taught))
     return tasks
 
 

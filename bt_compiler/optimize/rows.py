@@ -33,9 +33,6 @@ class Row:
     example: str
     """Id of the example it comes from."""
     module: str
-    node: str
-    """Path of names, as in `Step.node`."""
-    visit: tuple[int, ...]
     prompt: PromptText
     completion: str
     """The format's canonical completion text."""
@@ -67,8 +64,6 @@ class RowWriter:
         *,
         example: str,
         module: Module,
-        node: str,
-        visit: tuple[int, ...],
         inputs: Mapping[str, Any],
         outputs: Mapping[str, Any],
         source: RowSource,
@@ -86,8 +81,6 @@ class RowWriter:
             id=_row_id(module.name, rendered, completion),
             example=example,
             module=module.name,
-            node=node,
-            visit=visit,
             prompt=rendered,
             completion=completion,
             source=source,
@@ -120,8 +113,6 @@ def rows_of(trace: Trace, *, writer: RowWriter, source: RowSource) -> tuple[Row,
         writer.row(
             example=trace.example,
             module=modules[step.module],
-            node=step.node,
-            visit=step.visit,
             inputs=step.inputs,
             outputs=step.outputs,
             source=source,

@@ -16,7 +16,7 @@ from bt_compiler.spec.types import Field
 
 StepKind = Literal["prompts", "weights"]
 TuningMethod = Literal["lora", "rslora", "dora", "full"]
-RowSource = Literal["self", "sampled", "teacher", "gold", "hinted"]
+RowSource = Literal["self", "demos", "sampled", "teacher", "gold", "hinted"]
 Spans = Mapping[Place, Span]
 """Where settings of a section stand in the spec, by their place in it."""
 
@@ -296,7 +296,7 @@ class WeightsSection:
     demos: Literal["drop", "keep"] = "drop"
     """Whether training rows carry the candidate's demos."""
     adapters: Literal["shared", "per_module"] = "shared"
-    sources: tuple[RowSource, ...] = ("self", "sampled", "gold", "hinted")
+    sources: tuple[RowSource, ...] = ("self", "demos", "sampled", "gold", "hinted")
     """Where rows may come from, beside accepted traces of the program itself (`self`)."""
     samples: int = 4
     """Samples an unsolved example gets where `sampled` is a source."""

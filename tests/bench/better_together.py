@@ -28,7 +28,7 @@ from bt_compiler.compiler.check import checked
 
 SPEC = ROOT / "specs" / "iris.yaml"
 SIDE = Path(__file__).with_name("dspy_together.py")
-SOURCES = {"own answers": "[self, sampled]", "all sources": "[self, sampled, gold, hinted]"}
+SOURCES = {"own answers": "[self, demos, sampled]", "all sources": "[self, demos, sampled, gold, hinted]"}
 
 
 def write_splits(folder: Path) -> None:

@@ -59,8 +59,6 @@ def gold_rows(spec: CheckedSpec, examples: list[Example]) -> list[Row]:
         writer.row(
             example=task.example.id,
             module=task.module,
-            node=task.node,
-            visit=(),
             inputs=task.inputs,
             outputs=task.labels,
             source="gold",

@@ -1,6 +1,6 @@
 """Figure 1: Iris, held-out accuracy of zero-shot, Π, Θ and Π→Θ→Π as compiles of their own, over seeds.
 
-Rows of the weights step from the program alone (`self`, `sampled`: what it got right itself) and with gold rows,
+Rows of the weights step from the program alone (`self`, `demos`, `sampled`: what it got right itself) and with gold rows,
 side by side. Prints a Markdown table: mean, score of every seed, minutes of a compile, and n of the test split.
 
     python tests/bench/iris_table.py --spec specs/iris.yaml --seeds 0,1,2 --jobs 2 --out /tmp/iris
@@ -25,7 +25,7 @@ from statistics import mean
 from typing import Any
 
 STRATEGIES = {"Π": "[prompts]", "Θ": "[weights]", "Π→Θ→Π": "[prompts, weights, prompts]"}
-SOURCES = {"self": "[self, sampled]", "gold": "[self, sampled, gold, hinted]"}
+SOURCES = {"self": "[self, demos, sampled]", "gold": "[self, demos, sampled, gold, hinted]"}
 
 
 def resplit(folder: Path, seed: int) -> str:

@@ -79,8 +79,6 @@ def ours(rows: Rows) -> float:
             id=str(i),
             example=str(i),
             module="m",
-            node="n",
-            visit=(),
             prompt=PromptText(text=""),
             completion=str(i),
             source="gold",

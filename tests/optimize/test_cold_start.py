@@ -19,13 +19,14 @@ from answering import (
     wrong,
 )
 
+from bt_compiler.data.example import Example
 from bt_compiler.engine.executor import Engine
 from bt_compiler.engine.metrics import build_metric
 from bt_compiler.errors import CompileError
-from bt_compiler.graph.candidate import Candidate
+from bt_compiler.graph.candidate import Candidate, Demo, DemoOrigin
 from bt_compiler.graph.program import Program
 from bt_compiler.optimize.bootstrap import labelled
-from bt_compiler.optimize.cold_start import Collected, Start, Unseen, collect, unseen_values
+from bt_compiler.optimize.cold_start import Collected, Start, Unseen, collect, least_runs, unseen_values
 from bt_compiler.optimize.hints import contains_label
 from bt_compiler.optimize.journal import Journal
 from bt_compiler.optimize.rows import row_writer
@@ -173,6 +174,44 @@ def test_sampled_rows_are_accepted_repeats_at_temperature(journal: Journal) -> N
     assert 6 < len(found.rows) <= 12
     assert all(len(rows) == 1 and rows[0].source == "sampled" for rows in found.rows.values())
     assert all(rows[0].completion == f"Mood: {labels[example]}" for example, rows in found.rows.items())
+
+
+def with_demos(context: StepContext, module: str, *demos: Demo) -> Candidate:
+    prompts = dict(context.zero_shot.prompts)
+    prompts[module] = replace(prompts[module], demos=demos)
+    return replace(context.zero_shot, prompts=prompts)
+
+
+def demo_of(item: Example, origin: DemoOrigin = "bootstrapped") -> Demo:
+    return Demo(inputs=item.inputs, outputs=item.labels, example=item.id, origin=origin)
+
+
+def test_demos_that_an_earlier_step_accepted_are_rows_for_no_further_call(journal: Journal) -> None:
+    backend = RuleBackend(rule=always_good)
+    context = context_of(backend, journal, train=TRAIN, settings=settings("self", "demos", "gold"))
+    unsolved = [item for item in TRAIN if item.labels["mood"] == "bad"]
+    solved = next(item for item in TRAIN if item.labels["mood"] == "good")
+    kinds = demo_of(unsolved[0]), demo_of(unsolved[1], "labelled"), demo_of(solved)
+    found = collected(context, with_demos(context, "classify", *kinds))
+    assert [tuple(tried) for tried in found.tried] == [("self", 12, 6), ("demos", 6, 1), ("gold", 5, 5)]
+    (row,) = found.rows[unsolved[0].id]
+    assert (row.source, row.completion) == ("demos", "Mood: bad")
+    assert sources_of(found)[solved.id] == {"self"} and len(backend.asked) == 12
+
+
+def test_a_demo_of_one_module_of_two_is_no_row(journal: Journal) -> None:
+    program = two_hops()
+    context = context_of(RuleBackend(rule=wrong), journal, program=program, train=TRAIN, settings=settings("demos"))
+    names = [module.name for module in program.modules]
+    half = {
+        name: replace(prompt, demos=(demo_of(TRAIN[0]),) if name == names[0] else ())
+        for name, prompt in context.zero_shot.prompts.items()
+    }
+    assert len(names) > 1 and not collected(context, replace(context.zero_shot, prompts=half)).rows
+
+
+def test_a_step_begins_where_it_affords_a_source_that_surely_gives_rows() -> None:
+    assert least_runs(settings("demos", "self"), TRAIN) - least_runs(settings("demos", "gold"), TRAIN) == len(TRAIN)
 
 
 def test_every_call_runs_on_the_current_adapter(journal: Journal) -> None:

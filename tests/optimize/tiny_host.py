@@ -99,8 +99,6 @@ def row(
         id=f"{module}/{question}/{answer}",
         example=question,
         module=module,
-        node="first",
-        visit=(),
         prompt=PromptText(
             messages=(Message(role="system", content=instructions), Message(role="user", content=question))
         ),
