@@ -1,7 +1,7 @@
 """Figure 1: Iris, held-out accuracy of zero-shot, Π, Θ and Π→Θ→Π as compiles of their own, over seeds.
 
-Rows of the weights step from the program alone (`self`, `demos`, `sampled`: what it got right itself) and with gold rows,
-side by side. Prints a Markdown table: mean, score of every seed, minutes of a compile, and n of the test split.
+Rows of the weights step from the program alone (`self`, `demos`, `sampled`: what it got right itself) and with gold
+rows, side by side. Prints a Markdown table: mean, score of every seed, minutes of a compile, n of the test split.
 
     python tests/bench/iris_table.py --spec specs/iris.yaml --seeds 0,1,2 --jobs 2 --out /tmp/iris
 
