@@ -64,11 +64,16 @@ class CommandGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command, its module imported now; None for an unknown name."""
+        """The command, its module imported now, each option but `--json` readable from the environment too
+        (`--budget` of `compile`: `BTC_COMPILE_BUDGET`); None for an unknown name.
+        """
         if cmd_name not in COMMANDS:
             return None
         command = getattr(import_module(COMMANDS[cmd_name][0]), f"{cmd_name}_command")
         assert isinstance(command, click.Command)
+        for option in command.params:
+            if isinstance(option, click.Option) and option.name != "as_json":
+                option.envvar = f"BTC_{cmd_name}_{max(option.opts, key=len).lstrip('-')}".replace("-", "_").upper()
         return command
 
     def invoke(self, ctx: click.Context) -> Any:

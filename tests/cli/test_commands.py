@@ -30,9 +30,11 @@ optimize: {strategy: []}
 """
 
 
-def btc(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def btc(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "bt_compiler", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, check=False, env={**os.environ, **environment}
+    )
 
 
 def test_help_lists_every_command() -> None:
@@ -53,6 +55,16 @@ def test_mistyped_command() -> None:
     assert shown.returncode == 2
     assert shown.stdout == ""
     assert shown.stderr.endswith("Error: no such command `chek`; did you mean `check`?\n")
+
+
+def test_an_option_may_come_from_the_environment_and_a_flag_wins() -> None:
+    rank = "optimize.weights.r=0"
+    wrong = btc("check", "specs/iris.yaml", BTC_CHECK_SET=f"{rank} model.batch=0")
+    assert wrong.returncode == 1
+    assert "--set #1:1" in wrong.stderr and "--set #2:1" in wrong.stderr
+    assert btc("check", "specs/iris.yaml", "--set", "model.batch=8", BTC_CHECK_SET=rank).returncode == 0
+    mistaken = btc("compile", "specs/iris.yaml", BTC_COMPILE_SEED="one")
+    assert mistaken.returncode == 2 and "'--seed': 'one'" in mistaken.stderr
 
 
 def test_explain_knows_every_code() -> None:
