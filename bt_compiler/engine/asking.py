@@ -36,7 +36,9 @@ def asked(
         prompt = form.render(module, setting.prompts[module.name], step.inputs)
         grammar = form.grammar(writer, step.inputs)
         for attempt in range(attempts):
-            answer: Completion = yield Ask(module, prompt, grammar, attempt, setting.draw, loops=setting.loops)
+            answer: Completion = yield Ask(
+                module, prompt, grammar, attempt, setting.draw, loops=setting.loops, node=step.node
+            )
             besides += () if completion is None else (completion,)
             completion = answer
             try:

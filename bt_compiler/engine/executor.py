@@ -25,7 +25,8 @@ from bt_compiler.engine.under_way import Flight, Live, Task
 from bt_compiler.engine.window import certain
 from bt_compiler.errors import ExampleError
 from bt_compiler.graph.candidate import Candidate, Prompt
-from bt_compiler.graph.program import Program
+from bt_compiler.graph.program import Call, Program
+from bt_compiler.graph.walk import nodes
 
 if TYPE_CHECKING:
     from bt_compiler.engine.cache import CompletionStore
@@ -136,6 +137,10 @@ class Execution:
             module.name for module in program.modules if not facts[module.model].get("enforces_grammar", True)
         )
         check_scoring(program, facts)
+        self._first_calls: dict[str, str] = {}
+        for path, node in nodes(program):
+            if isinstance(node, Call):
+                self._first_calls.setdefault(node.module, path)
         self._live: dict[int, Live] = {}
         self._tasks: dict[int, Task] = {}
         self._started = 0
@@ -307,6 +312,8 @@ class Execution:
         which: list[Any] = [] if ask.draw is None else [list(ask.draw.path)]
         if any(ask.loops):
             which.append({"loops": list(ask.loops)})  # first visits have the seeds of calls outside loops
+        if self._first_calls.get(ask.module.name, ask.node) != ask.node:
+            which.append({"node": ask.node})  # two calls for the same inputs are two draws
         seed = seed_of(self._seed, key if isinstance(key, str) else list(key), repeat, ask.attempt, *which)
         return Sampling(temperature=temperature, top_p=generation.top_p, seed=seed)
 

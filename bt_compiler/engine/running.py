@@ -40,6 +40,8 @@ class Ask(NamedTuple):
     """Asks how likely these are, instead."""
     loops: tuple[int, ...] = ()
     """As that of `Setting`."""
+    node: str = ""
+    """What asks for a completion: path of names, as in `Step.node`."""
 
 
 class Search(NamedTuple):

@@ -378,3 +378,25 @@ def test_a_loop_that_asks_again_at_a_temperature_gets_another_answer(tmp_path: P
     drafts = [step.outputs["draft"] for step in trace.steps if step.module == "draft" and step.outputs]
     assert len(drafts) == len(set(drafts)) == 6
     assert drafts[0] == str(seed_of(0, backend.prompt_key(trace.steps[0].prompt), 0, 0)), "as outside loops"
+
+
+TWICE = """
+modules: {draft: {generation: {temperature: 1.0}, signature: "text -> draft"}, mix: {signature: "one, two -> answer"}}
+program:
+  inputs: {text: str}
+  steps:
+    one: {call: draft, in: [text]}
+    two: {call: draft, in: [text]}
+    last: {call: mix, in: {one: $one.draft, two: $two.draft}}
+  out: {answer: $last.answer}
+"""
+
+
+def test_two_calls_for_the_same_inputs_are_two_draws(tmp_path: Path) -> None:
+    def answer(request: Request) -> str:
+        return f"Draft: {request.sampling.seed}" if request.sampling.temperature else "Answer: a"
+
+    (trace,), backend = run(program_of(TWICE, tmp_path), answer, [{"text": "t"}])
+    drafts = {step.node: step.outputs["draft"] for step in trace.steps if step.module == "draft" and step.outputs}
+    assert drafts["one"] != drafts["two"]
+    assert drafts["one"] == str(seed_of(0, backend.prompt_key(trace.steps[0].prompt), 0, 0)), "as a lone call"
