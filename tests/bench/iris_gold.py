@@ -31,9 +31,9 @@ from bt_compiler.engine.scoring import evaluate
 from bt_compiler.graph import candidate_id, spec_candidate
 from bt_compiler.graph.candidate import SHARED, Candidate
 from bt_compiler.optimize.labelled import labelled_tasks
+from bt_compiler.optimize.lessons import validation_examples
 from bt_compiler.optimize.rows import Row, balance, row_writer
 from bt_compiler.optimize.trainer import fast_precision, train_adapter
-from bt_compiler.optimize.weights import validation_examples
 
 
 class Minutes:

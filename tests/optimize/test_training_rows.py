@@ -14,6 +14,7 @@ from bt_compiler.graph import spec_candidate
 from bt_compiler.graph.candidate import Candidate, Demo, Prompt
 from bt_compiler.graph.program import Program
 from bt_compiler.optimize.journal import Journal
+from bt_compiler.optimize.lessons import plan_lessons, validation_examples
 from bt_compiler.optimize.rows import (
     MAX_COPIES,
     Row,
@@ -24,7 +25,6 @@ from bt_compiler.optimize.rows import (
     rows_of,
     without_demos,
 )
-from bt_compiler.optimize.weights import plan_lessons, validation_examples
 from bt_compiler.spec.sections import WeightsSection
 
 
