@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,6 +23,8 @@ MAX_TOKENS = "max_tokens"
 _MAX_TOKENS_TOO = "max_completion_tokens"
 _RETRIED = frozenset({408, 409, 425, 429})
 _SHOWN = 300
+_HALF = re.compile("[\ud800-\udfff]")
+"""Half of a character: JSON can write one as an escape, and nothing can write it again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +94,7 @@ def read(response: httpx.Response, request: Request, served: str) -> Completion 
     if request.adapter is not None and data.get("model") not in (None, served):
         raise BackendError.of(
             "BTC531",
-            f"the server answered as `{data.get('model')}`, not with adapter `{served}`",
+            f"the server answered as {json.dumps(data['model'])[:_SHOWN]}, not with adapter `{served}`",
             help="use a server that serves LoRA adapters under their names, such as vLLM with `--enable-lora`",
         )
     return _completion(data, request)
@@ -110,9 +113,9 @@ def _completion(data: Mapping[str, Any], request: Request) -> Completion | Again
     if not isinstance(text, str):
         return Again(why="the answer has no text")
     if reason not in ("stop", "length"):
-        return ExampleError("BTC534", f"the server ended a completion for the reason `{reason}`")
+        return ExampleError("BTC534", f"the server ended a completion for the reason {json.dumps(reason)[:_SHOWN]}")
     return Completion(
-        text=text,
+        text=_HALF.sub("\ufffd", text),
         finish=cast(Literal["stop", "length"], reason),
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
@@ -159,14 +162,14 @@ def _said(response: httpx.Response) -> str:
         data = response.json()
     except ValueError:
         return response.text[:_SHOWN].strip() or "no text"
-    return _error_text(data) if isinstance(data, dict) else str(data)[:_SHOWN]
+    return _error_text(data if isinstance(data, dict) else {"error": data})
 
 
 def _error_text(data: Mapping[str, Any]) -> str:
     error = data.get("error", data.get("detail", data))
     if isinstance(error, dict) and isinstance(error.get("message"), str):
         error = error["message"]
-    return (error if isinstance(error, str) else json.dumps(error))[:_SHOWN]
+    return _HALF.sub("\ufffd", error if isinstance(error, str) else json.dumps(error))[:_SHOWN]
 
 
 def _retry_after(response: httpx.Response) -> float | None:

@@ -1,0 +1,42 @@
+"""What a server's answers mean, whatever is in them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+
+from bt_compiler.engine.backends.wire import Again, read
+from bt_compiler.engine.request import Completion, Message, PromptText, Request
+from bt_compiler.errors import ExampleError
+
+ASKED = Request(id="1", prompt=PromptText(messages=(Message(role="user", content="Which one?"),)), grammar=None)
+URL = "http://there/v1/chat/completions"
+
+
+def answered(content: str, status: int = 200, **headers: str) -> Completion | Again | ExampleError:
+    response = httpx.Response(status, content=content, headers=headers, request=httpx.Request("POST", URL))
+    return read(response, ASKED, "lm")
+
+
+def completion(text: str = "setosa", reason: Any = "stop", **more: Any) -> str:
+    """JSON in ASCII: what is no character is an escape."""
+    return json.dumps({"choices": [{"message": {"content": text}, "finish_reason": reason}], **more})
+
+
+def test_half_a_character_is_read_as_bytes_that_are_none_are() -> None:
+    found = answered(completion("a \ud83d b \U0001f600"))
+    assert isinstance(found, Completion)
+    assert found.text == "a \ufffd b \U0001f600"
+
+
+def test_half_a_character_in_what_a_server_says_is_wrong_can_be_written() -> None:
+    for found in (
+        answered(json.dumps({"error": "no \ud83d"}), 400),
+        answered(json.dumps("no \ud83d"), 400),
+        answered(json.dumps({"error": {"message": "no \ud83d"}})),
+        answered(completion(reason="\ud83d")),
+    ):
+        why = found.why if isinstance(found, Again) else str(found)
+        assert why.encode("utf-8")
