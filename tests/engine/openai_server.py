@@ -2,10 +2,11 @@
 
 What it does is chosen by a word in the last turn: `hang`, `flaky` (500, then well), `limited` (429 with Retry-After,
 then well), `stubborn` (400 about structured outputs, there or not), `hidden` (an error inside a 200), `nonsense`,
-`broken` (always 500), `long` (400), `filtered`, `empty`, `halfway` (half an answer, then silence). An adapter with
+`broken` (always 500), `long` (400), `filtered`, `empty`, `halfway` (half an answer, then silence), `garbled` (no gzip,
+though it says so). An adapter with
 `sleeper` in its name answers as the base model does. Paths: `/v1` (vLLM's ways), `/secret/v1` (wants a key),
 `/plain/v1` (knows no structured outputs, no adapters, no list of models), `/newer/v1` (the same, and no `max_tokens`
-either, as OpenAI's newer models), `/down/v1` (always 502), `/strict/v1` (always 400). `GET /log` tells what came in,
+either, as OpenAI's newer models), `/down/v1` (always 502), `/strict/v1` (always 400), `/moved/v1` (redirects to `/v1`), `/odd/v1` (a window of `abc`). `GET /log` tells what came in,
 `POST /forget` does to adapters what a restart does. With a second argument the server's base model is another one.
 """
 
@@ -52,6 +53,11 @@ def models(request: Request) -> Any:
     return {"data": [{"id": "lm", "max_model_len": 4096}, {"id": "other", "max_model_len": 16}]}
 
 
+@app.get("/odd/v1/models")
+def odd_models() -> Any:
+    return {"data": [{"id": "lm", "max_model_len": "abc"}]}
+
+
 @app.post("/v1/load_lora_adapter")
 async def load(request: Request) -> Response:
     body = await request.json()
@@ -80,6 +86,8 @@ async def answer(path: str, body: dict[str, Any], key: str | None) -> Any:
         return error(401, "invalid key")
     if path.startswith("down"):
         return Response("bad gateway", status_code=502, media_type="text/plain")
+    if path.startswith("moved"):
+        return Response(status_code=307, headers={"Location": f"/{path.removeprefix('moved/')}/completions"})
     if path.startswith("strict"):
         return error(400, "top_p is not supported here")
     if path.startswith("newer") and "max_tokens" in body:
@@ -125,6 +133,8 @@ async def manners(text: str, body: dict[str, Any], *, chat: bool) -> Any:
         return {"error": {"message": "engine died", "code": 500}}
     if "nonsense" in text:
         return Response("<html>hello", media_type="text/html")
+    if "garbled" in text:
+        return Response("no gzip", headers={"Content-Encoding": "gzip"})
     if "empty" in text:
         return {"choices": []}
     if "stubborn" in text:

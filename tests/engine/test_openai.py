@@ -141,6 +141,12 @@ def test_a_server_that_names_no_window_bounds_prompts_itself(server):
     assert traces[1].error.code == "BTC534"
 
 
+def test_a_window_that_is_no_number_is_none(server):
+    backend = opened(f"{server}/odd/v1")
+    assert backend.context_window is None
+    assert run(backend, "odd one")[0].outputs == {"species": "setosa"}
+
+
 def test_what_is_refused_though_it_was_left_out_ends_the_example(server):
     backend = opened(f"{server}/plain/v1", patience=Patience(attempts=1))
     traces = run(backend, "stubborn", "plain three")
@@ -162,6 +168,7 @@ def test_passing_troubles_are_tried_again(server, word):
         ("hidden", "BTC532", "an error with status 200: engine died", 4),
         ("nonsense", "BTC532", "not JSON: '<html>hello'", 4),
         ("empty", "BTC532", "no completion", 4),
+        ("garbled", "BTC532", "cannot be read", 4),
         ("hang", "BTC532", "no answer within 0.5 s", 2),
         ("halfway", "BTC532", "no answer within 0.5 s", 2),
         ("long", "BTC534", "maximum context length is 4096", 1),
@@ -176,7 +183,10 @@ def test_lasting_troubles_end_the_example_alone(server, word, code, said, tries)
     assert sum(f"{word} forever" in str(one["body"]) for one in log(server)["requests"]) == tries
 
 
-@pytest.mark.parametrize(("path", "said"), [("down", "502: bad gateway"), ("strict", "top_p is not supported")])
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [("down", "502: bad gateway"), ("strict", "top_p is not supported"), ("moved", "/v1, and `endpoints` has to name")],
+)
 def test_a_server_that_answers_nothing_ends_the_run_instead_of_the_examples(server, path, said):
     for of in (LABEL, replace(LABEL, format="completion")):
         with pytest.raises(BackendError, match=r"BTC597(.|\n)*answers no request") as caught:

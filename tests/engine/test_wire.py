@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import httpx
+import pytest
 
 from bt_compiler.engine.backends.wire import Again, read
 from bt_compiler.engine.request import Completion, Message, PromptText, Request
@@ -40,3 +41,16 @@ def test_half_a_character_in_what_a_server_says_is_wrong_can_be_written() -> Non
     ):
         why = found.why if isinstance(found, Again) else str(found)
         assert why.encode("utf-8")
+
+
+@pytest.mark.parametrize("body", ["[" * 200_000, completion(usage={"prompt_tokens": float("inf")})])
+def test_what_no_server_should_say_is_asked_again(body: str) -> None:
+    assert isinstance(answered(body), Again)
+    assert isinstance(answered(body, 500), Again)
+
+
+@pytest.mark.parametrize("there", ["https://there/v1/chat/completions", "https://there/v1"])
+def test_a_redirect_says_where_it_leads(there: str) -> None:
+    found = answered("", 307, location=there)
+    assert isinstance(found, Again) and found.refused
+    assert "to https://there/v1, and" in found.why

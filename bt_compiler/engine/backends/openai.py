@@ -247,6 +247,9 @@ class OpenAIBackend:
         except httpx.TransportError as error:
             seen.failed += 1
             return Again(why=f"the connection broke: {error or type(error).__name__}")
+        except httpx.RequestError as error:
+            seen.failed += 1
+            return Again(why=f"the answer cannot be read: {error or type(error).__name__}")
         finally:
             release(endpoint)
 
@@ -276,7 +279,7 @@ class OpenAIBackend:
         for endpoint in self._endpoints:
             try:
                 response = httpx.get(f"{endpoint}/models", headers=self._headers, timeout=30.0)
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 errors.append(f"{endpoint}: {error or type(error).__name__}")
                 continue
             if response.status_code in (401, 403):
@@ -302,7 +305,7 @@ def _windows(response: httpx.Response, model: str, endpoint: str) -> list[int]:
     """The window that the server names for the model. Raises BackendError (BTC530) where it lists others alone."""
     try:
         listed = {str(one["id"]): one.get("max_model_len") for one in response.json()["data"]}
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []  # a server without a list of models, or with another idea of one
     if listed and model not in listed:
         raise BackendError.of(
@@ -311,7 +314,7 @@ def _windows(response: httpx.Response, model: str, endpoint: str) -> list[int]:
             help=did_you_mean(model, listed, what="models there"),
         )
     window = listed.get(model)
-    return [int(window)] if window else []
+    return [window] if type(window) is int and window > 0 else []
 
 
 def _broken(endpoint: str, why: str) -> BackendError:

@@ -59,7 +59,7 @@ class ServedAdapters:
     async def served(self, adapter: Adapter, endpoint: str) -> str:
         """The name that `endpoint` answers with this adapter under, loaded and proven there by the first who asks.
 
-        Raises BackendError (BTC531, BTC595, BTC596) and httpx.TransportError.
+        Raises BackendError (BTC531, BTC595, BTC596) and httpx.RequestError.
         """
         name = f"{adapter.name}-{adapter.sha256[:12]}"
         loading = self._loading.get((endpoint, name))
@@ -130,7 +130,7 @@ class ServedAdapters:
             answered = data.get("model")
             found = data["choices"][0]["logprobs"]["token_logprobs"][1:-1]  # not what it generated
             values = tuple(float(value) for value in found)
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError):
             values = ()
         if len(values) < 8 or answered not in (None, model):
             said = f"it answered as `{answered}`" if values else f"status {response.status_code}: {response.text[:200]}"

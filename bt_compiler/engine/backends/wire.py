@@ -85,7 +85,7 @@ def read(response: httpx.Response, request: Request, served: str) -> Completion 
         return _refusal(response, request, served)
     try:
         data = response.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         return Again(why=f"the answer is not JSON: {response.text[:_SHOWN]!r}")
     if not isinstance(data, dict):
         return Again(why="the answer is not a JSON object")
@@ -108,7 +108,7 @@ def _completion(data: Mapping[str, Any], request: Request) -> Completion | Again
         usage = data.get("usage") or {}
         prompt_tokens, completion_tokens = (int(usage.get(key) or 0) for key in ("prompt_tokens", "completion_tokens"))
         shared = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError):
         return Again(why=f"the answer is no completion: {json.dumps(data)[:_SHOWN]}")
     if not isinstance(text, str):
         return Again(why="the answer has no text")
@@ -125,7 +125,7 @@ def _completion(data: Mapping[str, Any], request: Request) -> Completion | Again
 
 
 def _refusal(response: httpx.Response, request: Request, served: str) -> Again:
-    status, said = response.status_code, _said(response)
+    status, said = response.status_code, _moved(response, request) or _said(response)
     if status in (401, 403):
         raise key_refused(str(response.request.url), status)
     if status == 404:
@@ -157,10 +157,18 @@ def key_refused(url: str, status: int) -> BackendError:
     )
 
 
+def _moved(response: httpx.Response, request: Request) -> str | None:
+    """Where a redirect leads, as `endpoints` would name it; None where the answer is none."""
+    if not response.has_redirect_location:
+        return None
+    there = str(response.request.url.join(response.headers["location"])).removesuffix(f"/{path_of(request)}")
+    return f"it redirects to {there}, and `endpoints` has to name the place itself"
+
+
 def _said(response: httpx.Response) -> str:
     try:
         data = response.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         return response.text[:_SHOWN].strip() or "no text"
     return _error_text(data if isinstance(data, dict) else {"error": data})
 
