@@ -54,3 +54,20 @@ def test_a_redirect_says_where_it_leads(there: str) -> None:
     found = answered("", 307, location=there)
     assert isinstance(found, Again) and found.refused
     assert "to https://there/v1, and" in found.why
+
+
+@pytest.mark.parametrize(
+    ("reason", "finish"),
+    [(None, "stop"), ("STOP", "stop"), ("eos_token", "stop"), ("stop_sequence", "stop"), ("end_turn", "stop")]
+    + [("length", "length"), ("MAX_TOKENS", "length"), ("model_length", "length")],
+)
+def test_servers_words_for_how_a_completion_ended(reason: str | None, finish: str) -> None:
+    found = answered(completion(reason=reason))
+    assert isinstance(found, Completion)
+    assert found.finish == finish
+
+
+@pytest.mark.parametrize("reason", ["content_filter", "tool_calls", "abort", {"type": "stop"}])
+def test_a_completion_that_ended_otherwise_is_none(reason: Any) -> None:
+    found = answered(completion(reason=reason))
+    assert isinstance(found, ExampleError) and found.code == "BTC534"

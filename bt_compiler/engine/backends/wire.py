@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from bt_compiler.engine.request import Completion, OutputGrammar, Request
 from bt_compiler.errors import BackendError, ExampleError
@@ -23,6 +23,9 @@ MAX_TOKENS = "max_tokens"
 _MAX_TOKENS_TOO = "max_completion_tokens"
 _RETRIED = frozenset({408, 409, 425, 429})
 _SHOWN = 300
+_STOPPED = frozenset({"stop", "eos", "eos_token", "stop_sequence", "end_turn", "complete"})
+_CUT = frozenset({"length", "max_tokens", "model_length"})
+"""Servers have words of their own for OpenAI's `stop` and `length`, in small letters or capitals."""
 _HALF = re.compile("[\ud800-\udfff]")
 """Half of a character: JSON can write one as an escape, and nothing can write it again."""
 
@@ -112,11 +115,12 @@ def _completion(data: Mapping[str, Any], request: Request) -> Completion | Again
         return Again(why=f"the answer is no completion: {json.dumps(data)[:_SHOWN]}")
     if not isinstance(text, str):
         return Again(why="the answer has no text")
-    if reason not in ("stop", "length"):
+    ended = str(reason).lower()
+    if ended not in _STOPPED | _CUT:
         return ExampleError("BTC534", f"the server ended a completion for the reason {json.dumps(reason)[:_SHOWN]}")
     return Completion(
         text=_HALF.sub("\ufffd", text),
-        finish=cast(Literal["stop", "length"], reason),
+        finish="stop" if ended in _STOPPED else "length",
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
         shared_tokens=shared,
