@@ -3,11 +3,11 @@
 What it does is chosen by a word in the last turn: `hang`, `flaky` (500, then well), `limited` (429 with Retry-After,
 then well), `stubborn` (400 about structured outputs, there or not), `hidden` (an error inside a 200), `nonsense`,
 `broken` (always 500), `long` (400), `filtered`, `empty`, `halfway` (half an answer, then silence), `garbled` (no gzip,
-though it says so). An adapter with
-`sleeper` in its name answers as the base model does. Paths: `/v1` (vLLM's ways), `/secret/v1` (wants a key),
-`/plain/v1` (knows no structured outputs, no adapters, no list of models), `/newer/v1` (the same, and no `max_tokens`
-either, as OpenAI's newer models), `/down/v1` (always 502), `/strict/v1` (always 400), `/moved/v1` (redirects to `/v1`), `/odd/v1` (a window of `abc`). `GET /log` tells what came in,
-`POST /forget` does to adapters what a restart does. With a second argument the server's base model is another one.
+though it says so). An adapter with `sleeper` in its name answers as the base model does. Paths: `/v1` (vLLM's ways),
+`/secret/v1` (wants a key), `/plain/v1` (knows no structured outputs, no adapters, no list of models), `/newer/v1` (the
+same, and no `max_tokens` either, as OpenAI's newer models), `/down/v1` (always 502), `/strict/v1` (always 400),
+`/moved/v1` (redirects to `/v1`), `/odd/v1` (a window of `abc`). `GET /log` tells what came in, `POST /forget` does to
+adapters what a restart does. With a second argument the server's base model is another one.
 """
 
 from __future__ import annotations

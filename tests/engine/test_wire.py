@@ -43,10 +43,22 @@ def test_half_a_character_in_what_a_server_says_is_wrong_can_be_written() -> Non
         assert why.encode("utf-8")
 
 
-@pytest.mark.parametrize("body", ["[" * 200_000, completion(usage={"prompt_tokens": float("inf")})])
-def test_what_no_server_should_say_is_asked_again(body: str) -> None:
-    assert isinstance(answered(body), Again)
-    assert isinstance(answered(body, 500), Again)
+def test_endless_brackets_are_asked_again() -> None:
+    assert isinstance(answered("[" * 200_000), Again)
+    assert isinstance(answered("[" * 200_000, 500), Again)
+
+
+@pytest.mark.parametrize(
+    "usage", [None, [], {"prompt_tokens": None}, {"prompt_tokens": float("inf")}, {"prompt_tokens": 0}]
+)
+def test_what_a_server_does_not_count_is_estimated(usage: Any) -> None:
+    """Else a budget of tokens or money would never end."""
+    found = answered(completion("setosa!", usage=usage))
+    assert isinstance(found, Completion)
+    assert (found.prompt_tokens, found.completion_tokens, found.shared_tokens) == (4, 3, 0)
+    counted = answered(completion(usage={"prompt_tokens": 20, "prompt_tokens_details": {"cached_tokens": 16}}))
+    assert isinstance(counted, Completion)
+    assert (counted.prompt_tokens, counted.completion_tokens, counted.shared_tokens) == (20, 2, 16)
 
 
 @pytest.mark.parametrize("there", ["https://there/v1/chat/completions", "https://there/v1"])
@@ -58,8 +70,15 @@ def test_a_redirect_says_where_it_leads(there: str) -> None:
 
 @pytest.mark.parametrize(
     ("reason", "finish"),
-    [(None, "stop"), ("STOP", "stop"), ("eos_token", "stop"), ("stop_sequence", "stop"), ("end_turn", "stop")]
-    + [("length", "length"), ("MAX_TOKENS", "length"), ("model_length", "length")],
+    [
+        (None, "stop"),
+        ("STOP", "stop"),
+        ("eos_token", "stop"),
+        ("stop_sequence", "stop"),
+        ("end_turn", "stop"),
+        ("MAX_TOKENS", "length"),
+        ("model_length", "length"),
+    ],
 )
 def test_servers_words_for_how_a_completion_ended(reason: str | None, finish: str) -> None:
     found = answered(completion(reason=reason))

@@ -20,7 +20,16 @@ from bt_compiler.canonical import canonical_json, digest
 from bt_compiler.diagnostics import did_you_mean
 from bt_compiler.engine.backends.fleet import Fleet
 from bt_compiler.engine.backends.served_adapters import ServedAdapters
-from bt_compiler.engine.backends.wire import LONGEST_WAIT, MAX_TOKENS, Again, body_of, key_refused, path_of, read
+from bt_compiler.engine.backends.wire import (
+    LONGEST_WAIT,
+    MAX_TOKENS,
+    Again,
+    body_of,
+    estimated_tokens,
+    key_refused,
+    path_of,
+    read,
+)
 from bt_compiler.engine.request import Completion, Finished, Message, PromptText, Request, WeightHost
 from bt_compiler.errors import BackendError, ExampleError
 
@@ -139,9 +148,8 @@ class OpenAIBackend:
         return canonical_json([{"role": turn.role, "content": turn.content} for turn in prompt.messages])
 
     def count_tokens(self, prompt: PromptText) -> int:
-        """An estimate: characters / 3, rounded up."""
-        text = prompt.text if prompt.text is not None else "".join(turn.content for turn in prompt.messages)
-        return -(-len(text) // 3)
+        """An estimate."""
+        return estimated_tokens(prompt)
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Hands them to the loop."""

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal
 
-from bt_compiler.engine.request import Completion, OutputGrammar, Request
+from bt_compiler.engine.request import Completion, OutputGrammar, PromptText, Request
 from bt_compiler.errors import BackendError, ExampleError
 
 if TYPE_CHECKING:
@@ -108,10 +109,7 @@ def _completion(data: Mapping[str, Any], request: Request) -> Completion | Again
         choice = data["choices"][0]
         text = choice["text"] if request.prompt.text is not None else choice["message"]["content"]
         reason = choice.get("finish_reason") or "stop"
-        usage = data.get("usage") or {}
-        prompt_tokens, completion_tokens = (int(usage.get(key) or 0) for key in ("prompt_tokens", "completion_tokens"))
-        shared = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError):
+    except (KeyError, IndexError, TypeError, AttributeError):
         return Again(why=f"the answer is no completion: {json.dumps(data)[:_SHOWN]}")
     if not isinstance(text, str):
         return Again(why="the answer has no text")
@@ -121,11 +119,28 @@ def _completion(data: Mapping[str, Any], request: Request) -> Completion | Again
     return Completion(
         text=_HALF.sub("\ufffd", text),
         finish="stop" if ended in _STOPPED else "length",
-        prompt_tokens=prompt_tokens,
-        completion_tokens=completion_tokens,
-        shared_tokens=shared,
+        prompt_tokens=_count(data, "prompt_tokens") or estimated_tokens(request.prompt),
+        completion_tokens=_count(data, "completion_tokens") or _estimated(text),
+        shared_tokens=_count(data, "prompt_tokens_details", "cached_tokens"),
         adapter=request.adapter.sha256 if request.adapter else None,
     )
+
+
+def _count(data: Mapping[str, Any], *path: str) -> int:
+    """A number of tokens in `usage`; 0 where the server names none, or what cannot be one."""
+    found: Any = data.get("usage")
+    for key in path:
+        found = found.get(key) if isinstance(found, dict) else None
+    return int(found) if isinstance(found, int | float) and isfinite(found) and found > 0 else 0
+
+
+def estimated_tokens(prompt: PromptText) -> int:
+    """Characters / 3, rounded up: budgets and prices go by it where the server does not count."""
+    return _estimated(prompt.text if prompt.text is not None else "".join(turn.content for turn in prompt.messages))
+
+
+def _estimated(text: str) -> int:
+    return -(-len(text) // 3)
 
 
 def _refusal(response: httpx.Response, request: Request, served: str) -> Again:
