@@ -1,14 +1,15 @@
 """Rows of parquet files and of data sets that the library `datasets` reads (`hf://…`). Both libraries are optional.
 
 Values that JSON lacks become texts: dates in ISO form, decimals as written. NaN is null, for so pandas writes a value
-that is missing. Classes of a data set go by their names. Bytes and infinities are an error on their row.
+that is missing. Numbers of few bits are the shortest that they can stand for (float32 1.1 is 1.1). Classes of a data
+set go by their names. Bytes and infinities are an error on their row.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import date, datetime, time
 from decimal import Decimal
@@ -80,7 +81,7 @@ def hub_values(name: str, *, span: Span | None, wanted: Collection[str] | None =
     rows = loaded if parts.rows is None else loaded.take(parts.rows)
     read = rows if wanted is None else rows.select_columns([column for column in columns if column in wanted])
     named = ({column: _named(value, loaded.features[column]) for column, value in row.items()} for row in read)
-    yield from _plain_rows(name, columns, named)
+    yield from _plain_rows(name, loaded.features.arrow_schema, named)
 
 
 def read_parquet(path: Path, selection: Selection, *, span: Span | None) -> Table:
@@ -92,10 +93,10 @@ def parquet_values(path: Path, *, span: Span | None, wanted: Collection[str] | N
     """As `read_parquet`, a row at a time. Of columns that are not `wanted` rows have the name alone."""
     name = shown_name(path)
     with _parquet_file(path, span) as file:
-        columns = tuple(file.schema_arrow.names)
+        columns = file.schema_arrow.names
         read = columns if wanted is None else [column for column in columns if column in wanted]
-        batches = file.iter_batches(batch_size=1024, columns=list(read))
-        yield from _plain_rows(name, columns, (row for batch in batches for row in batch.to_pylist()))
+        batches = file.iter_batches(batch_size=1024, columns=read)
+        yield from _plain_rows(name, file.schema_arrow, (row for batch in batches for row in batch.to_pylist()))
 
 
 def count_parquet(path: Path) -> int:
@@ -119,10 +120,29 @@ def _parquet_file(path: Path, span: Span | None) -> Iterator[Any]:
         raise DataError.of("BTC304", f"`{shown_name(path)}` cannot be read: {reason}", span=span) from error
 
 
-def _plain_rows(name: str, columns: Sequence[str], values: Iterator[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Rows of JSON values, every column in its place."""
+def _plain_rows(name: str, schema: Any, values: Iterator[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Rows of JSON values, every column of the Arrow schema in its place."""
+    columns = {column: schema.field(index).type for index, column in enumerate(schema.names)}
     for number, row in enumerate(values, 1):
-        yield {column: _plain(row.get(column), name, number) for column in columns}
+        yield {column: _plain(_short(row.get(column), kind), name, number) for column, kind in columns.items()}
+
+
+def _short(value: Any, kind: Any) -> Any:
+    """A value of an Arrow type, where float32 and float16 are not widened to the digits of a float64. What the library
+    decoded to something else than the type holds stays as it is.
+    """
+    kind = getattr(kind, "storage_type", kind)
+    if isinstance(value, float):
+        kind = getattr(kind, "value_type", kind)  # of a dictionary
+        return float(str(kind.to_pandas_dtype()(value))) if str(kind) in ("float", "halffloat") else value
+    if isinstance(value, Mapping):
+        kinds = {field.name: field.type for field in kind} if hasattr(kind, "get_field_index") else {}
+        return {name: _short(item, kinds.get(name)) for name, item in value.items()}
+    if isinstance(value, list) and hasattr(kind, "item_type"):
+        return [(key, _short(item, kind.item_type)) for key, item in value]
+    if isinstance(value, list):
+        return [_short(item, getattr(kind, "value_type", None)) for item in value]
+    return value
 
 
 def _named(value: Any, feature: Any) -> Any:

@@ -143,6 +143,45 @@ def test_a_number_that_is_none(tmp_path: Path) -> None:
     assert findings(path) == [("BTC307", "line 2 is not JSON: `1e999` is too large a number")]
 
 
+def narrow() -> tuple[Any, dict[str, Any]]:
+    """Columns of float32 and float16, nested too, and what a person wrote into them."""
+    pyarrow = pytest.importorskip("pyarrow", reason="needs the extra `data`")
+    single, half = pyarrow.float32(), pyarrow.float16()
+    held = pyarrow.struct([("x", single), ("all", pyarrow.list_(half))])
+    written = {"n": 1.1, "half": 0.1, "all": [5.6, 1e-7], "held": {"x": 0.3, "all": [0.7, None]}, "wide": 1.1 / 3}
+    types = {"n": single, "half": half, "all": pyarrow.list_(single, 2), "held": held, "wide": pyarrow.float64()}
+    return pyarrow.table({name: pyarrow.array([written[name], None], kind) for name, kind in types.items()}), written
+
+
+def test_numbers_of_few_bits_are_what_was_written(tmp_path: Path) -> None:
+    table, written = narrow()
+    from pyarrow import array, float32, map_, parquet, string
+
+    path = tmp_path / "rows.parquet"
+    mapped = array([[("a", 1.1)], None], map_(string(), float32()))
+    more = table.append_column("map", mapped).append_column("named", table["n"].dictionary_encode())
+    parquet.write_table(more, path)
+    rows = [dict(row.values) for row in read_file(path, span=None).rows]
+    assert rows[0] == {**written, "map": [["a", 1.1]], "named": 1.1}
+    assert set(map(type, rows[1].values())) == {type(None)}
+    parquet.write_table(table.select(["n"]).slice(0, 1), path)
+    found = read_sources({"train": SourceSection(path=str(path), where=(Condition(column="n", among=(1.1,)),))}, ("n",))
+    assert len(found[0]["train"].rows) == 1
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_numbers_of_few_bits_in_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets", reason="needs the extra `data`")
+    table, written = narrow()
+    from pyarrow import parquet
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "set").mkdir()
+    parquet.write_table(table.slice(0, 1), tmp_path / "set" / "train-00000-of-00001.parquet")
+    tables, _ = read_sources({"train": SourceSection(path=f"hf://{tmp_path / 'set'}:train")}, ())
+    assert [dict(row.values) for row in tables["train"].rows] == [written]
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
