@@ -32,7 +32,7 @@ class Selection:
         columns: Sequence[str] = (),
         spans: Spans = MappingProxyType({}),
     ) -> None:
-        """`spans`: where the spec has `(where, COLUMN)`."""
+        """`columns`: those that a sample is drawn by. `spans`: where the spec has `(where, COLUMN)`."""
         self.where = tuple(where)
         self.spans = spans
         self.offered = 0
@@ -41,6 +41,8 @@ class Selection:
         self._sample = sample
         self._seed = seed
         self._columns = tuple(columns)
+        self.read = frozenset((*columns, *(condition.column for condition in where))) if columns else None
+        """The columns that are looked at: `columns` and those of `where`; None, where `columns` names none: all."""
         self._kept: list[tuple[str, Row]] = []
 
     @property

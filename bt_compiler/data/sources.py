@@ -31,7 +31,8 @@ def drawn_together(sources: Mapping[str, SourceSection]) -> list[list[str]]:
 def read_sources(
     sources: Mapping[str, SourceSection], columns: Sequence[str]
 ) -> tuple[dict[str, Table], list[Diagnostic]]:
-    """The tables of one group of `drawn_together`, and notes. `columns` are those whose values the draw depends on.
+    """The tables of one group of `drawn_together`, and notes. `columns` are those that are read (none: all), and
+    that a draw depends on.
 
     Raises DataError: those of `read_file`, of toy sets and of the hub, and BTC324 where nothing is left for a sample.
     """

@@ -55,7 +55,7 @@ def read_hub_set(name: str, selection: Selection, *, span: Span | None) -> Table
 
     Raises DataError: BTC318 (`datasets` is missing), BTC319 (name), BTC327 (it cannot be loaded).
     """
-    return _table(name, hub_values(name, span=span), selection)
+    return _table(name, hub_values(name, span=span, wanted=selection.read), selection)
 
 
 def hub_values(name: str, *, span: Span | None, wanted: Collection[str] | None = None) -> Iterator[dict[str, Any]]:
@@ -86,7 +86,7 @@ def hub_values(name: str, *, span: Span | None, wanted: Collection[str] | None =
 
 def read_parquet(path: Path, selection: Selection, *, span: Span | None) -> Table:
     """The selected rows of a parquet file, read in batches. Raises DataError BTC301, BTC304, BTC318."""
-    return _table(shown_name(path), parquet_values(path, span=span), selection)
+    return _table(shown_name(path), parquet_values(path, span=span, wanted=selection.read), selection)
 
 
 def parquet_values(path: Path, *, span: Span | None, wanted: Collection[str] | None = None) -> Iterator[dict[str, Any]]:
@@ -124,7 +124,7 @@ def _plain_rows(name: str, schema: Any, values: Iterator[Mapping[str, Any]]) -> 
     """Rows of JSON values, every column of the Arrow schema in its place."""
     columns = {column: schema.field(index).type for index, column in enumerate(schema.names)}
     for number, row in enumerate(values, 1):
-        yield {column: _plain(_short(row.get(column), kind), name, number) for column, kind in columns.items()}
+        yield {column: _plain(_short(row.get(column), kind), name, number, column) for column, kind in columns.items()}
 
 
 def _short(value: Any, kind: Any) -> Any:
@@ -164,25 +164,24 @@ def _table(name: str, values: Iterator[Mapping[str, Any]], selection: Selection)
         if selection.full:
             break
         columns = tuple(row)
-        selection.offer(Row(line=number, text=json.dumps(row, ensure_ascii=False), values=row))
+        read = {column: value for column, value in row.items() if selection.read is None or column in selection.read}
+        selection.offer(Row(line=number, text=json.dumps(read, ensure_ascii=False), values=read))
     return Table(name=name, rows=selection.rows(), columns=columns)
 
 
-def _plain(value: Any, name: str, number: int) -> Any:
+def _plain(value: Any, name: str, number: int, column: str) -> Any:
     if isinstance(value, datetime | date | time):
         return value.isoformat()
     if isinstance(value, Decimal):
         return str(value)
     if isinstance(value, Mapping):
-        return {str(key): _plain(item, name, number) for key, item in value.items()}
+        return {str(key): _plain(item, name, number, column) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item, name, number) for item in value]
-    if isinstance(value, float) and not isfinite(value):
-        if isnan(value):
-            return None
-        message = f"row {number} holds an infinite number, which no spec can name"
-        raise DataError.of("BTC311", message, span=line_span(name, number, ""))
-    if value is None or isinstance(value, str | int | float | bool):
+        return [_plain(item, name, number, column) for item in value]
+    if isinstance(value, float) and isnan(value):
+        return None
+    if value is None or isinstance(value, str | int | bool) or (isinstance(value, float) and isfinite(value)):
         return value
-    message = f"row {number} holds a value of type `{type(value).__name__}`, which no spec can name"
+    what = "an infinite number" if isinstance(value, float) else f"a value of type `{type(value).__name__}`"
+    message = f"`{column}` of row {number} holds {what}, which no spec can name"
     raise DataError.of("BTC311", message, span=line_span(name, number, ""))

@@ -121,7 +121,7 @@ def test_parquet(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
     assert findings(path)[0][0] == "BTC304"
     parquet.write_table(pyarrow.Table.from_pylist([{"a": b"\xff"}]), path)
-    assert findings(path) == [("BTC311", "row 1 holds a value of type `bytes`, which no spec can name")]
+    assert findings(path) == [("BTC311", "`a` of row 1 holds a value of type `bytes`, which no spec can name")]
     path.unlink()
     assert findings(path)[0][0] == "BTC301"
 
@@ -138,9 +138,33 @@ def test_a_number_that_is_none(tmp_path: Path) -> None:
         table = read_file(path, span=None, selection=selection)
         assert [row.values for row in table.rows] == [{"n": None, "list": [1.0, None]}, {"n": 2.0, "list": []}]
     parquet.write_table(pyarrow.Table.from_pylist([{"n": 1.0}, {"n": float("-inf")}]), path)
-    assert findings(path) == [("BTC311", "row 2 holds an infinite number, which no spec can name")]
+    assert findings(path) == [("BTC311", "`n` of row 2 holds an infinite number, which no spec can name")]
     path = packed(tmp_path, ".jsonl", b'{"n": 1e99}\n{"n": 1e999}\n')
     assert findings(path) == [("BTC307", "line 2 is not JSON: `1e999` is too large a number")]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_columns_that_are_not_read_may_hold_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="needs the extra `data`")
+    datasets = pytest.importorskip("datasets", reason="needs the extra `data`")
+    import datetime
+
+    from pyarrow import parquet
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = [{"n": n, "level": "hard", "raw": b"\xff", "took": datetime.timedelta(seconds=n)} for n in range(3)]
+    path = tmp_path / "set" / "train-00000-of-00001.parquet"
+    path.parent.mkdir()
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    hard = (Condition(column="level", among=("hard",)),)
+    for place in (str(path), f"hf://{path.parent}:train"):
+        tables, _ = read_sources({"train": SourceSection(path=place, where=hard)}, ("n",))
+        table = tables["train"]
+        assert [row.values["n"] for row in table.rows] == [0, 1, 2]
+        assert table.rows[0].text == '{"n": 0, "level": "hard"}'
+        assert table.columns == ("n", "level", "raw", "took")
+        with pytest.raises(DataError, match="`took` of row 1 holds a value of type `timedelta`"):
+            read_sources({"train": SourceSection(path=place)}, ("n", "took"))
 
 
 def narrow() -> tuple[Any, dict[str, Any]]:
