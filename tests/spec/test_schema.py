@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
+import yaml
 
 from bt_compiler.spec import schema_text
 from bt_compiler.spec.sections import (
@@ -80,3 +82,22 @@ def test_an_editor_has_something_to_say_of_each_key() -> None:
         if path.rpartition(".")[0].endswith(".split.properties") or path.split(".")[-2:-1] == ["split"]:
             continue  # `train`, `dev` and `test` are described with the section
         assert "description" in target, path
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "specs").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_the_example_specs_are_right_in_an_editor(path: Path) -> None:
+    """Which reads YAML with a parser of its own, one file at a time, and knows nothing of btc."""
+    document = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    jsonschema.Draft202012Validator(SCHEMA).validate(document)
+
+
+def test_an_editor_sees_what_is_wrong_in_a_file_that_extends_another() -> None:
+    extending = SCHEMA["$defs"]["extending"]
+    assert extending["propertyNames"]["enum"] == list(SCHEMA["$defs"]["spec"]["properties"])
+    validator = jsonschema.Draft202012Validator(SCHEMA)
+    assert validator.is_valid({"extends": "base.yaml", "modules": {"ask": None}, "data": {"limit": 3}})
+    assert not validator.is_valid({"extends": "base.yaml", "modul": {}})
+    assert not validator.is_valid({"extends": 3})
+    assert not validator.is_valid({"version": 1, "modules": {"ask": {"kind": "predict"}}})
