@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from bt_compiler.engine.confidence import confidences
-from bt_compiler.engine.parsing import check_among
+from bt_compiler.engine.parsing import as_given
 from bt_compiler.engine.request import Completion, PromptText
 from bt_compiler.engine.running import Ask, Need, NodeFailed, Setting
 from bt_compiler.engine.trace import Failure, Step
@@ -23,7 +23,8 @@ _ATTEMPTS = 2
 def asked(
     module: Module, step: Step, setting: Setting, *, limits: Module | None = None
 ) -> Generator[Need, Any, dict[str, Any]]:
-    """What the module writes for `step.inputs`; `step`, complete with it, is added to the trace.
+    """What the module says for `step.inputs`, values of `among` as they were given; `step`, complete with what it
+    writes, is added to the trace.
 
     `limits`: the same module where it may write less than its prompt says. Raises NodeFailed.
     """
@@ -43,16 +44,17 @@ def asked(
             completion = answer
             try:
                 outputs = form.parse(writer, completion.text)
-                check_among(writer, step.inputs, outputs)
+                given = as_given(writer, step.inputs, outputs)
                 break
             except ExampleError:
                 if attempt + 1 == attempts:
                     raise
         weighed = yield from confidences(module, form, prompt, grammar, outputs)
         outputs |= weighed.found
+        given |= weighed.found
         besides += weighed.completions
     except ExampleError as error:
         setting.steps.append(replace(step, prompt=prompt, completion=completion, besides=besides))
         raise NodeFailed(Failure(code=error.code, message=error.message, node=step.node)) from error
     setting.steps.append(replace(step, prompt=prompt, completion=completion, besides=besides, outputs=outputs))
-    return outputs
+    return given

@@ -57,35 +57,49 @@ def json_outputs(module: Module, text: str) -> dict[str, Any]:
 
 
 def allowed_values(output: Field, inputs: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """The values that `among` leaves to an output, in the order given; None without `among`.
+    """The values that `among` leaves to an output as completions write them, in the order given; None without `among`.
 
     Raises ExampleError where a text, or an element that a list has to have, would be one of none.
     """
+    given = _given(output, inputs)
+    return None if given is None else tuple(given)
+
+
+def as_given(module: Module, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> dict[str, Any]:
+    """`outputs`, as written, with the values of `among` as they were given, line ends and blanks at their ends
+    included. Raises ExampleError where one was not given.
+    """
+    answer = module.answer(outputs)
+    if answer is None:
+        return dict(outputs)
+    found = dict(answer)
+    for output in module.outputs:
+        given = _given(output, inputs)
+        if given is None:
+            continue
+        value = answer[output.name]
+        for item in value if isinstance(value, list) else [value]:
+            if item not in given:
+                raise ExampleError("BTC524", f"`{output.name}` is `{item}`, which is not among `{output.type.among}`")
+        found[output.name] = [given[item] for item in value] if isinstance(value, list) else given[value]
+    return found if module.kind != "react" else {**outputs, ARGUMENTS: found}
+
+
+def _given(output: Field, inputs: Mapping[str, Any]) -> dict[str, str] | None:
+    """What `among` leaves to an output: as completions write it, and as it was given; of several the first."""
     path = output.type.among
     if path is None:
         return None
     name, _, key = path.partition(".")
     given = inputs[name]
     items: Sequence[Any] = given if isinstance(given, list | tuple) else [given]
-    values = tuple(dict.fromkeys(fold(str(item[key] if key else item)) for item in items))
-    if not values and (output.type.kind != "list" or (output.type.minimum or 0) > 0):
+    texts = [str(item[key] if key else item) for item in items]
+    if not texts and (output.type.kind != "list" or (output.type.minimum or 0) > 0):
         raise ExampleError("BTC524", f"`{output.name}` has to be among `{path}`, which is empty here")
-    return values
-
-
-def check_among(module: Module, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
-    """Raises ExampleError where an output with `among` holds a value that was not given. `outputs`: as written."""
-    answer = module.answer(outputs)
-    if answer is None:
-        return
-    for output in module.outputs:
-        allowed = allowed_values(output, inputs)
-        if allowed is None:
-            continue
-        value = answer[output.name]
-        for item in value if isinstance(value, list) else [value]:
-            if item not in allowed:
-                raise ExampleError("BTC524", f"`{output.name}` is `{item}`, which is not among `{output.type.among}`")
+    found: dict[str, str] = {}
+    for text in texts:
+        found.setdefault(fold(text), text)
+    return found
 
 
 def _type_of(module: Module, output: Field, before: Mapping[str, Any]) -> Type:

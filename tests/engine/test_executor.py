@@ -20,7 +20,7 @@ from bt_compiler.engine.request import Completion, Request
 from bt_compiler.errors import BackendError, ExampleError
 from bt_compiler.graph.candidate import SHARED, Adapter, Demo, Prompt
 from bt_compiler.graph.program import Binding, Carry, Constant, Program, Ref, Repeat
-from bt_compiler.spec.types import INT, PASSAGES, STR
+from bt_compiler.spec.types import INT, PASSAGES, STR, Type
 
 
 def last(request: Request) -> str:
@@ -416,3 +416,14 @@ def test_candidates_that_run_together_give_what_each_gives_alone():
     together = engine(backend).run(program, plain, examples(QUESTIONS), beside=[other])
     assert [trace.outputs for trace in together] == [trace.outputs for trace in alone]
     assert together[0].outputs != together[len(QUESTIONS)].outputs
+
+
+def test_values_of_among_come_back_as_they_were_given() -> None:
+    """In the prompt and in the completion they are one line each."""
+    tags, tag = Type(kind="list", item=STR), Type(kind="str", among="tags")
+    program = single(module({"tags": tags}, {"tag": tag, "all": replace(tags, among="tags")}))
+    backend = ScriptedBackend(function=lambda _: 'Tag: x y\nAll: ["pad", "x y", "z"]')
+    (row,) = examples([{"tags": [" pad ", "x\r\ny", "x y", "z"]}])
+    (trace,) = Engine(backends={"default": backend}).run(program, candidate_of(program), [row])
+    assert trace.outputs == {"tag": "x\r\ny", "all": [" pad ", "x\r\ny", "z"]}
+    assert trace.steps[0].outputs == {"tag": "x y", "all": ["pad", "x y", "z"]}, "what a demo or a training row says"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from llguidance import LLMatcher
 
 from bt_compiler.engine.formats import load_format
-from bt_compiler.engine.parsing import check_among
+from bt_compiler.engine.parsing import as_given
 from bt_compiler.errors import ExampleError
 from bt_compiler.spec import parse_type
 from bt_compiler.spec.numbers import decimals
@@ -160,10 +160,10 @@ def test_among_leaves_only_what_was_given(style):
     lark = form.grammar(made, inputs).lark
     for seed in range(20):
         outputs = form.parse(made, walk(lark, seed)[0])
-        check_among(made, inputs, outputs)
+        as_given(made, inputs, outputs)
         assert {outputs["best"], *outputs["cited"]} <= {"p0", "p1", "p2"}
     with pytest.raises(ExampleError, match="BTC524"):
-        check_among(made, inputs, {"best": "p9", "cited": []})
+        as_given(made, inputs, {"best": "p9", "cited": []})
     with pytest.raises(ExampleError, match=r"BTC524: `best` has to be among `passages\.id`, which is empty here"):
         form.grammar(made, {"passages": []})
 
@@ -179,7 +179,7 @@ def test_among_of_elements_restricts_the_list(style):
             outputs = form.parse(made, walk(form.grammar(made, inputs).lark, seed)[0])
             assert set(outputs["cited"]) <= {"red", "blue"}
         with pytest.raises(ExampleError, match="BTC524: `cited` is `green`"):
-            check_among(made, inputs, {"cited": ["red", "green"]})
+            as_given(made, inputs, {"cited": ["red", "green"]})
         with pytest.raises(ExampleError, match="BTC524: `cited` has to be among `tags`, which is empty here"):
             form.grammar(made, {"tags": []})
 

@@ -100,6 +100,12 @@ def planned(turns: Sequence[str]) -> Any:
 ROW = {"question": "What is the capital of Norway?", "tags": ["x", "y"]}
 
 
+def test_values_of_among_come_back_as_they_were_given(tmp_path: Path) -> None:
+    row = {**ROW, "tags": ["x\ny", " z"]}
+    (trace,) = Agent(tmp_path).run(planned([said("t", "finish", answer="a", tag="x y")]), [row])
+    assert trace.error is None and trace.outputs == {"answer": "a", "tag": "x\ny"}
+
+
 def test_turns_call_tools_until_one_finishes(tmp_path: Path) -> None:
     agent = Agent(tmp_path)
     (trace,) = agent.run(
