@@ -78,9 +78,9 @@ def compare(before: Bundle, after: Bundle) -> BundleDiff:
 
 
 def _graph(bundle: Bundle) -> Program:
-    """The program without the place of the bundle that it lies in."""
+    """The program without its name and the place of the bundle that it lies in."""
     modules = tuple(replace(one, format=Path(one.format).name) for one in bundle.program.modules)
-    return replace(bundle.program, modules=modules)
+    return replace(bundle.program, name="", modules=modules)
 
 
 def _leaf_changes(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:

@@ -17,6 +17,14 @@ def test_the_same_compile_in_two_places_is_the_same(contents: BundleContents, tm
     assert [split.examples for split in found.splits] == [(), ()]
 
 
+def test_another_name_is_no_other_graph(
+    contents: BundleContents, changed: Callable[..., BundleContents], tmp_path: Path
+) -> None:
+    write_bundle(tmp_path / "a", contents)
+    write_bundle(tmp_path / "b", changed(program=replace(contents.program, name="other")))
+    assert not compare(read_bundle(tmp_path / "a"), read_bundle(tmp_path / "b")).graph_changed
+
+
 def test_what_changed_is_shown(
     contents: BundleContents, changed: Callable[..., BundleContents], tmp_path: Path
 ) -> None:
