@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from bt_compiler.diagnostics import Diagnostic, did_you_mean, is_meant
 from bt_compiler.errors import BtcError
-from bt_compiler.spec import Field, convert, json_schema_of_fields, show_type
+from bt_compiler.spec import Field, Type, convert, json_schema_of_fields, show_type
 
 if TYPE_CHECKING:
     from jsonschema.exceptions import ValidationError
@@ -49,16 +49,20 @@ class InputCheck:
         self.schema: Mapping[str, Any] = json_schema_of_fields(fields)
         """JSON Schema of the whole input object."""
         self._fields = {field.name: field for field in fields}
+        self._type = Type(kind="object", fields=tuple(fields))
         self._validator = Draft202012Validator(self.schema)
 
     def __call__(self, values: Any) -> dict[str, Any]:
         """The inputs as the program takes them, in its order. Raises InputError with everything that is wrong."""
         if broken := list(_surrogates(values, ())):
             raise InputError(broken)
+        values = _enums_as_text(values, self._type)
         found = [problem for error in self._validator.iter_errors(values) for problem in self._problems(error)]
         if found:
-            # jsonschema gives one error for every missing field, each of which names all of them
-            raise InputError(sorted(dict.fromkeys(found), key=lambda one: [str(part) for part in one.path]))
+            # jsonschema gives one error for every missing field, each of which names all of them, and two for a value
+            # of another type than an enum's
+            first = {one.path: one for one in reversed(found)}
+            raise InputError(sorted(first.values(), key=lambda one: [str(part) for part in one.path]))
         return {name: self._converted(field, values[name]) for name, field in self._fields.items()}
 
     def _converted(self, field: Field, value: Any) -> Any:
@@ -116,6 +120,21 @@ def _lacking(error: ValidationError) -> list[str]:
 def _meant(name: str, given: Iterable[str], error: ValidationError) -> bool:
     """Whether one of the names `given` that are not known is taken for this field."""
     return is_meant(name, given, cast(Any, error.schema)["properties"])
+
+
+def _enums_as_text(value: Any, t: Type) -> Any:
+    """The value with whole numbers as text where an enum has values that are written so, as rows of data may."""
+    if t.kind == "enum" and isinstance(value, int) and not isinstance(value, bool) and str(value) in t.values:
+        return str(value)
+    if t.kind == "union":
+        others = [option for option in t.options if option.kind != "null"]
+        return _enums_as_text(value, others[0]) if len(others) == 1 else value
+    if t.kind == "list" and t.item is not None and isinstance(value, list):
+        return [_enums_as_text(item, t.item) for item in value]
+    if t.kind == "object" and isinstance(value, Mapping):
+        types = {field.name: field.type for field in t.fields}
+        return {name: _enums_as_text(item, types[name]) if name in types else item for name, item in value.items()}
+    return value
 
 
 def _surrogates(value: Any, path: tuple[str | int, ...]) -> Iterator[Problem]:

@@ -1,0 +1,38 @@
+"""What a caller gives, against types alone: no bundle, no engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bt_compiler.runtime.inputs import InputCheck, InputError
+from bt_compiler.spec.types import INT, NULL, Field, Type
+
+STARS = Type(kind="enum", values=("1", "2", "3"))
+MAYBE = Type(kind="union", options=(STARS, NULL))
+HELD = Type(kind="object", fields=(Field(name="stars", type=STARS), Field(name="count", type=INT)))
+
+
+@pytest.mark.parametrize(
+    ("type", "given", "taken"),
+    [
+        (STARS, 2, "2"),
+        (STARS, "2", "2"),
+        (MAYBE, 2, "2"),
+        (MAYBE, None, None),
+        (Type(kind="list", item=STARS), [1, "2"], ["1", "2"]),
+        (HELD, {"stars": 3, "count": 3}, {"stars": "3", "count": 3}),
+    ],
+)
+def test_a_whole_number_is_a_value_of_an_enum_that_is_written_so(type: Type, given: Any, taken: Any) -> None:
+    assert InputCheck([Field(name="x", type=type)])({"x": given}) == {"x": taken}
+
+
+@pytest.mark.parametrize("given", [4, 2.0, True, None])
+def test_what_is_no_value_of_an_enum_is_one_problem(given: Any) -> None:
+    with pytest.raises(InputError) as caught:
+        InputCheck([Field(name="stars", type=STARS)])({"stars": given})
+    (problem,) = caught.value.problems
+    assert problem.path == ("stars",)
+    assert problem.message.startswith('input `stars` expects `enum("1", "2", "3")`, got')
