@@ -240,8 +240,8 @@ def _input_object(text: str) -> dict[str, Any]:
             text = sys.stdin.read()
         elif text.startswith("@"):
             text = Path(text[1:]).read_text(encoding="utf-8")
-        values = json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        values = json.loads(text.removeprefix("\ufeff"))  # as Windows writes it
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError.of(
             "BTC583",
             f"the input is not JSON: {error}",

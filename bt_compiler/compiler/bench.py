@@ -51,8 +51,8 @@ class Generating:
     calls: int
     seconds: float
     prompt_tokens: int
-    shared_tokens: int
-    """Of these, whose computation was shared with other requests."""
+    shared_tokens: int | None
+    """Of these, whose computation was shared with other requests; None where servers name none."""
     completion_tokens: int
     of_bound: float | None
     """Needed FLOPs over those that the matrix product rate allows; None for a model elsewhere."""
@@ -201,6 +201,8 @@ def _model(
             work = token_work(borrowed)
     bound = rates.get(str(facts.get("dtype"))) if isinstance(backend, WeightHost) else None
     generating = _generating(answers, seconds, work, bound) if answers else None
+    if generating is not None and not generating.shared_tokens and model.endpoints:
+        generating = replace(generating, shared_tokens=None)  # many servers never say
     training = None if host is None else _training(spec, model, host, traces, work, rates, progress, clock)
     return ModelBench(
         model=model.name,
@@ -286,7 +288,8 @@ def _advice(
         if rates[best] > 1.5 * rates[dtype]:
             lines.append(f"`dtype: {best}` multiplies {rates[best] / rates[dtype]:.1f} times as fast here; try `auto`")
     if generating is not None:
-        if generating.shared_tokens < _SHARED * generating.prompt_tokens:
+        shared = generating.shared_tokens
+        if shared is not None and shared < _SHARED * generating.prompt_tokens:
             lines.append("prompts share little: put what is the same for all examples into the instructions")
         if generating.of_bound is not None and generating.of_bound < _LOW and generating.calls < facts.get("batch", 0):
             lines.append(f"{generating.calls} calls do not fill a batch of {facts['batch']}: more examples run faster")
@@ -307,9 +310,10 @@ def _facts(model: ModelBench) -> str:
 
 
 def _generating_line(one: Generating) -> str:
-    reuse = one.shared_tokens / one.prompt_tokens if one.prompt_tokens else 0.0
+    share = None if one.shared_tokens is None else one.shared_tokens / max(one.prompt_tokens, 1)
+    reuse = "" if share is None else f", {share:.0%} of prompts reused"
     bound = "" if one.of_bound is None else f", {one.of_bound:.0%} of the bound"
     return (
         f"  generating  {one.tokens_a_second:>9,.0f} tokens/s   {one.calls} calls, {one.prompt_tokens} prompt and "
-        f"{one.completion_tokens} completion tokens in {one.seconds:.1f} s, {reuse:.0%} of prompts reused{bound}"
+        f"{one.completion_tokens} completion tokens in {one.seconds:.1f} s{reuse}{bound}"
     )

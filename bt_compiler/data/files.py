@@ -92,7 +92,7 @@ def _unreadable(path: Path, error: OSError, span: Span | None) -> DataError:
 
 def _require_file(path: Path, span: Span | None) -> None:
     if not path.exists():
-        help = _neighbours(path)
+        help = _neighbours(path, span)
         raise DataError.of("BTC301", f"data file `{shown_name(path)}` does not exist", span=span, help=help)
 
 
@@ -101,7 +101,7 @@ def _lines_of(path: Path, span: Span | None) -> Iterator[bytes]:
     try:
         yield from data_lines(path)
     except FileNotFoundError as error:
-        help = _neighbours(path)
+        help = _neighbours(path, span)
         raise DataError.of("BTC301", f"data file `{shown_name(path)}` does not exist", span=span, help=help) from error
     except OSError as error:
         raise _unreadable(path, error, span) from error
@@ -125,15 +125,14 @@ def _not_text(name: str, line: int, why: str, span: Span | None) -> DataError:
     return DataError.of("BTC305", f"`{name}` is not UTF-8 text: {why} in line {line}", span=span, help=help)
 
 
-def _neighbours(path: Path) -> str:
+def _neighbours(path: Path, span: Span | None) -> str:
     try:
         known = sorted(item.name for item in path.parent.iterdir() if format_suffix(item) in (".jsonl", ".csv"))
     except OSError:
         return f"the folder `{shown_name(path.parent)}` does not exist either"
-    if not known:
-        return f"`{shown_name(path.parent)}` holds no `.jsonl` or `.csv` file; paths are relative to the spec's folder"
-    shown = ", ".join(f"`{name}`" for name in known[:10])
-    return f"`{shown_name(path.parent)}` holds {shown}; paths are relative to the spec's folder"
+    shown = ", ".join(f"`{name}`" for name in known[:10]) or "no `.jsonl` or `.csv` file"
+    base = "the working folder" if span is not None and span.source.name.startswith("--set") else "the spec's folder"
+    return f"`{shown_name(path.parent)}` holds {shown}; paths are relative to {base}"
 
 
 def _constant(name: str) -> None:

@@ -55,10 +55,10 @@ def _one(item: Diagnostic, *, color: bool) -> str:
         pad = " " * len(str(span.line))
         lines.append(f"{pad}--> {span.source.name}:{span.line}:{span.column}")
         lines.extend(_excerpt(span, item.label))
-        parent = span.source.parent
-        while parent is not None:
-            lines.append(f"{pad} = note: `{span.source.name}` is extended by `{parent.name}`")
-            parent = parent.parent
+        source = span.source
+        while source.parent is not None:
+            lines.append(f"{pad} = note: `{source.name}` is extended by `{source.parent.name}`")
+            source = source.parent
     lines.extend(f"{pad} = note: {note}" for note in item.notes)
     if item.help is not None:
         lines.append(f"{pad} = help: {item.help}")

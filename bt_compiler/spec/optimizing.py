@@ -58,7 +58,7 @@ def build_optimize(
 ) -> OptimizeSection:
     """The section with its defaults; `judges` are modules that nothing trains.
 
-    Findings BTC124 to BTC129, BTC406, BTC407, BTC409, BTC420 and BTC454 are added to `findings`.
+    Findings BTC124 to BTC128, BTC406, BTC407, BTC409, BTC420 and BTC454 are added to `findings`.
     """
     written: Mapping[str, Any] = spec.get(("optimize",), {})
     trained = _trained_on(spec, models, judges)

@@ -188,3 +188,13 @@ def test_warnings_do_not_crowd_out_errors() -> None:
     kept, left_out = foremost([*many, error])
     assert (kept[0], len(kept), left_out) == (error, 50, 11)
     assert foremost(many[:50]) == (many[:50], 0)
+
+
+def test_an_input_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    """As Windows writes it; what is wrong here is the bundle alone."""
+    (tmp_path / "in.json").write_text('\ufeff{"question": "q"}', encoding="utf-8")
+    shown = btc("run", "nowhere", "--input", "@in.json", cwd=tmp_path)
+    assert shown.returncode != 0 and "nowhere" in shown.stderr
+    assert "BTC583" not in shown.stderr
+    (tmp_path / "deep.json").write_text("[" * 200_000)
+    assert "BTC583" in btc("run", "nowhere", "--input", "@deep.json", cwd=tmp_path).stderr

@@ -50,6 +50,17 @@ def test_an_engine_without_weights_has_no_bound_and_no_training(place: Place) ->
     assert "tokens/s" in found.to_text()
 
 
+def test_what_a_server_does_not_say_of_sharing_is_no_advice(place: Place) -> None:
+    backend = RuleBackend(rule=lambda asked: "Kind: apple")
+    served = ["model.engine=openai", "model.endpoints=[http://localhost:1/v1]", "optimize.strategy=[prompts]"]
+    found = bench_spec(
+        place.spec, overrides=served, examples=4, cache=place.folder / "c", opener=lambda _section, _choices: backend
+    )
+    (model,) = found.models
+    assert model.generating is not None and model.generating.shared_tokens is None
+    assert "reused" not in found.to_text() and "share little" not in found.to_text()
+
+
 def test_servers_whose_weights_are_here_are_trained_here(place: Place) -> None:
     """Generating happens elsewhere, so that only training has a bound."""
 

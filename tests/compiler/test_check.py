@@ -44,6 +44,15 @@ def test_a_wrong_setting_of_the_data_is_shown_where_it_was_set(tmp_path: Path, s
     assert item.span is not None and item.span.source.name == "--set #1"
 
 
+def test_help_on_a_missing_file_says_what_its_path_is_relative_to(tmp_path: Path) -> None:
+    path = qa(tmp_path)
+    with pytest.raises(DataError, match="paths are relative to the working folder"):
+        checked(path, ["data.path=nofile.csv"])
+    (tmp_path / "qa.jsonl").rename(tmp_path / "other.jsonl")
+    with pytest.raises(DataError, match=r"holds `other\.jsonl`; paths are relative to the spec's folder"):
+        checked(path)
+
+
 def test_iris_has_the_splits_of_the_paper() -> None:
     pytest.importorskip("sklearn")
     found = checked(IRIS)

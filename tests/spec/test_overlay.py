@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bt_compiler.diagnostics import render
 from bt_compiler.errors import SpecError
 from bt_compiler.spec import Spec, build_sections, load_spec
 
@@ -157,6 +158,16 @@ def test_several_levels(tmp_path: Path) -> None:
     spec = load_spec(tmp_path / "l5.yaml")
     assert spec.get(("optimize", "weights")) == {"r": 5, "epochs": 2, "patience": 1}
     assert len(spec.sources) == 5
+
+
+def test_a_finding_says_who_extends_whom(tmp_path: Path) -> None:
+    for name, text in (("top", "extends: mid.yaml\n"), ("mid", "extends: base.yaml\n"), ("base", "version: [\n")):
+        (tmp_path / f"{name}.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(SpecError) as caught:
+        load_spec(tmp_path / "top.yaml")
+    said = render(caught.value.diagnostics).replace(f"{tmp_path}/", "")
+    assert "`base.yaml` is extended by `mid.yaml`" in said
+    assert "`mid.yaml` is extended by `top.yaml`" in said
 
 
 def test_a_chain_without_end(tmp_path: Path) -> None:
