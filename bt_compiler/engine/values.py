@@ -1,7 +1,8 @@
 """How one value stands in a prompt, and why it can forge nothing there.
 
 - A text keeps its lines; those after the first are indented by two blanks, so that none can pass for a `Label:` line.
-- Numbers are as short as Python writes them, true, false and null as in JSON.
+- Numbers are as short as Python writes them, small ones without an exponent, which no output grammar has; true, false
+  and null as in JSON.
 - A list of passages is numbered lines, `[1] title | text`, an empty one is `none`; other lists and objects are JSON in
   one line.
 - What models use as control tokens (`<|im_end|>`, `</s>`, `[INST]`, `<end_of_turn>`) is taken apart by a blank, in
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 from bt_compiler.engine.grammar import fold
@@ -27,6 +29,8 @@ _CONTROL = re.compile(
     re.IGNORECASE,
 )
 
+_SMALL = re.compile(r'"(?:[^"\\]|\\.)*"|-?[0-9.]+e-[0-9]+')
+"""In JSON: a text, to be passed over, or a number below 1e-4."""
 _LINE_ENDS = re.compile("[\x85\u2028\u2029]")
 """Line ends that JSON leaves as they are."""
 
@@ -61,7 +65,13 @@ def shown(value: Any, t: Type) -> str:
 def as_json(value: Any) -> str:
     """The value as JSON in one line, passages without their scores."""
     text = json.dumps(neutral_value(_unscored(value)), ensure_ascii=False, allow_nan=False)
+    if "e-" in text:
+        text = _SMALL.sub(_without_exponent, text)
     return _LINE_ENDS.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
+
+
+def _without_exponent(found: re.Match[str]) -> str:
+    return found.group() if found.group().startswith('"') else format(Decimal(found.group()), "f")
 
 
 def written(value: Any, t: Type) -> str:

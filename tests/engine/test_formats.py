@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 from engine_parts import INVOICE, SPECIES, module
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from bt_compiler.engine.formats import Format, format_of, load_format
 from bt_compiler.engine.request import PromptText
 from bt_compiler.engine.templates import template_folder
-from bt_compiler.engine.values import neutral, shown
+from bt_compiler.engine.values import as_json, neutral, shown, written
 from bt_compiler.engine.wording import type_in_words
 from bt_compiler.errors import ExampleError, SpecError
 from bt_compiler.graph import lower_with_warnings
@@ -170,7 +172,7 @@ def test_control_tokens_are_taken_apart_everywhere(token):
 
 
 def test_values_stand_as_short_as_they_were():
-    assert [shown(value, FLOAT) for value in (4.7, 0.1, 1e-07, 5.0, 3)] == ["4.7", "0.1", "1e-07", "5.0", "3"]
+    assert [shown(value, FLOAT) for value in (4.7, 0.1, 1e-07, 5.0, 3)] == ["4.7", "0.1", "0.0000001", "5.0", "3"]
     assert (shown(True, BOOL), shown(None, Type(kind="null")), shown([], PASSAGES)) == ("true", "null", "none")
     assert shown("two\nlines ", STR) == "two\n  lines"
     titled = {"id": "1", "title": "Paris", "text": "Paris | is a city", "score": 0.1}
@@ -306,3 +308,18 @@ def test_templates_are_found():
 )
 def test_bounds_are_told_in_full(bounds: tuple[float | None, float | None], words: str) -> None:
     assert type_in_words(Type(kind="int", minimum=bounds[0], maximum=bounds[1])) == words
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False) | st.floats(-1e-4, 1e-4), st.text() | st.just('a "1e-05" \\'))
+@example(1e-05, "\\")
+@example(-1.25e-7, '"')
+@example(5e-324, "2e-9")
+@example(1e16, "e-")
+def test_small_numbers_have_no_exponent_and_others_are_as_ever(number: float, text: str) -> None:
+    plain, alone = json.dumps(number), written(number, FLOAT)
+    assert alone == shown(number, FLOAT) == as_json(number)
+    assert alone == plain or "e-" in plain
+    assert "e-" not in alone and float(alone) == number
+    held = as_json({text: [number, {"x": number, "y": text}]})
+    assert json.loads(held) == {neutral(text): [number, {"x": number, "y": neutral(text)}]}
+    assert held.count(f" {alone}") + held.count(f"[{alone}") >= 2
