@@ -7,6 +7,7 @@ people; it does not know what any key of a spec means.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from importlib.resources import files
 from typing import Any, NamedTuple
@@ -224,6 +225,11 @@ _BOUNDS = {
 def _say_bound(finding: _Finding) -> Iterator[Diagnostic]:
     bound = f"{_BOUNDS[finding.error.validator]} {finding.limit}"
     yield finding.of("BTC106", f"{finding.name} is `{finding.error.instance}`, it has to be {bound}")
+
+
+def is_plain_url(text: str) -> bool:
+    """Whether a text is the URL of a server as the schema takes it: http or https, with no place for a key."""
+    return re.search(json.loads(schema_text())["$defs"]["url"]["pattern"], text) is not None
 
 
 def may_hold_key(url: str) -> bool:

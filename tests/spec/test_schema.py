@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from bt_compiler.spec import schema_text
+from bt_compiler.spec.schema import is_plain_url
 from bt_compiler.spec.sections import (
     AcceptSection,
     CorpusSection,
@@ -101,3 +102,22 @@ def test_an_editor_sees_what_is_wrong_in_a_file_that_extends_another() -> None:
     assert not validator.is_valid({"extends": "base.yaml", "modul": {}})
     assert not validator.is_valid({"extends": 3})
     assert not validator.is_valid({"version": 1, "modules": {"ask": {"kind": "predict"}}})
+
+
+@pytest.mark.parametrize(
+    ("url", "plain"),
+    [
+        ("http://a", True),
+        ("https://a:80/v1", True),
+        ("http://[::1]:9/", True),
+        ("http://a\n", False),
+        ("http://u@a", False),
+        ("http://a/v1?key=1", False),
+        ("x http://a", False),
+        ("ftp://a", False),
+    ],
+)
+def test_urls_of_engines_and_of_search_servers_are_one_pattern(url: str, plain: bool) -> None:
+    assert is_plain_url(url) is plain
+    schema = {"$ref": "#/$defs/model/then/properties/endpoints", "$defs": SCHEMA["$defs"]}
+    assert jsonschema.Draft202012Validator(schema).is_valid([url]) is plain

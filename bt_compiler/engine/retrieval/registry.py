@@ -5,7 +5,6 @@ Knows which kind takes which options; how a kind indexes and searches is in its 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from bt_compiler.engine.retrieval.opening import Opening
 from bt_compiler.engine.retrieval.retriever import Retriever
 from bt_compiler.engine.retrieval.template import template_fields
 from bt_compiler.errors import SpecError
-from bt_compiler.spec.schema import PLAIN_URL, may_hold_key
+from bt_compiler.spec.schema import PLAIN_URL, is_plain_url, may_hold_key
 from bt_compiler.spec.sections import RetrieverSection
 
 
@@ -260,12 +259,8 @@ def _texts(value: Any) -> str | None:
     return None if fine else f"expects a list of fields, got `{value}`"
 
 
-_URL = r"https?://([^\s/@:?#\[\]]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?(/[^\s?#]*)?"
-"""As in the schema, for `endpoints` of models: with no place for a key, for the spec goes into bundles."""
-
-
 def _url(value: Any) -> str | None:
-    if isinstance(value, str) and re.fullmatch(_URL, value):
+    if isinstance(value, str) and is_plain_url(value):
         return None
     if isinstance(value, str) and may_hold_key(value):
         return f"is no plain URL: {PLAIN_URL}"
