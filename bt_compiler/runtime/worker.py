@@ -74,10 +74,12 @@ class Worker:
         return await future
 
     def close(self) -> None:
-        """Finishes what is under way, closes the predictor and returns when the thread has ended."""
+        """Finishes what somebody waits for, closes the predictor and returns when the thread has ended."""
         self._closing = True
         if self._thread.ident is not None:
             self._jobs.put(None)
+            if self._session is not None:
+                self._session.interrupt()
             self._thread.join()
         self.predictor.close()
 
@@ -95,8 +97,10 @@ class Worker:
         self._session = session
         running: dict[int, _Job] = {}
         closing = False
-        while running or not closing:
-            closing = self._take_jobs(session, running, wait=not running) or closing
+        while True:
+            closing = self._take_jobs(session, running, wait=not (running or closing)) or closing
+            if closing and all(job.future.done() for job in running.values()):
+                return
             for ticket, result in self._work(session, running).items():
                 _deliver(running.pop(ticket), result)
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import signal
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,12 +17,24 @@ from typing import Any
 
 import httpx
 import pytest
+from server_process import server
 
 from bt_compiler.engine.backends.openai import OpenAIBackend, Patience
 from bt_compiler.runtime import Predictor, load
 from bt_compiler.runtime.serve import create_app
 
 MEETING = 4
+STOPPING = """
+import bt_compiler.runtime.serve as serving
+from bt_compiler.engine.backends.openai import OpenAIBackend
+from bt_compiler.runtime import load
+serving.STOP_WITHIN = {within}
+predictor = load({bundle!r}, opener=lambda _: OpenAIBackend(model="lm", endpoints=[{url!r}]))
+try:
+    serving.serve_predictors({{"adder": predictor}}, host="127.0.0.1", port=0)
+except KeyboardInterrupt:
+    pass
+"""
 
 
 class SlowServer:
@@ -146,3 +161,48 @@ def test_closing_does_not_wait_for_those_who_wait(shared: Predictor, slow: SlowS
         finally:
             slow.go.set()
     assert shared(number=5, note=None).twice == 10
+
+
+def post(address: str, timeout: float = 30) -> httpx.Response:
+    body = {"number": 2, "note": "slow"}
+    return httpx.post(f"{address}/v1/predict", json=body, trust_env=False, timeout=timeout)
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["waits", "gone"])
+def test_stopping_ends_what_the_model_does_not_answer(bundle: Path, slow: SlowServer, gone: bool) -> None:
+    code = STOPPING.format(within=1, bundle=str(bundle), url=slow.url)
+    with server(code=code) as (address, process), ThreadPoolExecutor(1) as pool:
+        late = pool.submit(post, address, timeout=1 if gone else 30)
+        assert slow.held.acquire(timeout=10)
+        if gone:
+            assert isinstance(late.exception(), httpx.ReadTimeout)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0
+        if not gone:
+            assert (late.result().status_code, late.result().json()["error"]["code"]) == (503, "BTC564")
+
+
+def test_stopping_does_not_wait_for_a_body_that_does_not_come(bundle: Path, slow: SlowServer) -> None:
+    code = STOPPING.format(within=1, bundle=str(bundle), url=slow.url)
+    with server(code=code) as (address, process):
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as client:
+            client.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+            time.sleep(0.3)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=20) == 0
+            assert client.recv(100).startswith(b"HTTP/1.1 503")
+
+
+def test_a_second_interrupt_ends_the_server_at_once_and_quietly(bundle: Path, slow: SlowServer) -> None:
+    code = STOPPING.format(within=60, bundle=str(bundle), url=slow.url)
+    said: list[str] = []
+    with server(code=code, said=said) as (address, process), ThreadPoolExecutor(1) as pool:
+        late = pool.submit(post, address)
+        assert slow.held.acquire(timeout=10)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 0
+        assert late.result().status_code == 503
+    assert "Shutting down" in said[0] and "Traceback" not in said[0]
