@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import multiprocessing
 import re
 import signal
 import socket
@@ -20,6 +21,7 @@ import pytest
 from server_process import server
 
 from bt_compiler.engine.backends.openai import OpenAIBackend, Patience
+from bt_compiler.errors import UsageError
 from bt_compiler.runtime import Predictor, load
 from bt_compiler.runtime.serve import create_app
 
@@ -161,6 +163,29 @@ def test_closing_does_not_wait_for_those_who_wait(shared: Predictor, slow: SlowS
         finally:
             slow.go.set()
     assert shared(number=5, note=None).twice == 10
+
+
+def test_a_forked_process_is_told_to_load_its_own(shared: Predictor) -> None:
+    assert shared(number=1, note=None).kind == "odd"
+    here, there = multiprocessing.Pipe()
+
+    def child() -> None:
+        try:
+            shared(number=2, note=None)
+        except UsageError as error:
+            there.send(error.diagnostics[0].code)
+        shared.close()
+        there.send(shared(number=3, note=None).twice)
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    try:
+        assert here.poll(20) and here.recv() == "BTC571"
+        assert here.poll(20) and here.recv() == 6
+    finally:
+        process.kill()
+        process.join()
+    assert shared(number=4, note=None).twice == 8
 
 
 def post(address: str, timeout: float = 30) -> httpx.Response:
