@@ -111,7 +111,7 @@ class Engine:
 class Execution:
     """The incremental form of `Engine.run`: examples may be submitted at any time, traces come as they end.
 
-    A backend serves one execution at a time. Not thread-safe: one thread submits and steps.
+    A backend serves one execution at a time. Not thread-safe but for `interrupt`: one thread submits and steps.
     """
 
     def __init__(
@@ -190,6 +190,11 @@ class Execution:
             self._settle()
         done, self._done = self._done, []
         return done
+
+    def interrupt(self) -> None:
+        """Makes a `step` that waits for completions return, so that more can be submitted. From any thread."""
+        for backend in self._engine.backends.values():
+            backend.interrupt()
 
     def cancel(self) -> None:
         """Forgets all that is under way."""
@@ -366,6 +371,8 @@ class Execution:
                 continue
             polled.append(backend)
             finished = backend.poll()
+            if finished is None:
+                continue
             if not finished:
                 raise RuntimeError(f"backend of model {model} ended nothing though requests are in flight")
             landed = [(self._flights.pop(id), result) for id, result in finished if id in self._flights]

@@ -143,8 +143,16 @@ class Backend(Protocol):
         """Takes work; returns at once."""
         ...
 
-    def poll(self) -> list[Finished]:
-        """Works until at least one request ends; empty only where nothing is in flight."""
+    def poll(self) -> list[Finished] | None:
+        """Works until at least one request ends; empty only where nothing is in flight, None where `interrupt` was
+        called first.
+        """
+        ...
+
+    def interrupt(self) -> None:
+        """Makes the `poll` under way, or else the next, return soon: more can be submitted then. What is in flight
+        stays so. The one method that any thread may call at any time.
+        """
         ...
 
     def cancel(self, ids: Sequence[str]) -> None:

@@ -23,7 +23,9 @@ class Outputs(Mapping[str, Any]):
         return self._values[name]
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name not in self._values:
+        if name.startswith("_"):  # copying and unpickling ask before there are values
+            raise AttributeError(name)
+        if name not in self._values:
             raise AttributeError(f"no output `{name}`; outputs: {', '.join(self._values)}")
         return self._values[name]
 

@@ -126,9 +126,18 @@ class Predictor:
         self._opening = Lock()
         self._engine: Engine | None = None
         self._session: Session | None = None
+        self._process = 0
 
     def open(self) -> Session:
-        """Opens models and retrievers once and checks that they are the bundle's. Raises BackendError, BundleError."""
+        """Opens models and retrievers once and checks that they are the bundle's. Raises BackendError, BundleError,
+        UsageError (BTC571) in a process that was forked since.
+        """
+        if self._elsewhere():
+            raise UsageError.of(
+                "BTC571",
+                f"this predictor was opened in process {self._process} and does not work in another",
+                help="load the bundle in the process that uses it, or start processes with `spawn`",
+            )
         with self._opening:
             if self._session is None:
                 from bt_compiler.engine.executor import Engine, Execution
@@ -137,7 +146,7 @@ class Predictor:
                 tools = self._tools()
                 engine = Engine(backends=self._backends(), retrievers=retrievers, tools=tools)
                 bundle = self.bundle
-                self._engine = engine
+                self._engine, self._process = engine, os.getpid()
                 self._session = Session(
                     Execution(
                         engine=engine, program=bundle.program, candidate=bundle.candidate, seed=bundle.manifest.seed
@@ -180,12 +189,17 @@ class Predictor:
         return make_example(self.check(inputs), {})
 
     def close(self) -> None:
-        """Gives models back; the next use opens them again."""
-        if self._session is not None:
-            self._session.close()
-        if self._engine is not None:
-            self._engine.close()
+        """Gives models back; the next use opens them again. In a forked process they stay the first one's."""
+        if not self._elsewhere():
+            if self._session is not None:
+                self._session.close()
+            if self._engine is not None:
+                self._engine.close()
         self._session = self._engine = None
+
+    def _elsewhere(self) -> bool:
+        """Whether what is open belongs to the process that this one was forked from: its threads are not here."""
+        return self._session is not None and self._process != os.getpid()
 
     def __enter__(self) -> Self:
         return self

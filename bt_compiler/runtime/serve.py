@@ -5,11 +5,12 @@ Loads no trainer, and no torch where the models are remote. Requests that come t
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,6 +33,8 @@ MAX_BODY = 1 << 20
 """Bytes of a request body."""
 MAX_UNDER_WAY = 256
 """Requests of one bundle that wait or run."""
+STOP_WITHIN = 30
+"""Seconds that requests under way have to end in once the server is told to stop."""
 RETRY_AFTER = "1"
 """Seconds a client is asked to wait after a 503."""
 
@@ -51,7 +54,9 @@ def serve(
     tools: Path | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Serves until SIGTERM or Ctrl-C, then finishes what is under way. Raises BundleError, SpecError, BackendError.
+    """Serves until SIGTERM or Ctrl-C, then finishes what is under way; a second Ctrl-C or STOP_WITHIN seconds end that.
+
+    Raises BundleError, SpecError, BackendError.
 
     One bundle is at `/v1/predict`; with several, each is at `/v1/<name>/predict`.
     """
@@ -77,7 +82,15 @@ def serve_predictors(predictors: Mapping[str, Predictor], *, host: str, port: in
     app = create_app(predictors, on_failure=stop)
     logging: dict[str, Any] = deepcopy(uvicorn.config.LOGGING_CONFIG)
     logging["handlers"]["access"]["stream"] = "ext://sys.stderr"  # stdout is for results
-    config = uvicorn.Config(app, host=host, port=port, log_level="info", log_config=logging, server_header=False)
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_level="info",
+        log_config=logging,
+        server_header=False,
+        timeout_graceful_shutdown=STOP_WITHIN,
+    )
     server = uvicorn.Server(config)
     # uvicorn raises the signal again when it has finished; a served SIGTERM is a success, not a death
     before = signal.signal(signal.SIGTERM, _quietly)
@@ -136,7 +149,8 @@ def create_app(
     async def running(_: FastAPI) -> AsyncIterator[None]:
         for worker in workers.values():
             worker.start()
-        yield
+        with suppress(asyncio.CancelledError):  # a second Ctrl-C
+            yield
         for worker in workers.values():
             worker.close()
 
@@ -178,6 +192,8 @@ def _predict_endpoint(worker: Worker, max_body: int) -> Callable[[Request], Any]
             return JSONResponse({"detail": problem_detail(error)}, status_code=422)
         except Busy as error:
             return _error(503, "BTC564", str(error), headers={"Retry-After": RETRY_AFTER})
+        except asyncio.CancelledError:
+            return _error(503, "BTC564", "the server is shutting down", headers={"Retry-After": RETRY_AFTER})
         except BtcError as error:
             return _error(502, error.diagnostics[0].code, error.diagnostics[0].message)
         found = finished(trace)

@@ -41,15 +41,19 @@ class Worker:
     ) -> None:
         """`limit`: requests waiting or running; `on_failure` is told why the model cannot be opened."""
         self.predictor = predictor
-        self.ready = False
-        """Whether the model is loaded and requests are taken."""
         self._limit = limit
         self._on_failure = on_failure
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._session: Session | None = None
         self.under_way = 0
         """Requests waiting or running."""
         self._closing = False
         self._thread = threading.Thread(target=self._run, name=f"predict {predictor.bundle.manifest.name}")
+
+    @property
+    def ready(self) -> bool:
+        """Whether the model is loaded and requests are taken."""
+        return self._session is not None
 
     def start(self) -> None:
         """Starts loading the model; returns at once."""
@@ -57,7 +61,7 @@ class Worker:
 
     async def predict(self, example: Example) -> Trace:
         """The trace of one example. Raises Busy, BtcError (the backend failed), or whatever bug there is."""
-        if not self.ready or self._closing:
+        if self._session is None or self._closing:
             raise Busy("the server is shutting down" if self._closing else "the model is not loaded yet")
         if self.under_way >= self._limit:
             raise Busy(f"{self._limit} requests are under way, which is all this server takes")
@@ -66,13 +70,16 @@ class Worker:
         self.under_way += 1
         future.add_done_callback(self._ended)
         self._jobs.put(_Job(example, future, loop))
+        self._session.interrupt()  # it joins what is under way
         return await future
 
     def close(self) -> None:
-        """Finishes what is under way, closes the predictor and returns when the thread has ended."""
+        """Finishes what somebody waits for, closes the predictor and returns when the thread has ended."""
         self._closing = True
         if self._thread.ident is not None:
             self._jobs.put(None)
+            if self._session is not None:
+                self._session.interrupt()
             self._thread.join()
         self.predictor.close()
 
@@ -87,11 +94,13 @@ class Worker:
                 raise
             self._on_failure(error)
             return
-        self.ready = True
+        self._session = session
         running: dict[int, _Job] = {}
         closing = False
-        while running or not closing:
-            closing = self._take_jobs(session, running, wait=not running) or closing
+        while True:
+            closing = self._take_jobs(session, running, wait=not (running or closing)) or closing
+            if closing and all(job.future.done() for job in running.values()):
+                return
             for ticket, result in self._work(session, running).items():
                 _deliver(running.pop(ticket), result)
 

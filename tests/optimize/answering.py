@@ -121,6 +121,9 @@ class RuleBackend:
         )
         return [Finished(request.id, completion)]
 
+    def interrupt(self) -> None:
+        pass  # `poll` does not wait
+
     def cancel(self, ids: Sequence[str]) -> None:
         self.waiting = [request for request in self.waiting if request.id not in ids]
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import subprocess
 import sys
 import threading
@@ -26,6 +28,12 @@ def test_outputs_are_typed_attributes_and_a_mapping(predictor: Predictor) -> Non
     assert repr(outputs) == "Outputs(kind='odd', twice=6)"
     with pytest.raises(AttributeError, match="no output `sort`; outputs: kind, twice"):
         _ = outputs.sort
+
+
+def test_outputs_can_be_copied_and_sent_to_another_process(predictor: Predictor) -> None:
+    outputs = predictor(number=3, note=None)
+    for same in (pickle.loads(pickle.dumps(outputs)), copy.deepcopy(outputs), copy.copy(outputs)):
+        assert type(same) is type(outputs) and dict(same) == dict(outputs) and same.kind == "odd"
 
 
 @pytest.mark.parametrize(

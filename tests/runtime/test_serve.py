@@ -14,54 +14,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from server_process import server
 
 from bt_compiler.engine.backends.scripted import ScriptedBackend
 from bt_compiler.engine.request import Request
 from bt_compiler.errors import BackendError
 from bt_compiler.runtime import load
 from bt_compiler.runtime.serve import by_name, create_app, serve_predictors
-
-SERVER = """
-import sys
-sys.path.insert(0, {here!r})
-from conftest import ScriptedBackend, answer
-from bt_compiler.runtime import load
-from bt_compiler.runtime.serve import by_name, serve_predictors
-predictors = [load(path, opener=lambda section: ScriptedBackend(function=answer)) for path in {bundles!r}]
-serve_predictors(by_name(predictors), host="127.0.0.1", port=0)
-"""
-
-
-@contextmanager
-def server(*bundles: Path, code: str = SERVER) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    text = code.format(here=str(Path(__file__).parent), bundles=[str(one) for one in bundles])
-    process = subprocess.Popen([sys.executable, "-c", text], stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    address = None
-    for line in process.stderr:
-        if found := re.search(r"http://127\.0\.0\.1:\d+", line):
-            address = found.group()
-            break
-    drain = threading.Thread(target=process.stderr.read)
-    drain.start()
-    try:
-        assert address is not None, process.wait()
-        with httpx.Client(base_url=address, trust_env=False) as client:
-            while client.get("/readyz").status_code != 200:
-                time.sleep(0.02)
-        yield address, process
-    finally:
-        if process.poll() is None:
-            process.terminate()
-        process.wait()
-        drain.join()
-        process.stderr.close()
 
 
 @pytest.fixture(scope="module")

@@ -111,7 +111,7 @@ class OpenAIBackend:
         self._refused: frozenset[str] = frozenset()
         self._answered = 0
         self._tasks: dict[str, Future[Result]] = {}
-        self._ended: SimpleQueue[tuple[str, Future[Result]]] = SimpleQueue()
+        self._ended: SimpleQueue[tuple[str, Future[Result]] | None] = SimpleQueue()  # None: an interruption
         self._connections = Connections(headers=self._headers, timeout=self._patience.timeout)
         self._adapters = ServedAdapters(self._connections, model)
         self._loop = asyncio.new_event_loop()
@@ -158,15 +158,24 @@ class OpenAIBackend:
             self._tasks[request.id] = task
             task.add_done_callback(lambda done, id=request.id: self._ended.put((id, done)))  # type: ignore[misc]
 
-    def poll(self) -> list[Finished]:
-        """Waits for one end and takes all that came meanwhile. Raises BackendError."""
+    def poll(self) -> list[Finished] | None:
+        """Waits for one end or `interrupt` and takes all that came meanwhile. Raises BackendError."""
         found: list[Finished] = []
-        while self._tasks and not (found and self._ended.empty()):
-            id, task = self._ended.get()
+        interrupted = False
+        while self._tasks and not ((found or interrupted) and self._ended.empty()):
+            ended = self._ended.get()
+            if ended is None:
+                interrupted = True
+                continue
+            id, task = ended
             if self._tasks.get(id) is task:
                 del self._tasks[id]
                 found.append(Finished(id, task.result()))
-        return found
+        return None if interrupted and not found else found
+
+    def interrupt(self) -> None:
+        """See `Backend.interrupt`."""
+        self._ended.put(None)
 
     def cancel(self, ids: Sequence[str]) -> None:
         """Forgets them and closes their connections."""

@@ -110,6 +110,9 @@ class ScriptedBackend:
             chosen, self._waiting = self._waiting[:count], self._waiting[count:]
         return [Finished(request.id, self._answer(request)) for request in chosen]
 
+    def interrupt(self) -> None:
+        """Nothing to do: `poll` does not wait."""
+
     def cancel(self, ids: Sequence[str]) -> None:
         """Forgets waiting requests."""
         gone = set(ids)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import torch
@@ -82,6 +83,7 @@ class TransformersBackend:
         self._grammars: Grammars | None = None
         self._tier: Tier | None = None
         self._rejected: list[Finished] = []
+        self._interrupted = Event()
         self._borrowed = False
 
     def _open(self, dtype: str, choices: Callable[[str, Callable[[], Any]], Any]) -> tuple[str, Loaded, Verdict]:
@@ -202,13 +204,18 @@ class TransformersBackend:
         self._batch = rows
         self._progress.say(f"generating ran out of memory; it goes on with {rows} rows at once at most")
 
-    def poll(self) -> list[Finished]:
+    def poll(self) -> list[Finished] | None:
         """See `Backend.poll`. Raises BackendError where memory runs out (BTC513, BTC514)."""
         finished, self._rejected = self._rejected, []
         tier = self._running()
-        while not finished and not tier.idle():
+        while not (finished or tier.idle() or self._interrupted.is_set()):
             finished = [done for row, error in tier.step() if (done := self._ended(row, error)) is not None]
-        return finished
+        self._interrupted.clear()
+        return finished if finished or tier.idle() else None
+
+    def interrupt(self) -> None:
+        """See `Backend.interrupt`: `poll` returns between two passes."""
+        self._interrupted.set()
 
     def _ended(self, row: Row, error: ExampleError | None) -> Finished | None:
         if row.script:

@@ -249,7 +249,7 @@ class VllmBackend:
         self._adapters[adapter.sha256] = lora
         return lora
 
-    def poll(self) -> list[Finished]:
+    def poll(self) -> list[Finished] | None:
         """See `Backend.poll`. Raises BackendError (BTC593, BTC594)."""
         finished, self._rejected = self._rejected, []
         while not finished and (self._asked or self._held):
@@ -261,8 +261,16 @@ class VllmBackend:
                 ended = self._running().wait()
             except RuntimeError as error:  # vLLM's own for workers and cores that died
                 raise worker_failed(error, self._log) from error
+            if not ended:
+                return None
             finished = [self._finished(one) for one in ended if one.id in self._asked]
         return finished
+
+    def interrupt(self) -> None:
+        """See `Backend.interrupt`."""
+        driver = self._driver  # read once: another thread may close
+        if driver is not None:
+            driver.interrupt()
 
     def _finished(self, ended: Ended) -> Finished:
         request, prompt_tokens = self._asked.pop(ended.id)

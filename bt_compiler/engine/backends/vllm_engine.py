@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from queue import SimpleQueue
-from threading import Thread
+from threading import Event, Thread
 from typing import Any, NamedTuple, Protocol
 
 from bt_compiler.engine.backends.vllm_log import VllmLog
@@ -39,7 +39,13 @@ class Driver(Protocol):
         ...
 
     def wait(self) -> list[Ended]:
-        """Works until at least one request ends; empty only where none is under way. Raises RuntimeError."""
+        """Works until at least one request ends; empty only where none is under way, or `interrupt` was called first.
+        Raises RuntimeError.
+        """
+        ...
+
+    def interrupt(self) -> None:
+        """Makes the `wait` under way, or else the next, return soon. From any thread."""
         ...
 
     def abort(self, ids: Sequence[str]) -> None:
@@ -103,6 +109,7 @@ class _InProcess:
             usage_context=UsageContext.LLM_CLASS,
             multiprocess_mode=False,
         )
+        self._interrupted = Event()
 
     def add(self, id: str, ids: Sequence[int], params: Any, lora: Any) -> None:
         from vllm.inputs import tokens_input
@@ -111,12 +118,16 @@ class _InProcess:
             self._engine.add_request(id, tokens_input(list(ids)), params, lora_request=lora)
 
     def wait(self) -> list[Ended]:
-        while self._engine.has_unfinished_requests():
+        while self._engine.has_unfinished_requests() and not self._interrupted.is_set():
             with _plain_errors():
                 ended = [Ended(output.request_id, output) for output in self._engine.step() if output.finished]
             if ended:
                 return ended
+        self._interrupted.clear()
         return []
+
+    def interrupt(self) -> None:
+        self._interrupted.set()
 
     def abort(self, ids: Sequence[str]) -> None:
         self._engine.abort_request(list(ids))
@@ -142,7 +153,7 @@ class _Copies:
         self._loop = asyncio.new_event_loop()
         self._thread = Thread(target=self._loop.run_forever, name="vllm", daemon=True)
         self._thread.start()
-        self._ended: SimpleQueue[Ended] = SimpleQueue()
+        self._ended: SimpleQueue[Ended | None] = SimpleQueue()  # None: an interruption
         self._tasks: dict[str, Future[None]] = {}
         try:
             self._engine = self._run(self._open(config))
@@ -175,11 +186,17 @@ class _Copies:
 
     def wait(self) -> list[Ended]:
         found: list[Ended] = []
-        while self._tasks and not (found and self._ended.empty()):
+        interrupted = False
+        while self._tasks and not ((found or interrupted) and self._ended.empty()):
             ended = self._ended.get()
-            if self._tasks.pop(ended.id, None) is not None:
+            if ended is None:
+                interrupted = True
+            elif self._tasks.pop(ended.id, None) is not None:
                 found.append(ended)
         return found
+
+    def interrupt(self) -> None:
+        self._ended.put(None)
 
     def abort(self, ids: Sequence[str]) -> None:
         for id in ids:

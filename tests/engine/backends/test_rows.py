@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -108,6 +109,34 @@ def test_cancelled_requests_never_come_back(tmp_path: Path) -> None:
     gone = [name for name in "012345" if name not in seen][:2]
     backend.cancel([*gone, "unknown"])
     assert set(finish_all(backend)) | seen == set("012345") - set(gone)
+    assert backend.poll() == []
+
+
+def test_rows_that_come_in_an_interruption_join_those_at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bt_compiler.engine.backends.schedule import PackedRows
+
+    backend = open_model(save_model(tmp_path / "model"), tmp_path / "cache")
+    early, late = request("early", "petal", max_tokens=30), request("late", "sepal", max_tokens=2)
+    backend.submit([early, late])
+    texts = finish_all(backend)
+    passes: list[int] = []
+    step = PackedRows.step
+
+    def interrupted(tier: PackedRows) -> Any:
+        passes.append(len(passes))
+        if len(passes) == 3:
+            backend.interrupt()
+        return step(tier)
+
+    monkeypatch.setattr(PackedRows, "step", interrupted)
+    backend.submit([early])
+    assert backend.poll() is None
+    assert len(passes) == 3
+    backend.submit([late])
+    (first,) = backend.poll() or []
+    assert first.id == "late"
+    assert {first.id: first.result} | finish_all(backend) == texts
+    backend.interrupt()
     assert backend.poll() == []
 
 

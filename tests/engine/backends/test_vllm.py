@@ -141,6 +141,19 @@ def test_what_is_wrong_with_one_request_ends_that_one(beside: Beside) -> None:
     assert beside.vllm.poll() == []
 
 
+def test_requests_that_come_in_an_interruption_join_those_under_way(beside: Beside) -> None:
+    early, late = request("early", "petal", max_tokens=30), request("late", "sepal", max_tokens=2)
+    expected = texts(beside.vllm, [early, late])
+    beside.vllm.submit([early])
+    beside.vllm.interrupt()
+    assert beside.vllm.poll() is None
+    beside.vllm.submit([late])
+    (first,) = beside.vllm.poll() or []
+    assert first.id == "late"
+    results = {first.id: first.result} | finish_all(beside.vllm)
+    assert {name: result.text for name, result in results.items()} == expected
+
+
 def refused(backend: VllmBackend, adapter: Adapter) -> str:
     with pytest.raises(BackendError) as caught:
         backend.submit([request("x", "x", adapter=adapter)])
