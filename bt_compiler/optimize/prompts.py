@@ -8,7 +8,8 @@ DSPy's `BootstrapFewShotWithRandomSearch`, but that traces are generated once an
 Evidence of the step (JSON): `split` counts; `bootstrap` {tried, accepted, failed, by_module}; `candidates`
 [{label, id, demos {module: n}, score, interval [low, high], scores {example: score}, failures}], with `dropped_after`
 examples where it lost the race by then, or {label, id, demos, same_as} for prompts that an earlier candidate has too;
-`chosen` label; `racing` {error, runs, without_racing}: runs of the program on an example.
+`chosen` label; `racing` {error, runs, without_racing}: runs of the program on an example, and how many there were had
+nobody been dropped as far as the race went; `cut_short` [texts] where that is not all of val: what a budget left out.
 """
 
 from __future__ import annotations
@@ -98,10 +99,12 @@ def prompts_step(context: StepContext, candidate: Candidate) -> StepResult:
     evidence = {
         "split": {"train": len(split.train), "val": len(split.val)},
         "bootstrap": _bootstrap_evidence(found),
-        "candidates": [_evidence(item, len(split.val)) for item in scored],
+        "candidates": [_evidence(item, most) for item in scored],
         "chosen": best.label,
-        "racing": _racing_evidence(context, scored, len(split.val)),
+        "racing": _racing_evidence(context, scored, most),
     }
+    if most < len(split.val):
+        evidence["cut_short"] = [f"the race after {most} of {len(split.val)} examples"]
     return StepResult(candidate=best.candidate, kind="prompts", evidence=evidence)
 
 
@@ -139,11 +142,17 @@ def _score_all(
     if repeated := len(drawn) - len(unique):
         progress.advance(repeated * len(val), note=f"{repeated} of {len(drawn)} candidates are as others")
     reports = _raced(context, unique, val, progress)
+    most = max(len(report.scores) for report in reports.values())
     for candidate in unique:
         report = reports[candidate.id]
-        dropped = f", dropped after {len(report.scores)} of {len(val)}" if len(report.scores) < len(val) else ""
+        dropped = f", dropped after {len(report.scores)} of {len(val)}" if len(report.scores) < most else ""
         context.progress.say(
             f"step {context.index} prompts: {labels[candidate.id]} {report.mean:.3f} on inner val{dropped}"
+        )
+    if most < len(val):
+        context.progress.say(
+            f"step {context.index} prompts: the race ends after {most} of {len(val)} examples, for more do not fit the "
+            "budget"
         )
     return [
         _Scored(
@@ -202,7 +211,7 @@ def _raced(
     settings = context.settings.prompts
     met = race(len(candidates), len(order), settings.racing, score, goes_on, settings.indifference)
     if spared := len(candidates) * len(order) - sum(map(len, met)):
-        progress.advance(spared, note="candidates dropped")
+        progress.advance(spared, note="runs left out")
     places = {example.id: place for place, example in enumerate(val)}
     return {name: _joined(found, places, binary=context.metric.binary) for name, found in parts.items()}
 
@@ -236,7 +245,7 @@ def _choose(pool: _Pool, draw: _Draw, module: str, seed: int) -> tuple[Demo, ...
     return (*demos, *random.Random(seed).sample(rest, wanted))
 
 
-def _evidence(item: _Scored, val: int) -> dict[str, Any]:
+def _evidence(item: _Scored, most: int) -> dict[str, Any]:
     start: dict[str, Any] = {
         "label": item.label,
         "id": item.candidate.id,
@@ -250,14 +259,14 @@ def _evidence(item: _Scored, val: int) -> dict[str, Any]:
         "interval": [item.report.interval.low, item.report.interval.high],
         "scores": dict(item.report.scores),
         "failures": len(item.report.failures),
-        **({} if len(item.report.scores) == val else {"dropped_after": len(item.report.scores)}),
+        **({} if len(item.report.scores) == most else {"dropped_after": len(item.report.scores)}),
     }
 
 
-def _racing_evidence(context: StepContext, scored: Sequence[_Scored], val: int) -> dict[str, Any]:
+def _racing_evidence(context: StepContext, scored: Sequence[_Scored], most: int) -> dict[str, Any]:
     unique = [item for item in scored if item.same_as is None]
     met = sum(len(item.report.scores) for item in unique)
-    return {"error": context.settings.prompts.racing, "runs": met, "without_racing": len(unique) * val}
+    return {"error": context.settings.prompts.racing, "runs": met, "without_racing": len(unique) * most}
 
 
 def _bootstrap_evidence(found: Bootstrapped) -> dict[str, Any]:
