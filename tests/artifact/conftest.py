@@ -115,6 +115,7 @@ def evidence_of_prompts(seed: int) -> dict[str, Any]:
 def evidence_of_weights() -> dict[str, Any]:
     loss = [
         {
+            "adapter": "shared",
             "step": step,
             "epoch": step / 12,
             "train": 2.0 / (1 + step / 8) + 0.05 * (step % 3),

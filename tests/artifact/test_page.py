@@ -139,6 +139,17 @@ def test_answers_that_no_row_shows_are_on_the_page(evidence: BundleContents) -> 
     assert "No row shows <code>species: virginica</code>, the answer of 16 train examples" in html
 
 
+def test_each_adapter_has_a_loss_plot_of_its_own(evidence: BundleContents) -> None:
+    points = [{**point, "adapter": name} for name in ("plan", "<b>") for point in evidence.steps[1].evidence["loss"]]
+    loss = dict(evidence.steps[1].evidence) | {"loss": points}
+    contents = replace(evidence, steps=(evidence.steps[0], replace(evidence.steps[1], evidence=loss)))
+    data = report_json(contents, digest=DIGEST)
+    assert [name for name in drawings(data) if name.startswith("loss-")] == ["loss-2-plan", "loss-2-<b>"]
+    html = report_html(contents, digest=DIGEST)
+    assert html.index("Adapter <code>plan</code>") < html.index("Adapter <code>&lt;b&gt;</code>")
+    assert html.count("loss a token") == 2 and "adapter <b>" not in html
+
+
 def test_a_step_without_evidence_is_shown(evidence: BundleContents) -> None:
     steps = (StepFacts(index=1, kind="weights", candidate="c1"), StepFacts(index=2, kind="prompts", candidate="c2"))
     assert "Step 2: prompts" in report_html(replace(evidence, steps=steps), digest=DIGEST)
