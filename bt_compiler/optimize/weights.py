@@ -272,6 +272,7 @@ def _evidence(
     chosen: Candidate,
 ) -> dict[str, Any]:
     settings = context.settings.weights
+    free = [module for module in context.program.modules if "prompt" in module.train]  # frozen prompts keep theirs
     unique = [row for lesson, _ in trained for row in deduplicate((*lesson.rows, *lesson.validation))]
     by_module: dict[str, Counter[str]] = {}
     for row in unique:
@@ -298,7 +299,7 @@ def _evidence(
         ],
         "choice": [
             {
-                "demos": any(prompt.demos for prompt in tuned.prompts.values()),
+                "demos": any(tuned.prompts[module.name].demos for module in free),
                 "id": tuned.id,
                 "score": report.mean,
                 "interval": [report.interval.low, report.interval.high],

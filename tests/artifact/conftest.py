@@ -127,7 +127,10 @@ def evidence_of_weights() -> dict[str, Any]:
         "rows": {"self": 11, "sampled": 6, "gold": 33},
         "rows_by_module": {"classify": {"self": 11, "sampled": 6, "gold": 33}},
         "loss": loss,
-        "choice": [{"demos": False, "score": 0.94, "interval": [0.8, 0.98]}, {"demos": True, "score": 0.91}],
+        "choice": [
+            {"demos": False, "score": 0.94, "interval": [0.8, 0.98], "chosen": True},
+            {"demos": True, "score": 0.91, "chosen": False},
+        ],
     }
 
 

@@ -38,6 +38,7 @@ def test_the_page_shows_every_part(html: str, evidence: BundleContents) -> None:
         "same as labelled",
         "Training and validation loss",
         "With and without demos",
+        "without demos (chosen)",
         "supervised: the label is the answer",
         "This result is partly supervised tuning",
         "Confusion of the shipped program",
