@@ -27,7 +27,7 @@ from bt_compiler.engine.trace import Report
 from bt_compiler.errors import CompileError
 from bt_compiler.graph import candidate_id
 from bt_compiler.graph.candidate import Candidate, Demo, Prompt
-from bt_compiler.optimize.bootstrap import Bootstrapped, bootstrap, labelled
+from bt_compiler.optimize.bootstrap import Bootstrapped, bootstrap, labelled, labels_need_teacher
 from bt_compiler.optimize.inner import inner_split
 from bt_compiler.optimize.racing import race
 from bt_compiler.optimize.step import StepContext, StepResult
@@ -78,7 +78,8 @@ def prompts_step(context: StepContext, candidate: Candidate) -> StepResult:
     settings = context.settings.prompts
     split = inner_split(context.train, settings, context.seed)
     draws = _draws(context, split.train)
-    runs_teacher = any(draw.bootstrapped for draw in draws)
+    bootstraps = any(draw.bootstrapped for draw in draws)
+    runs_teacher = bootstraps or bool(settings.max_labeled_demos and labels_need_teacher(context))
     context.progress.begin(
         f"step {context.index} prompts", (len(split.train) if runs_teacher else 0) + len(draws) * len(split.val)
     )
@@ -86,8 +87,10 @@ def prompts_step(context: StepContext, candidate: Candidate) -> StepResult:
     found = Bootstrapped(demos={})
     if runs_teacher:
         found = bootstrap(context, candidate, split.train, progress)
+        found = found if bootstraps else replace(found, demos={})
+        done = f"bootstrapped {len(found.demos)} of" if bootstraps else "inputs of labelled demos from"
         context.progress.say(
-            f"step {context.index} prompts: bootstrapped {len(found.demos)} of {len(found.traces)} traces"
+            f"step {context.index} prompts: {done} {len(found.traces)} traces"
             + (f", {found.failed} failed" if found.failed else "")
         )
     pool = _Pool(bootstrapped=found, labelled=labelled(context, split.train, found.traces))

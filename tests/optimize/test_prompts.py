@@ -275,6 +275,12 @@ def test_each_module_of_a_loop_gets_one_demo_of_each_trace(journal: Journal) -> 
     unshuffled = next(item for item in candidates(result.evidence) if item["label"] == "bootstrapped")
     assert unshuffled["demos"] == {"ask": 3, "classify": 3}
 
+    alone = replace(settings, prompts=replace(settings.prompts, max_bootstrapped_demos=0))
+    result = prompts_step(replace(context, settings=alone), context.zero_shot)
+    filled = [item["demos"] for item in candidates(result.evidence) if item["label"] != "zero-shot"]
+    assert filled == [{"ask": 0, "classify": 3}] * 4, "inputs of labelled demos inside the program need its runs"
+    assert result.evidence["bootstrap"]["tried"] == len(train) and result.evidence["bootstrap"]["accepted"] == 0
+
     traces = context.engine.run(context.program, context.zero_shot, train)
     pool = labelled(context, train, traces)
     assert set(pool) == {"classify"}, "the queries have no labels"
