@@ -23,7 +23,8 @@ def report_html(contents: BundleContents, *, digest: str) -> str:
 def drawings(data: Mapping[str, Any]) -> dict[str, str]:
     """Plot name -> `<svg>` for what `data` (`report_json`) holds.
 
-    Names: `prefixes`, `confusion`, `seconds`, `tokens`, and with the number of a step `candidates-1`, `loss-2`.
+    Names: `prefixes`, `confusion`, `seconds`, `tokens`, and with the number of a step `candidates-1`, `loss-2-shared`
+    (one an adapter: each counts its own optimiser steps).
     """
     found: dict[str, str] = {}
     scored = [
@@ -55,9 +56,10 @@ def _of_step(step: Mapping[str, Any]) -> dict[str, str]:
     found = {}
     if rows := plots.candidate_rows(evidence):
         found[f"candidates-{index}"] = plots.interval_plot(f"candidates-{index}", rows)
-    if evidence.get("loss"):
-        found[f"loss-{index}"] = plots.loss_plot(f"loss-{index}", evidence["loss"])
-    return found
+    curves: dict[str, list[Mapping[str, Any]]] = {}
+    for point in evidence.get("loss", ()):
+        curves.setdefault(f"loss-{index}-{point['adapter']}", []).append(point)
+    return found | {name: plots.loss_plot(name, points) for name, points in curves.items()}
 
 
 def _tokens(step: Mapping[str, Any]) -> list[tuple[str, float]]:

@@ -63,7 +63,7 @@ def interval_plot(
 
 
 def loss_plot(name: str, points: Sequence[Mapping[str, Any]]) -> str:
-    """Training and validation loss by optimiser step: `{"step", "train", "validation"}`, either may be None."""
+    """The losses of one adapter by optimiser step: `{"step", "train", "validation"}`, either may be None."""
     figure, axes = _figure(2.8)
     for key, color, style in (("train", _FIRST, "-"), ("validation", _SECOND, "o-")):
         known = [(point["step"], point[key]) for point in points if point.get(key) is not None]

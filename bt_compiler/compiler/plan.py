@@ -210,7 +210,8 @@ def _prompts_stage(checked: CheckedSpec, calls: Sequence[CallEstimate], index: i
     settings = checked.sections.optimize.prompts
     inner = inner_split(checked.splits.train, settings, seed=0)
     candidates = 3 + settings.candidates
-    teacher = len(inner.train) if settings.max_bootstrapped_demos else 0
+    inside = settings.max_labeled_demos and len(checked.program.nodes) > 1  # inputs of labelled demos
+    teacher = len(inner.train) if settings.max_bootstrapped_demos or inside else 0
     detail = f"bootstrap {teacher} + {candidates} candidates x {len(inner.val)}"
     runs = teacher + candidates * len(inner.val)
     return _runs(f"step {index} prompts", runs, calls, demos=demos * (candidates - 1) / candidates, detail=detail)

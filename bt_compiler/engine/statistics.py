@@ -1,27 +1,22 @@
 """Confidence intervals of mean scores and of paired differences, on the standard library alone.
 
 Knows numbers, not examples or candidates. Binary scores get Wilson intervals, their paired differences Newcombe's
-method 10; graded scores a studentised bootstrap with a seed, so that equal scores give equal intervals everywhere.
+method 10; graded scores, whose shape nobody knows, a t interval that allows for what few examples have not shown.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import inf, sqrt
-from random import Random
-from statistics import NormalDist, fmean
+from math import sqrt
+from statistics import NormalDist, fmean, stdev
 
 from bt_compiler.engine.trace import Interval
 
-RESAMPLES = 2000
-"""Bootstrap resamples: the 2.5 % quantile rests on 50 of them."""
 
-
-def wilson(successes: float, n: int, level: float = 0.95) -> Interval:
+def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
     """Wilson's score interval of a proportion (Wilson 1927). `n` 0: all of [0, 1].
 
-    `successes` may be a fraction: scores within [0, 1] vary at most as much as a coin of the same mean, so that the
-    interval is then on the safe side. Raises ValueError where successes are not within [0, n].
+    Raises ValueError where successes are not within [0, n].
     """
     if not 0 <= successes <= n:
         raise ValueError(f"{successes} successes of {n}")
@@ -68,63 +63,44 @@ def _phi_corrected(a: int, b: int, c: int, d: int) -> float:
     return corrected / sqrt(product)
 
 
-def bootstrap_t(
-    scores: Sequence[float],
-    seed: int = 0,
-    *,
-    level: float = 0.95,
-    resamples: int = RESAMPLES,
-    bounds: tuple[float, float] = (0.0, 1.0),
-) -> Interval:
-    """Studentised bootstrap interval of a mean (Efron & Tibshirani 1993, chapter 12), cut to `bounds`.
+def adjusted_t(scores: Sequence[float], *, level: float = 0.95, bounds: tuple[float, float] = (0.0, 1.0)) -> Interval:
+    """Student's t interval of a mean after one more score at either end of `bounds`, cut to `bounds`.
 
-    Where the scores do not vary (one score, or all equal) there is nothing to resample, and the answer is the Wilson
-    interval of the same mean over `bounds`. Raises ValueError for a score outside `bounds`.
+    For differences that are -1, 0 or 1 that is the adjusted Wald interval of Bonett & Price 2012, "Adjusted Wald
+    confidence interval for a difference of binomial proportions based on paired data", Journal of Educational and
+    Behavioral Statistics 37, with t for z. The two scores stand for what few examples cannot have shown, so that no
+    scores, one, or n equal ones need no case of their own; they cost width where scores vary little: 0.12 instead of
+    0.06 for differences with a standard deviation of 0.1 and n 50.
+
+    Coverage at 95 %: simulated, 20,000 runs of each of 94 shapes (sparse and one-sided differences, means over seeds,
+    F1, beta, 0 or 1) and n from 10 to 300, 94.4 to 100 %; exactly, at the worst share of scores at one end, n from 5
+    to 500, 93.3 %. A bootstrap-t covered 82 to 93 % (200 runs each) where 2 to 10 of 50 or 100 differences are not 0,
+    with ends at a bound. `tests/engine/test_statistics.py` repeats a part. Raises ValueError for a score outside
+    `bounds`.
     """
     least, most = bounds
     if any(not least <= score <= most for score in scores):
         raise ValueError(f"scores outside [{least}, {most}]")
-    n = len(scores)
-    if n < 2 or min(scores) == max(scores):
-        share = sum((score - least) / (most - least) for score in scores)
-        unit = wilson(min(max(share, 0.0), float(n)), n, level)
-        return Interval(
-            low=least + unit.low * (most - least), high=least + unit.high * (most - least), level=level, method="wilson"
-        )
-    mean, error = _mean_and_error([(score, score * score) for score in scores])
-    ratios = sorted(_ratios(scores, mean, seed, resamples))
-    tail = (1 - level) / 2
-    low = mean - _quantile(ratios, 1 - tail) * error
-    high = mean - _quantile(ratios, tail) * error
-    return Interval(low=max(least, low), high=min(most, high), level=level, method="bootstrap-t")
+    more = [*scores, least, most]
+    mean = fmean(more)
+    half = _student((1 + level) / 2, len(more) - 1) * stdev(more, mean) / sqrt(len(more))
+    return Interval(low=max(least, mean - half), high=min(most, mean + half), level=level, method="adjusted-t")
 
 
-def _ratios(scores: Sequence[float], mean: float, seed: int, resamples: int) -> list[float]:
-    """Student's t of the resamples; infinite where a resample does not vary but lies off the mean."""
-    random = Random(seed)
-    pairs = [(score, score * score) for score in scores]
-    found = []
-    for _ in range(resamples):
-        drawn, error = _mean_and_error(random.choices(pairs, k=len(pairs)))
-        offset = drawn - mean
-        if error > 0:
-            found.append(offset / error)
-        else:
-            found.append(0.0 if abs(offset) < 1e-12 else inf if offset > 0 else -inf)
-    return found
+def _student(share: float, freedom: int) -> float:
+    """Quantile of Student's t, by Cornish and Fisher's expansion (Abramowitz & Stegun 26.7.5).
 
-
-def _mean_and_error(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Mean and its standard error, from (score, score squared); 0 where rounding leaves no variance."""
-    n = len(pairs)
-    mean = sum([pair[0] for pair in pairs]) / n
-    variance = (sum([pair[1] for pair in pairs]) / n - mean * mean) * n / (n - 1)
-    return mean, sqrt(variance / n) if variance > 1e-12 else 0.0
-
-
-def _quantile(ordered: Sequence[float], share: float) -> float:
-    """The order statistic that leaves `share` at or below it: no interpolation, which infinities forbid."""
-    return ordered[min(len(ordered) - 1, max(0, round(share * (len(ordered) + 1)) - 1))]
+    At 97.5 % it is 11 % short with one degree of freedom (no scores at all), 0.8 % with two, 0.1 % with three.
+    """
+    z = NormalDist().inv_cdf(share)
+    terms = (
+        z,
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return sum(term / float(freedom) ** power for power, term in enumerate(terms))
 
 
 def mean_of(scores: Sequence[float]) -> float:
@@ -132,14 +108,14 @@ def mean_of(scores: Sequence[float]) -> float:
     return fmean(scores) if scores else 0.0
 
 
-def interval_of(scores: Sequence[float], binary: bool, seed: int = 0) -> Interval:
+def interval_of(scores: Sequence[float], binary: bool) -> Interval:
     """Interval of the mean of scores in [0, 1]. Raises ValueError where `binary` scores are not 0 or 1."""
     if not binary:
-        return bootstrap_t(scores, seed)
+        return adjusted_t(scores)
     return wilson(_successes(scores), len(scores))
 
 
-def paired_interval(a: Sequence[float], b: Sequence[float], binary: bool, seed: int = 0) -> Interval:
+def paired_interval(a: Sequence[float], b: Sequence[float], binary: bool) -> Interval:
     """Interval of mean(a) - mean(b), where a[i] and b[i] are scores of the same example.
 
     0 inside: the data do not tell the two apart. Raises ValueError for unequal lengths.
@@ -147,7 +123,7 @@ def paired_interval(a: Sequence[float], b: Sequence[float], binary: bool, seed: 
     if len(a) != len(b):
         raise ValueError(f"{len(a)} scores against {len(b)}")
     if not binary:
-        return bootstrap_t([one - two for one, two in zip(a, b, strict=True)], seed, bounds=(-1.0, 1.0))
+        return adjusted_t([one - two for one, two in zip(a, b, strict=True)], bounds=(-1.0, 1.0))
     both = sum(one == two == 1 for one, two in zip(a, b, strict=True))
     first, second = _successes(a) - both, _successes(b) - both
     return newcombe_paired(both, first, second, len(a) - both - first - second)

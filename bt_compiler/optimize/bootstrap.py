@@ -18,8 +18,8 @@ from bt_compiler.engine.progress import Progress
 from bt_compiler.engine.scoring import score_traces
 from bt_compiler.engine.trace import Trace
 from bt_compiler.graph.candidate import Candidate, Demo
-from bt_compiler.graph.program import Program
-from bt_compiler.optimize.labelled import labelled_tasks
+from bt_compiler.graph.program import Module, Program
+from bt_compiler.optimize.labelled import labelled_tasks, needs_runs
 from bt_compiler.optimize.step import StepContext
 
 
@@ -69,6 +69,15 @@ def _pick(demos: Sequence[Demo], seed: int) -> Demo:
     return rng.choice(demos[:-1]) if rng.random() < 0.5 else demos[-1]
 
 
+def labels_need_teacher(context: StepContext) -> bool:
+    """Whether labelled demos have inputs that only a run of the program gives."""
+    return needs_runs(context.program, _searched(context.program), answer_labels(context.metric, context.accept))
+
+
+def _searched(program: Program) -> list[Module]:
+    return [module for module in program.modules if "prompt" in module.train]
+
+
 def labelled(context: StepContext, train: Sequence[Example], traces: Sequence[Trace]) -> dict[str, dict[str, Demo]]:
     """Module -> example id -> the demo that the data's label gives, in the order of train.
 
@@ -77,8 +86,7 @@ def labelled(context: StepContext, train: Sequence[Example], traces: Sequence[Tr
     """
     found: dict[str, dict[str, Demo]] = {}
     labels = answer_labels(context.metric, context.accept)
-    program = context.program
-    for task in labelled_tasks(program, train, lambda: traces, of=program.modules, labels=labels):
+    for task in labelled_tasks(context.program, train, lambda: traces, of=_searched(context.program), labels=labels):
         demo = Demo(inputs=task.inputs, outputs=task.labels, example=task.example.id, origin="labelled")
         found.setdefault(task.module.name, {}).setdefault(task.example.id, demo)
     return found

@@ -25,7 +25,8 @@ from bt_compiler.graph.program import Module
 from bt_compiler.optimize.hints import rationales
 from bt_compiler.optimize.inner import inner_split
 from bt_compiler.optimize.labelled import Task, labelled_tasks
-from bt_compiler.optimize.rows import Row, RowWriter, deduplicate, rows_of, trainable
+from bt_compiler.optimize.own_runs import OwnRuns
+from bt_compiler.optimize.rows import Row, RowWriter, deduplicate, row_writer, rows_of, trainable
 from bt_compiler.optimize.step import StepContext
 from bt_compiler.spec.sections import OptimizeSection, RowSource, WeightsSection
 
@@ -37,6 +38,14 @@ class Start:
     context: StepContext
     candidate: Candidate
     writer: RowWriter
+    runs: OwnRuns
+    """Of the candidate."""
+
+
+def start_of(context: StepContext, candidate: Candidate) -> Start:
+    """The start of a step, of which nothing has run yet."""
+    writer = row_writer(context.program, candidate, context.settings.weights, context.zero_shot)
+    return Start(context=context, candidate=candidate, writer=writer, runs=OwnRuns(context, candidate))
 
 
 Found = Mapping[str, tuple[Row, ...]]
@@ -142,7 +151,7 @@ def unseen_values(context: StepContext, rows: Collection[str]) -> list[Unseen]:
 
 def _self(start: Start, unsolved: Sequence[Example]) -> Found:
     """What the program solves by itself."""
-    return _rows(start, judged(start, own_traces(start, unsolved), unsolved).accepted, "self")
+    return _rows(start, judged(start, start.runs.judged(unsolved)).accepted, "self")
 
 
 def _demos(start: Start, unsolved: Sequence[Example]) -> Found:
@@ -164,7 +173,7 @@ def _demos(start: Start, unsolved: Sequence[Example]) -> Found:
 
 def _sampled(start: Start, unsolved: Sequence[Example]) -> Found:
     """Every accepted one of several samples at temperature."""
-    return _rows(start, judged(start, sampled_traces(start, unsolved), unsolved).accepted, "sampled")
+    return _rows(start, judged(start, start.runs.judged(unsolved, sampled=True)).accepted, "sampled")
 
 
 def _teacher(start: Start, unsolved: Sequence[Example]) -> Found:
@@ -185,7 +194,8 @@ def _teacher(start: Start, unsolved: Sequence[Example]) -> Found:
     traces = context.engine.run(
         taught, teacher, unsolved, seed=context.seed, leave_own_demo_out=True, progress=context.progress
     )
-    return _rows(start, judged(start, traces, unsolved).accepted, "teacher")
+    scored = score_traces(traces, unsolved, context.accept, context.engine)
+    return _rows(start, judged(start, scored).accepted, "teacher")
 
 
 def _gold(start: Start, unsolved: Sequence[Example]) -> Found:
@@ -233,40 +243,12 @@ class Judged(NamedTuple):
     """Ran to the end and scored less."""
 
 
-def own_traces(start: Start, examples: Sequence[Example]) -> list[Trace]:
-    """One run of each example as the program would answer it."""
-    return _run(start, examples, repeats=1, temperature=None)
-
-
-def sampled_traces(start: Start, examples: Sequence[Example]) -> list[Trace]:
-    """`weights.samples` runs of each example at `weights.temperature`."""
-    weights = start.context.settings.weights
-    return _run(start, examples, repeats=weights.samples, temperature=weights.temperature)
-
-
-def _run(start: Start, examples: Sequence[Example], *, repeats: int, temperature: float | None) -> list[Trace]:
-    """Runs the current candidate; a second call for the same examples is answered by the journal."""
-    context = start.context
-    context.progress.begin("bootstrapping rows", len(examples) * repeats)
-    with context.budget.measured(len(examples) * repeats):
-        return context.engine.run(
-            context.program,
-            start.candidate,
-            examples,
-            seed=context.seed,
-            repeats=repeats,
-            temperature=temperature,
-            leave_own_demo_out=True,
-            progress=context.progress,
-        )
-
-
-def judged(start: Start, traces: Sequence[Trace], examples: Sequence[Example]) -> Judged:
-    """What the accept metric says of the traces."""
+def judged(start: Start, traces: Sequence[Trace]) -> Judged:
+    """What the accept metric's scores say of the traces."""
     at_least = start.context.settings.accept.at_least
     accepted: dict[str, tuple[Trace, ...]] = {}
     failed: dict[str, tuple[Trace, ...]] = {}
-    for trace in score_traces(traces, examples, start.context.accept, start.context.engine):
+    for trace in traces:
         if trace.error is None and trace.score is not None:
             side = accepted if trace.score >= at_least else failed
             side[trace.example] = (*side.get(trace.example, ()), trace)
@@ -290,8 +272,8 @@ def _tasks(start: Start, examples: Sequence[Example]) -> list[Task]:
     context = start.context
 
     def runs() -> list[Trace]:
-        if context.budget.allows(f"step {context.index} own runs for labels", len(examples)):
-            return own_traces(start, examples)
+        if start.runs.fit("own runs for labels", examples):
+            return start.runs.traces(examples)
         context.progress.say("labels of modules inside the program: left out, for its runs do not fit the budget")
         return []
 

@@ -45,17 +45,10 @@ def labelled_tasks(
     Inputs that are no program inputs are taken from the program's own run of the example: `own_traces` gives those
     runs and is asked only where they are needed.
     """
-    known = trainable(program) if of is None else of
-    modules = {module.name: module for module in known if module.kind != "react"}
-    calls = [
-        (node, modules[node.module], sources)
-        for node in program.nodes
-        if isinstance(node, Call) and node.module in modules
-        if (sources := _label_sources(program, modules[node.module], node, labels)) is not None
-    ]
+    calls = _labelled_calls(program, trainable(program) if of is None else of, labels)
     names = {item.name for item in program.inputs}
     traces: dict[str, Trace] = {}
-    if any(not _given(binding.value, names) for node, _, _ in calls for binding in node.inputs):
+    if _read_steps(program, calls):
         traces = {trace.example: trace for trace in own_traces()}
     tasks: list[Task] = []
     for example in examples:
@@ -68,6 +61,28 @@ def labelled_tasks(
                 taught = {name: _taught(example.labels[label], types[name]) for name, label in sources.items()}
                 tasks.append(Task(example, module, inputs, taught))
     return tasks
+
+
+def needs_runs(program: Program, of: Sequence[Module], labels: Mapping[str, str]) -> bool:
+    """Whether `labelled_tasks` would ask for the program's own runs."""
+    return _read_steps(program, _labelled_calls(program, of, labels))
+
+
+def _labelled_calls(
+    program: Program, of: Sequence[Module], labels: Mapping[str, str]
+) -> list[tuple[Call, Module, dict[str, str]]]:
+    modules = {module.name: module for module in of if module.kind != "react"}
+    return [
+        (node, modules[node.module], sources)
+        for node in program.nodes
+        if isinstance(node, Call) and node.module in modules
+        if (sources := _label_sources(program, modules[node.module], node, labels)) is not None
+    ]
+
+
+def _read_steps(program: Program, calls: Sequence[tuple[Call, Module, dict[str, str]]]) -> bool:
+    names = {item.name for item in program.inputs}
+    return any(not _given(binding.value, names) for node, _, _ in calls for binding in node.inputs)
 
 
 def _taught(label: Any, type: Type) -> Any:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from bt_compiler.engine.request import PromptText
 from bt_compiler.engine.trace import Trace
 from bt_compiler.errors import CompileError
-from bt_compiler.optimize.cold_start import Start, judged, own_traces, sampled_traces, written_rows
+from bt_compiler.optimize.cold_start import Start, judged, written_rows
 from bt_compiler.optimize.rows import Row
 
 
@@ -38,11 +38,10 @@ def prefer(start: Start, rows: Mapping[str, tuple[Row, ...]]) -> Preferred:
     `sampled` is among the sources and they fit the budget. Raises CompileError BTC408 where there is no pair at all.
     """
     train, weights = start.context.train, start.context.settings.weights
-    traces = own_traces(start, train)
-    question = f"step {start.context.index} samples for pairs"
-    if "sampled" in weights.sources and start.context.budget.allows(question, weights.samples * len(train)):
-        traces += sampled_traces(start, train)
-    found = judged(start, traces, train)
+    traces = start.runs.judged(train)
+    if "sampled" in weights.sources and start.runs.fit("samples for pairs", train, sampled=True):
+        traces += start.runs.judged(train, sampled=True)
+    found = judged(start, traces)
     paired = {
         example: _paired(start, own, found.accepted.get(example, ()), found.failed.get(example, ()))
         for example, own in rows.items()

@@ -8,7 +8,8 @@ DSPy's `BootstrapFewShotWithRandomSearch`, but that traces are generated once an
 Evidence of the step (JSON): `split` counts; `bootstrap` {tried, accepted, failed, by_module}; `candidates`
 [{label, id, demos {module: n}, score, interval [low, high], scores {example: score}, failures}], with `dropped_after`
 examples where it lost the race by then, or {label, id, demos, same_as} for prompts that an earlier candidate has too;
-`chosen` label; `racing` {error, runs, without_racing}: runs of the program on an example.
+`chosen` label; `racing` {error, runs, without_racing}: runs of the program on an example, and how many there were had
+nobody been dropped as far as the race went; `cut_short` [texts] where that is not all of val: what a budget left out.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from bt_compiler.engine.trace import Report
 from bt_compiler.errors import CompileError
 from bt_compiler.graph import candidate_id
 from bt_compiler.graph.candidate import Candidate, Demo, Prompt
-from bt_compiler.optimize.bootstrap import Bootstrapped, bootstrap, labelled
+from bt_compiler.optimize.bootstrap import Bootstrapped, bootstrap, labelled, labels_need_teacher
 from bt_compiler.optimize.inner import inner_split
 from bt_compiler.optimize.racing import race
 from bt_compiler.optimize.step import StepContext, StepResult
@@ -77,7 +78,8 @@ def prompts_step(context: StepContext, candidate: Candidate) -> StepResult:
     settings = context.settings.prompts
     split = inner_split(context.train, settings, context.seed)
     draws = _draws(context, split.train)
-    runs_teacher = any(draw.bootstrapped for draw in draws)
+    bootstraps = any(draw.bootstrapped for draw in draws)
+    runs_teacher = bootstraps or bool(settings.max_labeled_demos and labels_need_teacher(context))
     context.progress.begin(
         f"step {context.index} prompts", (len(split.train) if runs_teacher else 0) + len(draws) * len(split.val)
     )
@@ -85,8 +87,10 @@ def prompts_step(context: StepContext, candidate: Candidate) -> StepResult:
     found = Bootstrapped(demos={})
     if runs_teacher:
         found = bootstrap(context, candidate, split.train, progress)
+        found = found if bootstraps else replace(found, demos={})
+        done = f"bootstrapped {len(found.demos)} of" if bootstraps else "inputs of labelled demos from"
         context.progress.say(
-            f"step {context.index} prompts: bootstrapped {len(found.demos)} of {len(found.traces)} traces"
+            f"step {context.index} prompts: {done} {len(found.traces)} traces"
             + (f", {found.failed} failed" if found.failed else "")
         )
     pool = _Pool(bootstrapped=found, labelled=labelled(context, split.train, found.traces))
@@ -98,10 +102,12 @@ def prompts_step(context: StepContext, candidate: Candidate) -> StepResult:
     evidence = {
         "split": {"train": len(split.train), "val": len(split.val)},
         "bootstrap": _bootstrap_evidence(found),
-        "candidates": [_evidence(item, len(split.val)) for item in scored],
+        "candidates": [_evidence(item, most) for item in scored],
         "chosen": best.label,
-        "racing": _racing_evidence(context, scored, len(split.val)),
+        "racing": _racing_evidence(context, scored, most),
     }
+    if most < len(split.val):
+        evidence["cut_short"] = [f"the race after {most} of {len(split.val)} examples"]
     return StepResult(candidate=best.candidate, kind="prompts", evidence=evidence)
 
 
@@ -139,11 +145,17 @@ def _score_all(
     if repeated := len(drawn) - len(unique):
         progress.advance(repeated * len(val), note=f"{repeated} of {len(drawn)} candidates are as others")
     reports = _raced(context, unique, val, progress)
+    most = max(len(report.scores) for report in reports.values())
     for candidate in unique:
         report = reports[candidate.id]
-        dropped = f", dropped after {len(report.scores)} of {len(val)}" if len(report.scores) < len(val) else ""
+        dropped = f", dropped after {len(report.scores)} of {len(val)}" if len(report.scores) < most else ""
         context.progress.say(
             f"step {context.index} prompts: {labels[candidate.id]} {report.mean:.3f} on inner val{dropped}"
+        )
+    if most < len(val):
+        context.progress.say(
+            f"step {context.index} prompts: the race ends after {most} of {len(val)} examples, for more do not fit the "
+            "budget"
         )
     return [
         _Scored(
@@ -202,7 +214,7 @@ def _raced(
     settings = context.settings.prompts
     met = race(len(candidates), len(order), settings.racing, score, goes_on, settings.indifference)
     if spared := len(candidates) * len(order) - sum(map(len, met)):
-        progress.advance(spared, note="candidates dropped")
+        progress.advance(spared, note="runs left out")
     places = {example.id: place for place, example in enumerate(val)}
     return {name: _joined(found, places, binary=context.metric.binary) for name, found in parts.items()}
 
@@ -236,7 +248,7 @@ def _choose(pool: _Pool, draw: _Draw, module: str, seed: int) -> tuple[Demo, ...
     return (*demos, *random.Random(seed).sample(rest, wanted))
 
 
-def _evidence(item: _Scored, val: int) -> dict[str, Any]:
+def _evidence(item: _Scored, most: int) -> dict[str, Any]:
     start: dict[str, Any] = {
         "label": item.label,
         "id": item.candidate.id,
@@ -250,14 +262,14 @@ def _evidence(item: _Scored, val: int) -> dict[str, Any]:
         "interval": [item.report.interval.low, item.report.interval.high],
         "scores": dict(item.report.scores),
         "failures": len(item.report.failures),
-        **({} if len(item.report.scores) == val else {"dropped_after": len(item.report.scores)}),
+        **({} if len(item.report.scores) == most else {"dropped_after": len(item.report.scores)}),
     }
 
 
-def _racing_evidence(context: StepContext, scored: Sequence[_Scored], val: int) -> dict[str, Any]:
+def _racing_evidence(context: StepContext, scored: Sequence[_Scored], most: int) -> dict[str, Any]:
     unique = [item for item in scored if item.same_as is None]
     met = sum(len(item.report.scores) for item in unique)
-    return {"error": context.settings.prompts.racing, "runs": met, "without_racing": len(unique) * val}
+    return {"error": context.settings.prompts.racing, "runs": met, "without_racing": len(unique) * most}
 
 
 def _bootstrap_evidence(found: Bootstrapped) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 from bt_compiler.artifact.contents import Ancestor, Difference, StepFacts, Who
-from bt_compiler.canonical import seed_of
+from bt_compiler.canonical import digest, seed_of
 from bt_compiler.data.example import Example, Splits
 from bt_compiler.engine.executor import Engine
 from bt_compiler.engine.metrics import Metric
@@ -201,8 +201,10 @@ def _run_step(task: StrategyTask, step: OptimizerStep, index: int, candidate: Ca
     before = task.store.account()
     result = step(context, candidate)
     spent = task.store.account().minus(before)
-    # What the step cost when it was first finished: a replay from the journal costs nothing and would say so.
-    return result, Account.from_json(task.journal.step_memo(index, "account", spent.to_json))
+    # What the step cost when it first came to this result: a replay from the journal costs nothing and would say so.
+    # With another budget it may come to another, which other calls have given.
+    name = f"account {digest(result.evidence)[:24]}"
+    return result, Account.from_json(task.journal.step_memo(index, name, spent.to_json))
 
 
 def _facts(index: int, result: StepResult, account: Account) -> StepFacts:

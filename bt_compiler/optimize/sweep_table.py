@@ -7,7 +7,6 @@ over examples, each with its mean score over the seeds. Knows nothing of text, p
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from statistics import fmean, stdev
 from typing import Any
 
@@ -111,19 +110,11 @@ def _difference(ran: Sequence[Cell], best: Sequence[Cell], split: str, binary: b
 
 
 def _paired(ones: Sequence[Report], others: Sequence[Report], binary: bool) -> Interval:
-    """Interval of the difference over examples, each with its mean over the given reports (one a seed).
-
-    Where binary scores differ by the same everywhere, there is nothing to resample: the ends are the means of the ends
-    of the seeds, which is on the safe side, for it takes the seeds to err together.
-    """
+    """Interval of the difference over examples, each with its mean over the given reports (one a seed)."""
     first, second = _by_example(ones), _by_example(others)
     if first.keys() != second.keys():
         raise ValueError("the reports are of different examples")
     a, b = [first[name] for name in first], [second[name] for name in first]
-    if binary and len(ones) > 1 and len({round(x - y, 9) for x, y in zip(a, b, strict=True)}) == 1:
-        each = [_paired([one], [other], binary) for one, other in zip(ones, others, strict=True)]
-        low, high = fmean(one.low for one in each), fmean(one.high for one in each)
-        return replace(each[0], low=low, high=high)
     return paired_interval(a, b, binary and len(ones) == 1)
 
 

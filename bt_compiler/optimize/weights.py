@@ -30,12 +30,12 @@ from bt_compiler.errors import CompileError
 from bt_compiler.graph import candidate_id
 from bt_compiler.graph.candidate import SHARED, Adapter, Candidate, Prompt
 from bt_compiler.graph.program import Program
-from bt_compiler.optimize.cold_start import Collected, Start, collect, unseen_values
+from bt_compiler.optimize.cold_start import Collected, collect, start_of, unseen_values
 from bt_compiler.optimize.fitting import fitting
 from bt_compiler.optimize.inner import inner_split
 from bt_compiler.optimize.lessons import Lesson, plan_lessons, validation_examples, weight_hosts
 from bt_compiler.optimize.preferences import prefer
-from bt_compiler.optimize.rows import deduplicate, row_writer, trainable, without_demos
+from bt_compiler.optimize.rows import deduplicate, trainable, without_demos
 from bt_compiler.optimize.step import StepContext, StepResult
 from bt_compiler.optimize.training_job import Precision
 from bt_compiler.spec.sections import RowSource
@@ -56,8 +56,7 @@ def weights_step(context: StepContext, candidate: Candidate) -> StepResult:
     """
     settings = context.settings.weights
     hosts = weight_hosts(context.program, context.engine)
-    writer = row_writer(context.program, candidate, settings, context.zero_shot)
-    start = Start(context=context, candidate=candidate, writer=writer)
+    start = start_of(context, candidate)
     collected = _readable(context, collect(start), hosts)
     unseen = unseen_values(context, collected.rows)
     for one in unseen if collected.rows else []:
@@ -272,6 +271,7 @@ def _evidence(
     chosen: Candidate,
 ) -> dict[str, Any]:
     settings = context.settings.weights
+    free = [module for module in context.program.modules if "prompt" in module.train]  # frozen prompts keep theirs
     unique = [row for lesson, _ in trained for row in deduplicate((*lesson.rows, *lesson.validation))]
     by_module: dict[str, Counter[str]] = {}
     for row in unique:
@@ -298,7 +298,7 @@ def _evidence(
         ],
         "choice": [
             {
-                "demos": any(prompt.demos for prompt in tuned.prompts.values()),
+                "demos": any(tuned.prompts[module.name].demos for module in free),
                 "id": tuned.id,
                 "score": report.mean,
                 "interval": [report.interval.low, report.interval.high],

@@ -115,6 +115,7 @@ def evidence_of_prompts(seed: int) -> dict[str, Any]:
 def evidence_of_weights() -> dict[str, Any]:
     loss = [
         {
+            "adapter": "shared",
             "step": step,
             "epoch": step / 12,
             "train": 2.0 / (1 + step / 8) + 0.05 * (step % 3),
@@ -126,7 +127,10 @@ def evidence_of_weights() -> dict[str, Any]:
         "rows": {"self": 11, "sampled": 6, "gold": 33},
         "rows_by_module": {"classify": {"self": 11, "sampled": 6, "gold": 33}},
         "loss": loss,
-        "choice": [{"demos": False, "score": 0.94, "interval": [0.8, 0.98]}, {"demos": True, "score": 0.91}],
+        "choice": [
+            {"demos": False, "score": 0.94, "interval": [0.8, 0.98], "chosen": True},
+            {"demos": True, "score": 0.91, "chosen": False},
+        ],
     }
 
 

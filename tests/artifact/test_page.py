@@ -38,6 +38,7 @@ def test_the_page_shows_every_part(html: str, evidence: BundleContents) -> None:
         "same as labelled",
         "Training and validation loss",
         "With and without demos",
+        "without demos (chosen)",
         "supervised: the label is the answer",
         "This result is partly supervised tuning",
         "Confusion of the shipped program",
@@ -137,6 +138,17 @@ def test_answers_that_no_row_shows_are_on_the_page(evidence: BundleContents) -> 
     steps = (*evidence.steps[:1], replace(evidence.steps[1], evidence=dict(evidence.steps[1].evidence) | unseen))
     html = report_html(replace(evidence, steps=steps), digest=DIGEST)
     assert "No row shows <code>species: virginica</code>, the answer of 16 train examples" in html
+
+
+def test_each_adapter_has_a_loss_plot_of_its_own(evidence: BundleContents) -> None:
+    points = [{**point, "adapter": name} for name in ("plan", "<b>") for point in evidence.steps[1].evidence["loss"]]
+    loss = dict(evidence.steps[1].evidence) | {"loss": points}
+    contents = replace(evidence, steps=(evidence.steps[0], replace(evidence.steps[1], evidence=loss)))
+    data = report_json(contents, digest=DIGEST)
+    assert [name for name in drawings(data) if name.startswith("loss-")] == ["loss-2-plan", "loss-2-<b>"]
+    html = report_html(contents, digest=DIGEST)
+    assert html.index("Adapter <code>plan</code>") < html.index("Adapter <code>&lt;b&gt;</code>")
+    assert html.count("loss a token") == 2 and "adapter <b>" not in html
 
 
 def test_a_step_without_evidence_is_shown(evidence: BundleContents) -> None:

@@ -123,6 +123,19 @@ def test_steps_that_do_not_fit_are_left_out_and_more_money_goes_on(run: Compile,
     assert 0 < len(rest.asked) < len(unlimited.asked)
 
 
+def test_the_report_counts_the_calls_of_the_budget_that_it_is_of(run: Compile) -> None:
+    def step(budget: str) -> dict[str, Any]:
+        folder, _ = run(budget, overrides=["optimize.strategy=[prompts]", "optimize.prompts.racing=0.0001"])
+        (found,) = json.loads((folder / "report.json").read_text())["steps"]
+        return found
+
+    few, whole = step("9k tokens"), step("10M tokens")
+    assert "cut_short" in few["evidence"] and "cut_short" not in whole["evidence"]
+    for one in (few, whole):
+        assert one["calls"] == one["evidence"]["racing"]["runs"] + one["evidence"]["bootstrap"]["tried"]
+    assert few["calls"] < whole["calls"]
+
+
 def test_tokens_are_counted_whatever_the_cache_holds(run: Compile) -> None:
     run(None, cache="warm")
     warm, backend = run("6k tokens", fresh=True, cache="warm")

@@ -66,6 +66,12 @@ def test_calls_of_every_stage(folder: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(("demos", "runs"), [(3, 5 + 5 * 15), (0, 5 * 15)])
+def test_labelled_demos_of_a_module_inside_take_the_teachers_runs(folder: Path, demos: int, runs: int) -> None:
+    prompts = ("optimize.prompts.max_bootstrapped_demos=0", f"optimize.prompts.max_labeled_demos={demos}")
+    assert next(stage for stage in planned(folder, *prompts).stages if stage.name == "step 1 prompts").runs == runs
+
+
 def test_training_steps_follow_from_rows_and_batches(folder: Path) -> None:
     (weights,) = [stage for stage in planned(folder).stages if stage.training_steps]
     assert (weights.training_rows, weights.training_steps) == (16 * 4, 16 * 3)

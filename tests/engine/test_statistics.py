@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import isclose, sqrt
+from math import isclose
 from random import Random
+from statistics import NormalDist
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bt_compiler.engine.statistics import bootstrap_t, interval_of, newcombe_paired, paired_interval, wilson
+from bt_compiler.engine.statistics import adjusted_t, interval_of, newcombe_paired, paired_interval, wilson
 from bt_compiler.engine.trace import Interval
 
 
@@ -82,57 +83,90 @@ def test_newcombe_covers_the_truth() -> None:
     assert 0.93 <= coverage(draw, interval, 0.15, 2000) <= 0.98
 
 
-def test_bootstrap_t_covers_the_mean_of_skewed_scores() -> None:
+def sparse(share: float) -> Callable[[Random], Callable[[], float]]:
+    """Differences of which `share` are above 0, as many below, and the others 0."""
+
+    def of(random: Random) -> Callable[[], float]:
+        return lambda: random.choices((1, -1, 0), (share, share, 1 - 2 * share))[0] * random.choice((1 / 3, 2 / 3, 1))
+
+    return of
+
+
+def f1(random: Random) -> Callable[[], float]:
+    return lambda: random.choices((0.0, 0.5, 2 / 3, 1.0), (0.4, 0.2, 0.1, 0.3))[0]
+
+
+SHAPES: dict[str, tuple[Callable[[Random], Callable[[], float]], float, tuple[float, float]]] = {
+    "differences, 1 % either way": (sparse(0.01), 0.0, (-1, 1)),
+    "differences, 2 % either way": (sparse(0.02), 0.0, (-1, 1)),
+    "differences, 4 % either way": (sparse(0.04), 0.0, (-1, 1)),
+    "differences, 20 % either way": (sparse(0.2), 0.0, (-1, 1)),
+    "differences, 6 % one way": (lambda random: lambda: -float(random.random() < 0.06), -0.06, (-1, 1)),
+    "0 or 1, 1 in 50": (lambda random: lambda: float(random.random() < 0.02), 0.02, (0, 1)),
+    "0 or 1, half": (lambda random: lambda: float(random.random() < 0.5), 0.5, (0, 1)),
+    "leaning to 0": (lambda random: lambda: random.betavariate(0.8, 3.2), 0.2, (0, 1)),
+    "F1": (f1, 0.2 / 2 + 0.2 / 3 + 0.3, (0, 1)),
+}
+
+
+@pytest.mark.parametrize("n", [12, 50, 100])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_adjusted_t_covers_the_mean(shape: str, n: int) -> None:
+    one, truth, bounds = SHAPES[shape]
+
     def draw(random: Random) -> list[float]:
-        return [random.betavariate(0.8, 3.2) for _ in range(30)]  # mean 0.2, leaning hard to 0
+        score = one(random)
+        return [score() for _ in range(n)]
 
-    studentised = coverage(draw, lambda scores: bootstrap_t(scores, 1, resamples=400), 0.2, 400)
-    assert 0.92 <= studentised <= 0.99
-
-    def percentile(scores: Sequence[float]) -> Interval:  # the naive one, to see that the test tells them apart
-        mean = sum(scores) / len(scores)
-        error = sqrt(sum((score - mean) ** 2 for score in scores) / (len(scores) - 1) / len(scores))
-        return Interval(low=mean - 1.5 * error, high=mean + 1.5 * error)
-
-    assert coverage(draw, percentile, 0.2, 400) < 0.92
+    assert coverage(draw, lambda scores: adjusted_t(scores, bounds=bounds), truth, 400) >= 0.92
 
 
-def test_bootstrap_t_is_near_the_t_interval_for_regular_scores() -> None:
-    scores = [0.3, 0.4, 0.5, 0.6, 0.7] * 8
-    error = sqrt(sum((score - 0.5) ** 2 for score in scores) / 39 / 40)
-    interval = bootstrap_t(scores)
-    assert interval.method == "bootstrap-t"
-    assert interval.low == pytest.approx(0.5 - 2.023 * error, abs=0.006)
-    assert interval.high == pytest.approx(0.5 + 2.023 * error, abs=0.006)
+def test_a_few_differences_of_many_neither_exclude_0_nor_reach_a_bound() -> None:
+    few = paired_interval([2 / 3, 1 / 3, 1 / 3] + [0.0] * 47, [0.0] * 50, False)
+    assert rounded(few) == (-0.0376, 0.0889)
+    hit = interval_of([0.8] + [0.0] * 49, False)
+    assert hit.low == 0.0 and 0.05 < hit.high < 0.12
+    tiny = interval_of([0.1 + 0.2, 0.3, 0.3, 0.3], False)  # the first is 0.30000000000000004
+    assert rounded(tiny) == rounded(interval_of([0.3] * 4, False))
 
 
-def test_equal_seeds_give_equal_intervals() -> None:
-    scores = [0.0, 0.25, 0.5, 1.0, 0.9, 0.1]
-    assert bootstrap_t(scores, 3) == bootstrap_t(list(scores), 3)
-    assert bootstrap_t(scores, 3) != bootstrap_t(scores, 4)
+def test_adjusted_t_comes_to_the_interval_of_the_mean_where_there_are_many_scores() -> None:
+    scores = [0.3, 0.4, 0.5, 0.6, 0.7] * 2000
+    interval = adjusted_t(scores)
+    half = NormalDist().inv_cdf(0.975) * (0.02 / len(scores)) ** 0.5
+    assert interval.method == "adjusted-t"
+    assert interval.low == pytest.approx(0.5 - half, abs=1e-5)
+    assert interval.high == pytest.approx(0.5 + half, abs=1e-5)
+
+
+def test_adjusted_t_is_bonett_and_prices_interval_with_t() -> None:
+    # 12 solved by the first alone, 5 by the second: p = (13 - 6) / 52, its error by their formula, t of 51 is 2.00758
+    interval = adjusted_t([1.0] * 12 + [-1.0] * 5 + [0.0] * 33, bounds=(-1.0, 1.0))
+    difference = 7 / 52
+    error = ((19 / 52 - difference**2) / 52 * 52 / 51) ** 0.5
+    assert rounded(interval) == (round(difference - 2.00758 * error, 4), round(difference + 2.00758 * error, 4))
 
 
 def test_scores_that_do_not_vary_are_no_certainty() -> None:
-    assert bootstrap_t([]) == Interval(low=0.0, high=1.0)
-    assert rounded(bootstrap_t([1.0] * 10)) == rounded(wilson(10, 10))
-    half = bootstrap_t([0.5] * 10)
-    assert half == wilson(5, 10) and half.method == "wilson"
-    one = bootstrap_t([0.3])
+    assert rounded(adjusted_t([])) == (0.0, 1.0)
+    every = adjusted_t([1.0] * 10)
+    assert 0.6 < every.low < 0.8 and every.high == 1.0
+    one = adjusted_t([0.3])
     assert one.low < 0.3 < one.high
     with pytest.raises(ValueError, match="outside"):
-        bootstrap_t([0.5, 1.5])
+        adjusted_t([0.5, 1.5])
 
 
-@given(st.lists(st.sampled_from([0.0, 0.25, 1 / 3, 0.5, 0.9, 1.0]), min_size=1, max_size=12))
+@given(st.lists(st.sampled_from([0.0, 0.25, 1 / 3, 0.5, 0.9, 1.0]), max_size=12))
 def test_every_interval_holds_the_mean_within_the_bounds(scores: list[float]) -> None:
-    interval = bootstrap_t(scores, resamples=200)
-    mean = sum(scores) / len(scores)
+    interval = adjusted_t(scores)
+    mean = sum(scores) / len(scores) if scores else 0.5
     assert 0 <= interval.low <= mean + 1e-9 and mean - 1e-9 <= interval.high <= 1
 
 
 def test_interval_of_chooses_by_kind_of_score() -> None:
     assert interval_of([1.0, 0.0, 1.0], True) == wilson(2, 3)
-    assert interval_of([1.0, 0.5, 0.25], False).method == "bootstrap-t"
+    assert interval_of([1.0, 0.5, 0.25], False).method == "adjusted-t"
     with pytest.raises(ValueError, match="0 or 1"):
         interval_of([0.5], True)
 

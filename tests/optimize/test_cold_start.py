@@ -22,14 +22,14 @@ from answering import (
 from bt_compiler.data.example import Example
 from bt_compiler.engine.executor import Engine
 from bt_compiler.engine.metrics import build_metric
+from bt_compiler.engine.trace import Trace
 from bt_compiler.errors import CompileError
 from bt_compiler.graph.candidate import Candidate, Demo, DemoOrigin
 from bt_compiler.graph.program import Program
 from bt_compiler.optimize.bootstrap import labelled
-from bt_compiler.optimize.cold_start import Collected, Start, Unseen, collect, least_runs, unseen_values
+from bt_compiler.optimize.cold_start import Collected, Unseen, collect, least_runs, start_of, unseen_values
 from bt_compiler.optimize.hints import contains_label
 from bt_compiler.optimize.journal import Journal
-from bt_compiler.optimize.rows import row_writer
 from bt_compiler.optimize.step import StepContext
 from bt_compiler.spec.sections import MetricSection, OptimizeSection, WeightsSection
 from bt_compiler.spec.types import NULL, STR, Field, Type
@@ -57,9 +57,7 @@ def reasoning_program() -> Program:
 
 
 def collected(context: StepContext, candidate: Candidate | None = None) -> Collected:
-    candidate = candidate or context.zero_shot
-    writer = row_writer(context.program, candidate, context.settings.weights, context.zero_shot)
-    return collect(Start(context=context, candidate=candidate, writer=writer))
+    return collect(start_of(context, candidate or context.zero_shot))
 
 
 def sources_of(found: Collected) -> dict[str, set[str]]:
@@ -72,6 +70,43 @@ def test_each_source_is_asked_for_what_is_unsolved_so_far(journal: Journal) -> N
     assert [tuple(tried) for tried in found.tried] == [("self", 12, 6), ("gold", 6, 6)]
     assert sources_of(found) == {item.id: {"self" if item.labels["mood"] == "good" else "gold"} for item in TRAIN}
     assert list(found.rows) == [item.id for item in TRAIN]
+
+
+class TellingApart(RuleBackend):
+    """The two hops of `two_hops`: the same query always, and a wrong mood."""
+
+    def poll(self) -> list[object]:
+        (request, *rest) = self.waiting
+        asks = request.prompt.messages[0].content.startswith("Ask.")
+        self.waiting = [request]
+        self.rule = lambda asked: "Query: clouds" if asks else f"Mood: {wrong(asked.value('Text'))}"
+        finished = RuleBackend.poll(self)
+        self.waiting = rest
+        return finished
+
+
+def test_the_programs_own_runs_are_made_and_judged_once(journal: Journal) -> None:
+    """Labels of `classify`, whose context comes from inside the program, start from the runs that `self` asked for."""
+
+    class Counting:
+        kind, binary = "counting", True
+
+        def __init__(self) -> None:
+            self.judged: list[str] = []
+
+        def score(self, example: Example, trace: Trace) -> float:
+            self.judged.append(trace.example)
+            return float(truth(example.inputs["text"]) == "good")
+
+    backend, accept = TellingApart(rule=always_good), Counting()
+    context = context_of(backend, journal, program=two_hops(), train=TRAIN, settings=settings("self", "gold"))
+    start = start_of(replace(context, accept=accept), context.zero_shot)
+    found = collect(start)
+    assert [tuple(tried) for tried in found.tried] == [("self", 12, 6), ("gold", 6, 6)]
+    calls = len(backend.asked)
+    start.runs.judged(TRAIN)
+    assert len(backend.asked) == calls and accept.judged == [item.id for item in TRAIN]
+    assert start.runs.fit("what is there", TRAIN)
 
 
 def test_the_order_is_that_of_the_spec(journal: Journal) -> None:
@@ -246,16 +281,6 @@ def test_a_teacher_that_is_not_there_is_an_error(journal: Journal) -> None:
 
 
 def test_gold_inputs_of_a_later_step_come_from_the_programs_own_run(journal: Journal) -> None:
-    class TellingApart(RuleBackend):
-        def poll(self) -> list[object]:
-            (request, *rest) = self.waiting
-            asks = request.prompt.messages[0].content.startswith("Ask.")
-            self.waiting = [request]
-            self.rule = lambda asked: "Query: clouds" if asks else f"Mood: {wrong(asked.value('Text'))}"
-            finished = RuleBackend.poll(self)
-            self.waiting = rest
-            return finished
-
     backend = TellingApart(rule=always_good)
     found = collected(context_of(backend, journal, program=two_hops(), train=TRAIN, settings=settings("self", "gold")))
     assert [tuple(tried) for tried in found.tried] == [("self", 12, 0), ("gold", 12, 12)]

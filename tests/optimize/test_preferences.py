@@ -14,13 +14,13 @@ from tiny_host import LendingBackend, TinyHost, pairs, rows, tiny_model
 
 from bt_compiler.errors import CompileError
 from bt_compiler.optimize.batches import TokenRow
-from bt_compiler.optimize.cold_start import Start, collect
+from bt_compiler.optimize.cold_start import collect, start_of
 from bt_compiler.optimize.journal import Journal
 from bt_compiler.optimize.lora import lora_attached
 from bt_compiler.optimize.objective import Objective
 from bt_compiler.optimize.preferences import Preferred, prefer
 from bt_compiler.optimize.row_loss import RowLoss
-from bt_compiler.optimize.rows import Row, row_writer
+from bt_compiler.optimize.rows import Row
 from bt_compiler.optimize.step import StepContext
 from bt_compiler.optimize.trainer import Training, train_adapter
 from bt_compiler.optimize.weights import weights_step
@@ -62,8 +62,7 @@ def step(journal: Journal, backend: RuleBackend, *, program: Any = None, **weigh
 
 
 def preferred(context: StepContext) -> Preferred:
-    writer = row_writer(context.program, context.zero_shot, context.settings.weights, context.zero_shot)
-    start = Start(context=context, candidate=context.zero_shot, writer=writer)
+    start = start_of(context, context.zero_shot)
     return prefer(start, collect(start).rows)
 
 
@@ -73,6 +72,7 @@ def test_a_pair_is_an_accepted_and_a_failed_answer_to_one_prompt(journal: Journa
     labels = {item.id: (truth(item.inputs["text"]), wrong(item.inputs["text"])) for item in TRAIN}
     with_pair = {key: own[0] for key, own in found.rows.items() if own[0].rejected is not None}
     assert 6 < len(with_pair) <= 12
+    assert len(backend.asked) == 12 * (1 + 4), "pairs start from the runs that gave the rows"
     assert found.facts["pairs"] == found.facts["examples"] == len(with_pair)
     assert found.facts["failed"] > len(with_pair)  # several samples said the same wrong word: one pair
     for key, own in found.rows.items():

@@ -23,6 +23,7 @@ from bt_compiler.errors import CompileError
 from bt_compiler.graph import spec_candidate
 from bt_compiler.graph.candidate import Demo, Prompt
 from bt_compiler.optimize.bootstrap import labelled
+from bt_compiler.optimize.budget import Unlimited
 from bt_compiler.optimize.inner import inner_split
 from bt_compiler.optimize.journal import Journal
 from bt_compiler.optimize.prompts import prompts_step
@@ -172,6 +173,32 @@ def test_progress_speaks_of_equal_candidates_only_where_there_are_some(journal: 
     assert not any("as others" in note for note in said.notes)
 
 
+class NoMore(Unlimited):
+    """Nothing beyond what a step begins with."""
+
+    def allows(self, name: str, examples: int) -> bool:
+        return False
+
+
+def test_a_race_that_the_budget_ends_is_told_apart_from_one_that_was_lost(journal: Journal) -> None:
+    def rule(asked: Asked) -> str:
+        return right(asked) if asked.demos else never_right(asked)  # zero-shot can win no more after one round
+
+    settings = OptimizeSection(prompts=PromptsSection(train=10, val=40, candidates=2, max_bootstrapped_demos=0))
+    context = context_of(RuleBackend(rule=rule), journal, settings=settings, train=examples("train", 50))
+    whole = prompts_step(context, context.zero_shot).evidence
+    assert "cut_short" not in whole
+    assert [item.get("dropped_after") for item in candidates(whole)] == [16, None, None, None, None]
+    said = Said()
+    limited = replace(context, budget=NoMore(), progress=said)
+    evidence = prompts_step(limited, context.zero_shot).evidence
+    assert evidence["cut_short"] == ["the race after 16 of 40 examples"]
+    assert not any("dropped_after" in item for item in candidates(evidence))
+    assert evidence["racing"]["runs"] == evidence["racing"]["without_racing"] == 5 * 16
+    assert not any("dropped" in line for line in said.lines)
+    assert sum("ends after 16 of 40 examples" in line for line in said.lines) == 1
+
+
 def test_written_demos_and_instructions_of_the_spec_are_kept(journal: Journal) -> None:
     written = Demo(inputs={"text": "g written"}, outputs={"mood": "good"}, origin="written")
     backend = RuleBackend(rule=sometimes)
@@ -247,6 +274,12 @@ def test_each_module_of_a_loop_gets_one_demo_of_each_trace(journal: Journal) -> 
     assert result.evidence["bootstrap"]["by_module"] == {"ask": len(train), "classify": len(train)}
     unshuffled = next(item for item in candidates(result.evidence) if item["label"] == "bootstrapped")
     assert unshuffled["demos"] == {"ask": 3, "classify": 3}
+
+    alone = replace(settings, prompts=replace(settings.prompts, max_bootstrapped_demos=0))
+    result = prompts_step(replace(context, settings=alone), context.zero_shot)
+    filled = [item["demos"] for item in candidates(result.evidence) if item["label"] != "zero-shot"]
+    assert filled == [{"ask": 0, "classify": 3}] * 4, "inputs of labelled demos inside the program need its runs"
+    assert result.evidence["bootstrap"]["tried"] == len(train) and result.evidence["bootstrap"]["accepted"] == 0
 
     traces = context.engine.run(context.program, context.zero_shot, train)
     pool = labelled(context, train, traces)

@@ -270,23 +270,42 @@ def test_one_seed_is_compared_as_pairs_of_answers_and_has_no_spread(
             assert row["difference"]["low"] == row["difference"]["by_seed"][0]["low"]
 
 
+def scored(
+    undisturbed: tuple[tuple[Cell, ...], RuleBackend], seed: int, strategy: tuple[str, ...], scores: tuple[float, ...]
+) -> Cell:
+    """A cell with these scores on every split."""
+    cell = next(one for one in undisturbed[0] if one.strategy == (P,))
+    reports = {
+        name: replace(report, scores=tuple((f"e{i}", score) for i, score in enumerate(scores)), mean=mean(scores))
+        for name, report in cell.reports.items()
+    }
+    return replace(cell, seed=seed, strategy=strategy, reports=reports)
+
+
 def test_two_strategies_that_answer_alike_at_every_seed_are_not_held_wide_apart(
     undisturbed: tuple[tuple[Cell, ...], RuleBackend],
 ) -> None:
-    def at(seed: int, strategy: tuple[str, ...], scores: tuple[float, ...]) -> Cell:
-        cell = next(one for one in undisturbed[0] if one.strategy == (P,))
-        reports = {
-            name: replace(report, scores=tuple((f"e{i}", score) for i, score in enumerate(scores)), mean=mean(scores))
-            for name, report in cell.reports.items()
-        }
-        return replace(cell, seed=seed, strategy=strategy, reports=reports)
-
     right = {1: (1.0,) * 46 + (0.0,) * 4, 2: (0.0,) * 3 + (1.0,) * 47}
-    cells = [at(seed, strategy, scores) for strategy in ((P,), (P, P)) for seed, scores in right.items()]
+    cells = [
+        scored(undisturbed, seed, strategy, scores) for strategy in ((P,), (P, P)) for seed, scores in right.items()
+    ]
     row = next(one for one in sweep_table(cells, binary=True)["rows"] if one["strategy"] == "Π→Π")
     assert row["difference"]["mean"] == 0
-    assert row["difference"]["method"] == "newcombe"
+    assert row["difference"]["method"] == "adjusted-t"
     assert 0 < row["difference"]["high"] < 0.1
+
+
+def test_a_few_examples_that_some_seeds_answer_do_not_tell_two_strategies_apart(
+    undisturbed: tuple[tuple[Cell, ...], RuleBackend],
+) -> None:
+    cells = [
+        scored(undisturbed, seed, strategy, (1.0,) * right + (0.0,) * (50 - right))
+        for strategy, solved in {(P,): (0, 0, 0), (P, P): (3, 1, 0)}.items()
+        for seed, right in enumerate(solved)
+    ]
+    row = next(one for one in sweep_table(cells, binary=True)["rows"] if one["strategy"] == "Π→Π")
+    assert row["difference"]["mean"] == pytest.approx(4 / 150)
+    assert -0.1 < row["difference"]["low"] < 0 < row["difference"]["high"] < 0.15
 
 
 def test_without_dev_and_without_single_steps(tmp_path: Path) -> None:

@@ -110,6 +110,22 @@ def test_the_better_prompt_goes_on_and_ties_go_to_the_shorter(journal: Journal, 
     assert len(result.candidate.prompts["classify"].demos) == demos
 
 
+def test_the_written_demo_of_a_frozen_prompt_does_not_pass_for_a_found_one(journal: Journal) -> None:
+    ask, classify = two_hops().modules
+    program = replace(two_hops(), modules=(replace(ask, model="remote", train=()), classify))
+    own, remote = LendingBackend(rule=learnt), RuleBackend(rule=lambda asked: "Query: clouds")
+    step = context_of(own, journal, program=program, train=TRAIN, settings=OptimizeSection(weights=WEIGHTS))
+    engine = Engine(backends={"default": own, "remote": remote}, retrievers={"wiki": EchoRetriever()})
+    passages = ({"title": "Clouds", "text": "They are grey."},)
+    asks = Demo(inputs={"context": passages, "text": "g written"}, outputs={"query": "clouds"}, origin="written")
+    says = Demo(inputs={"context": passages, "text": "g found"}, outputs={"mood": "good"}, example="found")
+    spec = {name: replace(prompt, demos=(asks,) * (name == "ask")) for name, prompt in step.zero_shot.prompts.items()}
+    zero_shot = replace(step.zero_shot, prompts=spec)
+    current = replace(zero_shot, id="found", prompts=spec | {"classify": replace(spec["classify"], demos=(says,))})
+    result = weights_step(replace(step, engine=engine, zero_shot=zero_shot), current)
+    assert [choice["demos"] for choice in result.evidence["choice"]] == [False, True]
+
+
 def test_nothing_to_learn_from_is_an_error_with_counts_and_remedies(journal: Journal) -> None:
     backend = LendingBackend(rule=lambda asked: f"Mood: {wrong(asked.value('Text'))}")
     step = context(journal, backend, sources=("self", "sampled"), samples=2)
