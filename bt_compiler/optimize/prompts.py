@@ -8,7 +8,8 @@ DSPy's `BootstrapFewShotWithRandomSearch`, but that traces are generated once an
 Evidence of the step (JSON): `split` counts; `bootstrap` {tried, accepted, failed, by_module}; `candidates`
 [{label, id, demos {module: n}, score, interval [low, high], scores {example: score}, failures}], with `dropped_after`
 examples where it lost the race by then, or {label, id, demos, same_as} for prompts that an earlier candidate has too;
-`chosen` label; `racing` {error, runs, without_racing}: runs of the program on an example.
+`chosen` label; `racing` {error, runs, without_racing}: runs of the program on an example; `cut_short` [texts]: what a
+budget left out.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ from bt_compiler.graph import candidate_id
 from bt_compiler.graph.candidate import Candidate, Demo, Prompt
 from bt_compiler.optimize.bootstrap import Bootstrapped, bootstrap, labelled
 from bt_compiler.optimize.inner import inner_split
-from bt_compiler.optimize.racing import race
+from bt_compiler.optimize.racing import FIRST, FIRST_ROUND, race
 from bt_compiler.optimize.step import StepContext, StepResult
+from bt_compiler.spec.sections import PromptsSection
 
 AT_ONCE = 2048
 """Runs of the program that go out together: enough for a fleet, and few enough to hold."""
@@ -62,6 +64,14 @@ class _Scored:
     report: Report
     same_as: str | None
     """Label of the earlier candidate whose prompts are the same."""
+
+
+def least_runs(settings: PromptsSection, train: Sequence[Example]) -> int:
+    """Runs of an example that a prompts step cannot do without: the teacher's, and of the first candidates the first
+    round. Raises CompileError BTC450.
+    """
+    split = inner_split(train, settings, seed=0)  # the seed decides who
+    return bool(settings.max_bootstrapped_demos) * len(split.train) + FIRST * min(FIRST_ROUND, len(split.val))
 
 
 def prompts_step(context: StepContext, candidate: Candidate) -> StepResult:
@@ -102,6 +112,8 @@ def prompts_step(context: StepContext, candidate: Candidate) -> StepResult:
         "chosen": best.label,
         "racing": _racing_evidence(context, scored, len(split.val)),
     }
+    if len(scored) < len(draws):
+        evidence["cut_short"] = [f"{len(draws) - len(scored)} of {len(draws)} candidates"]
     return StepResult(candidate=best.candidate, kind="prompts", evidence=evidence)
 
 
@@ -130,7 +142,9 @@ def _score_all(
     val: Sequence[Example],
     progress: Progress,
 ) -> list[_Scored]:
-    """The candidates of all draws in order, raced over `val`; prompts that occur twice run once."""
+    """The candidates of all draws in order, raced over `val`; prompts that occur twice run once. Without those that did
+    not fit the budget.
+    """
     drawn = [_drawn(context, current, pool, draw) for draw in draws]
     labels: dict[str, str] = {}
     for draw, candidate in zip(draws, drawn, strict=True):
@@ -139,7 +153,9 @@ def _score_all(
     if repeated := len(drawn) - len(unique):
         progress.advance(repeated * len(val), note=f"{repeated} of {len(drawn)} candidates are as others")
     reports = _raced(context, unique, val, progress)
-    for candidate in unique:
+    if left_out := sum(candidate.id not in reports for candidate in drawn):
+        context.progress.say(f"step {context.index} prompts: {left_out} candidates do not fit the budget")
+    for candidate in unique[: len(reports)]:
         report = reports[candidate.id]
         dropped = f", dropped after {len(report.scores)} of {len(val)}" if len(report.scores) < len(val) else ""
         context.progress.say(
@@ -153,6 +169,7 @@ def _score_all(
             same_as=None if labels[candidate.id] == draw.label else labels[candidate.id],
         )
         for draw, candidate in zip(draws, drawn, strict=True)
+        if candidate.id in reports
     ]
 
 
@@ -170,7 +187,7 @@ def _drawn(context: StepContext, current: Candidate, pool: _Pool, draw: _Draw) -
 def _raced(
     context: StepContext, candidates: Sequence[Candidate], val: Sequence[Example], progress: Progress
 ) -> dict[str, Report]:
-    """A report of each candidate by id, over the examples of `val` that it met."""
+    """A report of each candidate that fitted the budget by id, over the examples of `val` that it met."""
     order = sorted(val, key=lambda example: (seed_of(context.seed, "race", example.id), example.id))
     parts: dict[str, list[Report]] = {candidate.id: [] for candidate in candidates}
 
@@ -192,19 +209,22 @@ def _raced(
                     progress=progress,
                 )
             ]
+        tokens = [report.prompt_tokens + report.completion_tokens for report in reports]
+        context.budget.dearer(max(tokens) * len(tokens) / max(1, sum(tokens)))
         for index, report in zip(running, reports, strict=True):
             parts[candidates[index].id].append(report)
         return [[value for _, value in report.scores] for report in reports]
 
     def goes_on(end: int, runs: int) -> bool:
-        return context.budget.allows(f"step {context.index} up to example {end}", runs)
+        return context.budget.allows(f"step {context.index} up to example {end}, {runs} runs", runs)
 
     settings = context.settings.prompts
-    met = race(len(candidates), len(order), settings.racing, score, goes_on, settings.indifference)
+    asked = goes_on if context.budget.limited else None
+    met = race(len(candidates), len(order), settings.racing, score, asked, settings.indifference)
     if spared := len(candidates) * len(order) - sum(map(len, met)):
         progress.advance(spared, note="candidates dropped")
     places = {example.id: place for place, example in enumerate(val)}
-    return {name: _joined(found, places, binary=context.metric.binary) for name, found in parts.items()}
+    return {name: _joined(found, places, binary=context.metric.binary) for name, found in parts.items() if found}
 
 
 def _joined(parts: Sequence[Report], places: Mapping[str, int], *, binary: bool) -> Report:

@@ -133,6 +133,23 @@ def test_tokens_are_counted_whatever_the_cache_holds(run: Compile) -> None:
     assert (read_bundle(cold).manifest.digest, strategy_of(cold)) == (warm_digest, warm_strategy)
 
 
+@pytest.mark.parametrize(
+    ("limit", "more", "left_out"),
+    [(4000, ["candidates=30"], True), (12000, ["candidates=30"], True), (8000, ["candidates=2", "racing=0"], False)],
+)
+def test_a_search_keeps_to_its_budget_and_says_what_it_left_out(
+    run: Compile, limit: int, more: list[str], left_out: bool
+) -> None:
+    """Prompts with demos are several times as long as the zero-shot ones that the rate is first learnt from."""
+    overrides = ["optimize.strategy=[prompts]", *(f"optimize.prompts.{setting}" for setting in more)]
+    folder, _ = run(f"{limit} tokens", overrides=overrides)
+    (step,) = json.loads((folder / "report.json").read_text())["steps"]
+    evidence, spent = step["evidence"], step["prompt_tokens"] + step["completion_tokens"]
+    assert spent <= limit
+    assert ("cut_short" in evidence) == left_out
+    assert evidence["racing"]["runs"] < evidence["racing"]["without_racing"]
+
+
 PRICED = ["model.price={prompt: 0, completion: 1000000}"]
 """An answer has two tokens: 2 usd."""
 
