@@ -21,7 +21,7 @@ from bt_compiler.engine.backends.measuring import device_name, product_rate
 from bt_compiler.engine.backends.memory import OutOfMemory, reclaim
 from bt_compiler.engine.progress import Progress, Silent
 from bt_compiler.engine.request import WeightHost
-from bt_compiler.errors import CompileError
+from bt_compiler.errors import BundleError, CompileError
 from bt_compiler.graph.candidate import Adapter
 from bt_compiler.optimize.accelerate_config import launch_digest
 from bt_compiler.optimize.batches import TokenRow
@@ -86,7 +86,7 @@ def train_adapter(
     key = job.key(base_digest)
     target = folder / ADAPTER
     done = read_done(folder, key)
-    if done is None or not target.is_dir() or adapter_digest(target) != done[0]:
+    if done is None or not _intact(target, done[0]):
         told = progress or Silent()
 
         def attempt(job: Job) -> tuple[LossPoint, ...]:
@@ -100,6 +100,13 @@ def train_adapter(
     else:
         sha256, history = done
     return Training(adapter=_adapter(host, job, target, sha256), history=history)
+
+
+def _intact(folder: Path, sha256: str) -> bool:
+    try:
+        return adapter_digest(folder) == sha256
+    except BundleError:
+        return False  # gone or damaged: it is trained again
 
 
 def _adapter(host: WeightHost, job: Job, path: Path, sha256: str) -> Adapter:

@@ -195,11 +195,32 @@ def test_a_finished_training_is_read_and_not_done_again(tmp_path: Path) -> None:
     assert host.lent == 2
 
 
-def test_a_damaged_adapter_is_trained_again(tmp_path: Path) -> None:
+DAMAGE = {
+    "another byte": lambda content: content[:-1] + b"\x01",
+    "cut off": lambda content: content[: len(content) // 2],
+    "empty": lambda content: b"",
+    "a list": lambda content: b"[]",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_what_is_damaged_of_a_finished_training_is_trained_again(tmp_path: Path, damage: str) -> None:
     first = train(tmp_path)
-    path = first.adapter.path / "adapter_model.safetensors"
-    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
-    assert train(tmp_path) == first
+    for path in (first.adapter.path / "adapter_model.safetensors", tmp_path / "training.json"):
+        path.write_bytes(DAMAGE[damage](path.read_bytes()))
+        assert train(tmp_path) == first
+
+
+@pytest.mark.parametrize("name", ["state.json", "adapter.safetensors"])
+def test_a_damaged_checkpoint_is_as_none(tmp_path: Path, name: str) -> None:
+    first = train(tmp_path / "whole")
+    ticks = iter(range(3))
+    with pytest.raises(StopIteration):
+        train(tmp_path / "killed", clock=lambda: float(next(ticks)), checkpoint_seconds=0.0)
+    (path,) = (tmp_path / "killed").glob(f"checkpoint/{name}")
+    path.write_bytes(path.read_bytes()[:-9])
+    again = train(tmp_path / "killed")
+    assert (again.adapter.sha256, again.history) == (first.adapter.sha256, first.history)
 
 
 def test_the_rate_warms_up_and_then_falls_to_nothing() -> None:
