@@ -142,12 +142,18 @@ class Unlimited:
 
 
 class LimitedBudget:
-    """A budget with a limit; see the module. `reserve`: examples that are still to be scored when a step ends."""
+    """A budget with a limit; see the module. `reserve`: examples that are still to be scored when a step ends.
+
+    `prices`: a digest of them; what the journal holds of money at others is of no use.
+    """
 
     limited = True
 
-    def __init__(self, limit: Limit, *, account: Callable[[], Account], journal: StepJournal, reserve: int) -> None:
+    def __init__(
+        self, limit: Limit, *, account: Callable[[], Account], journal: StepJournal, reserve: int, prices: str = ""
+    ) -> None:
         self._limit = limit
+        self._at = f" at {prices}" if limit.unit == "money" else ""
         self._account = account
         self._journal = journal
         self._reserve = reserve
@@ -170,7 +176,8 @@ class LimitedBudget:
         before = self._account()
         yield
         found = self._price(self._account().minus(before)) / examples if examples else 0.0
-        first = self._journal.memo(f"budget: {self._limit.unit} an example", lambda: found, keep=lambda rate: rate > 0)
+        name = f"budget: {self._limit.unit} an example{self._at}"
+        first = self._journal.memo(name, lambda: found, keep=lambda rate: rate > 0)
         self._rate = max(self._rate, found, first)
         self._last = found
 
@@ -230,7 +237,7 @@ class LimitedBudget:
 
     def _asked(self, name: str, make: Callable[[], dict[str, float | bool]]) -> dict[str, float | bool]:
         """The answer, kept under `name` and the limit. What an earlier process had spent by then counts on."""
-        answer: dict[str, float | bool] = self._journal.memo(f"budget {self._limit.text}: {name}", make)
+        answer: dict[str, float | bool] = self._journal.memo(f"budget {self._limit.text}{self._at}: {name}", make)
         self._rate = max(self._rate, answer["rate"])
         self.cut_short = self.cut_short or not answer["allowed"]
         self._earlier += max(0.0, answer["spent"] - self._spent())

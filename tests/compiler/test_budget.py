@@ -247,6 +247,20 @@ def test_a_budget_too_small_for_the_first_step_says_what_it_costs(run: Compile) 
         run("10 s")
 
 
+def test_a_corrected_price_is_asked_anew(run: Compile) -> None:
+    """Dearer by a thousand it does not fit, and each time what was learnt at other prices is of no account."""
+    cheap, dear = (
+        ["optimize.strategy=[prompts]", f"model.price={{prompt: 0, completion: {price}}}"] for price in (1e3, 1e6)
+    )
+    whole = read_bundle(run("10 usd", overrides=cheap)[0]).manifest.digest
+    for _ in range(2):
+        with pytest.raises(CompileError, match=r"BTC466.*an example costs about 2 usd"):
+            run("10 usd", overrides=dear)
+        folder, backend = run("10 usd", overrides=cheap)
+        assert not backend.asked
+        assert read_bundle(folder).manifest.digest == whole
+
+
 def test_money_needs_prices(run: Compile) -> None:
     with pytest.raises(UsageError, match=r"BTC467.*`default` has no price"):
         run("2 usd", overrides=["model.price=null"])
