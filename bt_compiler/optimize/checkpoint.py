@@ -130,6 +130,12 @@ def read_checkpoint(folder: Path, key: str) -> Checkpoint | None:
     return None
 
 
+def planned_epochs(folder: Path, key: str) -> int | None:
+    """Epochs that fitted the time given, as the last checkpoint of `key` has it; None where it does not say."""
+    state = _read_json(folder / _CURRENT / "state.json", key)
+    return None if state is None else state["position"]["planned"]
+
+
 def write_done(folder: Path, key: str, *, sha256: str, history: tuple[LossPoint, ...]) -> None:
     """Marks the training as finished and drops its checkpoint."""
     document = {"schema": SCHEMA, "key": key, "sha256": sha256, "history": [asdict(point) for point in history]}
