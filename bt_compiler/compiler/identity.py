@@ -39,11 +39,9 @@ def compile_identity(
 ) -> dict[str, Any]:
     """JSON, two levels deep at most.
 
-    Raises BackendError where a model or tool is nowhere to be found, and CompileError BTC424 where the package is that
-    rounds weights.
+    Raises BackendError where a model or tool is nowhere to be found.
     """
     sections = checked.sections
-    _require_rounding(sections)
     return {
         "seed": seed,
         "spec": {key: digest(value) for key, value in checked.spec.identity().items()},
@@ -65,12 +63,12 @@ def compile_identity(
         },
         "tool": {section.name: tool_digest(section, tools) for section in used_tools(sections, checked.program)},
         "package": package_versions(sections, checked.program, checked.judges),
-        "launch": launch_facts(sections),
+        "launch": _launch_facts(sections),
         **({"code": code} if (code := _installed_code(sections, checked.program)) else {}),
     }
 
 
-def launch_facts(sections: Sections) -> dict[str, str]:
+def _launch_facts(sections: Sections) -> dict[str, str]:
     """Digest of the config file that training is launched by: it may change while the spec does not."""
     launch = sections.optimize.weights.launch
     if "weights" not in sections.optimize.strategy or launch is None:
@@ -78,7 +76,8 @@ def launch_facts(sections: Sections) -> dict[str, str]:
     return {"weights": launch_digest(launch)}
 
 
-def _require_rounding(sections: Sections) -> None:
+def require_rounding(sections: Sections) -> None:
+    """Raises CompileError BTC424 where the package that rounds weights is asked for and not there."""
     asked = "weights" in sections.optimize.strategy and sections.optimize.weights.quantize is not None
     if asked and find_spec("bitsandbytes") is None:
         raise CompileError.of(
