@@ -6,6 +6,7 @@ import errno
 import itertools
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -235,6 +236,28 @@ def test_the_users_own_format_file_is_part_of_what_a_compile_is(run: Compile, sp
     assert again != digest
     assert backend.asked
     assert any(line.endswith(f"since the last compile: format {own}") for line in said)
+
+
+@pytest.mark.parametrize("changed", ["own_scores/__init__.py", "own_scores/words.py"])
+def test_the_code_of_an_installed_metric_is_part_of_what_a_compile_is(
+    run: Compile, spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    """A package that is installed editable changes, and its version stays."""
+    monkeypatch.delitem(sys.modules, "own_scores", raising=False)
+    package, info = tmp_path / "source" / "own_scores", tmp_path / "installed" / "own_scores-1.0.dist-info"
+    for folder in (package, info):
+        folder.mkdir(parents=True)
+        monkeypatch.syspath_prepend(str(folder.parent))
+    (package / "__init__.py").write_text("def ours(*, inputs, outputs, labels, steps):\n    return 1.0\n")
+    (package / "words.py").write_text("")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: own-scores\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[bt_compiler.metrics]\nours = own_scores:ours\n")
+    spec.write_text(SPEC.replace("metric: {kind: accuracy, output: mood}", "metric: {kind: ours}"))
+    run()
+    assert any("up to date" in line for line in run()[2])
+    path = package.parent / changed
+    path.write_text(path.read_text() + "\n# another way\n")
+    assert any(line.endswith("since the last compile: code of metric ours") for line in run()[2])
 
 
 def test_the_second_compile_into_a_folder_is_refused(run: Compile, tmp_path: Path) -> None:
