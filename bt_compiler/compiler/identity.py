@@ -27,6 +27,7 @@ from bt_compiler.errors import CompileError
 from bt_compiler.graph.judges import Judges
 from bt_compiler.graph.program import Program
 from bt_compiler.optimize.accelerate_config import launch_digest
+from bt_compiler.spec.resolve import read_settings
 from bt_compiler.spec.sections import IN_PROCESS, ModelSection, RetrieverSection, Sections, ToolSection
 
 _ALWAYS = ("bt-compiler", "jinja2")
@@ -42,9 +43,11 @@ def compile_identity(
     Raises BackendError where a model or tool is nowhere to be found.
     """
     sections = checked.sections
+    spec = checked.spec.identity()
+    spec["optimize"] = read_settings(spec["optimize"], sections.optimize.strategy)
     return {
         "seed": seed,
-        "spec": {key: digest(value) for key, value in checked.spec.identity().items()},
+        "spec": {key: digest(value) for key, value in spec.items()},
         "format": format_digests(checked.program, checked.judges),
         "data": {name: facts.digest for name, facts in data_facts(checked.splits).items()},
         "corpus": {

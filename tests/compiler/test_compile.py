@@ -17,8 +17,11 @@ from said import Said
 
 import bt_compiler.compiler.compile as story
 from bt_compiler.artifact.bundle import read_bundle
+from bt_compiler.compiler.check import checked
 from bt_compiler.compiler.compile import CompileSettings, compile_with
 from bt_compiler.compiler.evaluate import evaluate_bundle
+from bt_compiler.compiler.identity import compile_identity
+from bt_compiler.engine.progress import Silent
 from bt_compiler.engine.templates import template_folder
 from bt_compiler.errors import BtcError, BundleError, CompileError, SpecError
 from bt_compiler.optimize.journal import Journal, journal_folder
@@ -224,6 +227,22 @@ def test_a_change_starts_over_and_says_why(run: Compile, tmp_path: Path, change:
     assert [line for line in said if "starting over" in line] == [
         f"starting over, for this has changed since the last compile: {why}"
     ]
+
+
+def test_settings_that_no_step_reads_start_nothing_over(run: Compile, tmp_path: Path) -> None:
+    run()
+    _, backend, said = run(cache="another", overrides=["optimize.weights={epochs: 7, sources: [gold], r: 3}"])
+    assert not backend.asked and not any("starting over" in line for line in said)
+    assert "epochs: 7" in (tmp_path / "artifacts" / "bundle" / "spec.yaml").read_text()
+    weights = ["optimize.strategy=[weights]"]
+    of_weights = {name: _identity(tmp_path, [*weights, f"optimize.prompts.{name}=2"]) for name in ("candidates", "val")}
+    plain = _identity(tmp_path, weights)
+    assert of_weights["candidates"] == plain != of_weights["val"], "new weights are scored on the inner val"
+
+
+def _identity(folder: Path, overrides: list[str]) -> dict[str, Any]:
+    spec = checked(folder / "moods.yaml", overrides)
+    return compile_identity(spec, seed=0, cache_root=folder / "cache", progress=Silent())
 
 
 def test_the_users_own_format_file_is_part_of_what_a_compile_is(run: Compile, spec: Path, tmp_path: Path) -> None:
