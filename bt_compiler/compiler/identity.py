@@ -17,16 +17,17 @@ from bt_compiler.canonical import digest
 from bt_compiler.compiler.check import CheckedSpec
 from bt_compiler.data.example import Splits
 from bt_compiler.engine.formats import load_format
-from bt_compiler.engine.metrics import metric_kinds, plugin_package
+from bt_compiler.engine.metrics import metric_kinds, plugin_code, plugin_package
 from bt_compiler.engine.progress import Progress
 from bt_compiler.engine.retrieval import reachable
 from bt_compiler.engine.retrieval.encoder import find_encoder
 from bt_compiler.engine.retrieval.index_folder import corpus_digest
-from bt_compiler.engine.tools.registry import tool_digest
+from bt_compiler.engine.tools.registry import tool_code, tool_digest
 from bt_compiler.errors import CompileError
 from bt_compiler.graph.judges import Judges
 from bt_compiler.graph.program import Program
 from bt_compiler.optimize.accelerate_config import launch_digest
+from bt_compiler.spec.resolve import read_settings
 from bt_compiler.spec.sections import IN_PROCESS, ModelSection, RetrieverSection, Sections, ToolSection
 
 _ALWAYS = ("bt-compiler", "jinja2")
@@ -39,14 +40,14 @@ def compile_identity(
 ) -> dict[str, Any]:
     """JSON, two levels deep at most.
 
-    Raises BackendError where a model or tool is nowhere to be found, and CompileError BTC424 where the package is that
-    rounds weights.
+    Raises BackendError where a model or tool is nowhere to be found.
     """
     sections = checked.sections
-    _require_rounding(sections)
+    spec = checked.spec.identity()
+    spec["optimize"] = read_settings(spec["optimize"], sections.optimize.strategy)
     return {
         "seed": seed,
-        "spec": {key: digest(value) for key, value in checked.spec.identity().items()},
+        "spec": {key: digest(value) for key, value in spec.items()},
         "format": format_digests(checked.program, checked.judges),
         "data": {name: facts.digest for name, facts in data_facts(checked.splits).items()},
         "corpus": {
@@ -65,11 +66,12 @@ def compile_identity(
         },
         "tool": {section.name: tool_digest(section, tools) for section in used_tools(sections, checked.program)},
         "package": package_versions(sections, checked.program, checked.judges),
-        "launch": launch_facts(sections),
+        "launch": _launch_facts(sections),
+        **({"code": code} if (code := _installed_code(sections, checked.program)) else {}),
     }
 
 
-def launch_facts(sections: Sections) -> dict[str, str]:
+def _launch_facts(sections: Sections) -> dict[str, str]:
     """Digest of the config file that training is launched by: it may change while the spec does not."""
     launch = sections.optimize.weights.launch
     if "weights" not in sections.optimize.strategy or launch is None:
@@ -77,7 +79,8 @@ def launch_facts(sections: Sections) -> dict[str, str]:
     return {"weights": launch_digest(launch)}
 
 
-def _require_rounding(sections: Sections) -> None:
+def require_rounding(sections: Sections) -> None:
+    """Raises CompileError BTC424 where the package that rounds weights is asked for and not there."""
     asked = "weights" in sections.optimize.strategy and sections.optimize.weights.quantize is not None
     if asked and find_spec("bitsandbytes") is None:
         raise CompileError.of(
@@ -144,10 +147,20 @@ def package_versions(sections: Sections, program: Program, judges: Judges) -> di
 
 def _metric_packages(sections: Sections) -> set[str]:
     """The packages that bring metrics of their own."""
+    return {package for kind in _plugin_metrics(sections) if (package := plugin_package(kind))}
+
+
+def _plugin_metrics(sections: Sections) -> set[str]:
     accept = sections.optimize.accept.metric
     metrics = [*sections.metric.leaves(), *(() if accept is None else accept.leaves())]
-    known = metric_kinds()
-    return {package for metric in metrics if metric.kind not in known and (package := plugin_package(metric.kind))}
+    return {metric.kind for metric in metrics} - set(metric_kinds())
+
+
+def _installed_code(sections: Sections, program: Program) -> dict[str, str]:
+    """Digest of what installed packages bring, by metric or tool: an editable one changes without its version."""
+    found = {f"of metric {kind}": plugin_code(kind) for kind in sorted(_plugin_metrics(sections))}
+    found |= {f"of tool {section.name}": tool_code(section) for section in used_tools(sections, program)}
+    return {name: code for name, code in found.items() if code is not None}
 
 
 def _installed(names: Iterable[str]) -> dict[str, str]:

@@ -21,7 +21,7 @@ from bt_compiler.artifact.sweep_files import refuse_other_folder, write_sweep
 from bt_compiler.canonical import digest
 from bt_compiler.compiler.check import CheckedSpec, check_launch, checked
 from bt_compiler.compiler.compile import ARTIFACTS, disk_errors, tell_opening
-from bt_compiler.compiler.identity import compile_identity, data_facts, launch_facts, package_versions, used_models
+from bt_compiler.compiler.identity import compile_identity, data_facts, require_rounding, used_models
 from bt_compiler.compiler.opening import OpenBackend
 from bt_compiler.compiler.workbench import open_workbench
 from bt_compiler.diagnostics import did_you_mean
@@ -75,7 +75,7 @@ class Variant(NamedTuple):
     """The spec with one choice of models."""
 
     label: str
-    """Model ids."""
+    """Ids of the program's models and of its judges'."""
     spec: CheckedSpec
     identity: dict[str, Any]
 
@@ -177,15 +177,11 @@ def _variant(path: Path, overrides: Sequence[str], root: Path, settings: SweepSe
     asked, every = (_with_steps(spec, steps) for steps in (kinds, ("prompts", "weights")))
     if found := check_launch(spec.spec, every.sections):
         raise SpecError(found)
-    identity = {
-        **compile_identity(asked, seed=0, cache_root=root, progress=settings.progress, tools=settings.tools),
-        # of all steps: a journal is not to start over because fewer strategies are named than the last time
-        "package": package_versions(every.sections, spec.program, spec.judges),
-        "launch": launch_facts(every.sections),
-        "seed": "any",
-        "sweep": SWEEP_SCHEMA,
-    }
-    models = used_models(asked.sections, spec.program, spec.judges)
+    require_rounding(asked.sections)
+    # of all steps: a journal is not to start over because other strategies are named than the last time
+    identity = compile_identity(every, seed=0, cache_root=root, progress=settings.progress, tools=settings.tools)
+    identity |= {"seed": "any", "sweep": SWEEP_SCHEMA}
+    models = used_models(spec.sections, spec.program, spec.judges)
     return Variant(", ".join(model.id for model in models), asked, identity)
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from bt_compiler.canonical import digest
 from bt_compiler.compiler.check import CheckedSpec
 from bt_compiler.compiler.identity import used_models, used_tools
 from bt_compiler.compiler.opening import (
@@ -86,7 +87,13 @@ class Workbench:
             progress=self.progress,
             budget=Unlimited()
             if limit is None
-            else LimitedBudget(limit, account=store.account, journal=journal, reserve=self._reserve()),
+            else LimitedBudget(
+                limit,
+                account=store.account,
+                journal=journal,
+                reserve=self._reserve(),
+                prices=digest([[model.name, asdict(model.price)] for model in self.models if model.price is not None]),
+            ),
         )
 
     def _reserve(self) -> int:

@@ -69,9 +69,9 @@ def _pick(demos: Sequence[Demo], seed: int) -> Demo:
     return rng.choice(demos[:-1]) if rng.random() < 0.5 else demos[-1]
 
 
-def labels_need_teacher(context: StepContext) -> bool:
-    """Whether labelled demos have inputs that only a run of the program gives."""
-    return needs_runs(context.program, _searched(context.program), answer_labels(context.metric, context.accept))
+def labels_need_runs(program: Program, labels: Mapping[str, str]) -> bool:
+    """Whether labelled demos have inputs that only a run of the program gives. `labels`: as of `answer_labels`."""
+    return needs_runs(program, _searched(program), labels)
 
 
 def _searched(program: Program) -> list[Module]:

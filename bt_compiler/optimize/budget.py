@@ -1,10 +1,10 @@
 """What a compile may spend: minutes, tokens or money, and whether the next piece of work still fits.
 
-The strategy asks before each step and each round of a race; a step that no longer fits is left out, a race ends with
-the best so far, and enough is kept back to score what ships. Cost is estimated from the runs of the program so far, the
-dearest of them, as if nothing had been in a cache. Every answer is kept in the journal, so that a compile that is
-killed and resumed decides as before; time spent before a resume is counted on from the last answer. Another limit asks
-anew and reuses all that was done.
+The strategy asks before each step and each round of a race; a step or candidate that no longer fits is left out, a race
+ends with the best so far, and enough is kept back to score what ships. Cost is estimated from the runs of the program
+so far, the dearest of them, as if nothing had been in a cache. Every answer is kept in the journal, so that a compile
+that is killed and resumed decides as before; time spent before a resume is counted on from the last answer. Another
+limit asks anew and reuses all that was done.
 
 Knows amounts and a journal; nothing of programs.
 """
@@ -69,8 +69,17 @@ def parse_limit(text: str) -> Limit:
 class Budget(Protocol):
     """Whether work still fits."""
 
+    @property
+    def limited(self) -> bool:
+        """Whether there is any work that would not."""
+        ...
+
     def measured(self, examples: int) -> AbstractContextManager[None]:
         """Learns what an example costs from the block, which runs the program on `examples` of them."""
+        ...
+
+    def dearer(self, factor: float) -> None:
+        """Is told that what is to come costs so many times the mean of what was measured last."""
         ...
 
     def begin(self, step: str, *, steps_left: int, examples: int) -> bool:
@@ -98,11 +107,16 @@ class Unlimited:
 
     cut_short = False
     informed = True
+    limited = False
 
     def measured(self, examples: int) -> AbstractContextManager[None]:
         """Of no use here."""
         del examples
         return nullcontext()
+
+    def dearer(self, factor: float) -> None:
+        """Of no use here."""
+        del factor
 
     def release(self, examples: int) -> None:
         """Of no use here."""
@@ -128,14 +142,23 @@ class Unlimited:
 
 
 class LimitedBudget:
-    """A budget with a limit; see the module. `reserve`: examples that are still to be scored when a step ends."""
+    """A budget with a limit; see the module. `reserve`: examples that are still to be scored when a step ends.
 
-    def __init__(self, limit: Limit, *, account: Callable[[], Account], journal: StepJournal, reserve: int) -> None:
+    `prices`: a digest of them; what the journal holds of money at others is of no use.
+    """
+
+    limited = True
+
+    def __init__(
+        self, limit: Limit, *, account: Callable[[], Account], journal: StepJournal, reserve: int, prices: str = ""
+    ) -> None:
         self._limit = limit
+        self._at = f" at {prices}" if limit.unit == "money" else ""
         self._account = account
         self._journal = journal
         self._reserve = reserve
         self._rate = 0.0
+        self._last = 0.0
         self._earlier = 0.0
         self._began = 0.0
         self._steps_left = 1
@@ -153,8 +176,14 @@ class LimitedBudget:
         before = self._account()
         yield
         found = self._price(self._account().minus(before)) / examples if examples else 0.0
-        first = self._journal.memo(f"budget: {self._limit.unit} an example", lambda: found, keep=lambda rate: rate > 0)
+        name = f"budget: {self._limit.unit} an example{self._at}"
+        first = self._journal.memo(name, lambda: found, keep=lambda rate: rate > 0)
         self._rate = max(self._rate, found, first)
+        self._last = found
+
+    def dearer(self, factor: float) -> None:
+        """Candidates that ran together share a measurement, and the dearest of them counts."""
+        self._rate = max(self._rate, self._last * factor)
 
     def release(self, examples: int) -> None:
         """So many of the reserve have been scored."""
@@ -208,7 +237,7 @@ class LimitedBudget:
 
     def _asked(self, name: str, make: Callable[[], dict[str, float | bool]]) -> dict[str, float | bool]:
         """The answer, kept under `name` and the limit. What an earlier process had spent by then counts on."""
-        answer: dict[str, float | bool] = self._journal.memo(f"budget {self._limit.text}: {name}", make)
+        answer: dict[str, float | bool] = self._journal.memo(f"budget {self._limit.text}{self._at}: {name}", make)
         self._rate = max(self._rate, answer["rate"])
         self.cut_short = self.cut_short or not answer["allowed"]
         self._earlier += max(0.0, answer["spent"] - self._spent())

@@ -7,7 +7,8 @@
       training.json      written last: history and digest of the adapter
 
 A checkpoint is written beside the old one and takes its place by rename. The state of the random generators is not in
-it: order and dropout follow from the seed and the position. Knows files; tensors pass through as they are.
+it: order and dropout follow from the seed and the position. What is damaged counts as not there: it is made again.
+Knows files; tensors pass through as they are.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -108,22 +110,30 @@ def write_checkpoint(folder: Path, key: str, checkpoint: Checkpoint) -> None:
 
 def read_checkpoint(folder: Path, key: str) -> Checkpoint | None:
     """The last complete checkpoint of `key`; None where there is none or it is one of something else."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     for name in (_CURRENT, _WRITTEN, _FORMER):
         place = folder / name
-        state = _read_json(place / "state.json")
-        if state is None or state["schema"] != SCHEMA or state["key"] != key:
+        state = _read_json(place / "state.json", key)
+        if state is None:
             continue
         stored = state["position"]
         history = tuple(LossPoint(**point) for point in stored.pop("history"))
-        return Checkpoint(
-            position=Position(history=history, **stored),
-            adapter=load_file(place / "adapter.safetensors"),
-            optimizer=load_file(place / "optimizer.safetensors"),
-            best=load_file(place / "best.safetensors"),
-        )
+        with suppress(SafetensorError, FileNotFoundError):
+            return Checkpoint(
+                position=Position(history=history, **stored),
+                adapter=load_file(place / "adapter.safetensors"),
+                optimizer=load_file(place / "optimizer.safetensors"),
+                best=load_file(place / "best.safetensors"),
+            )
     return None
+
+
+def planned_epochs(folder: Path, key: str) -> int | None:
+    """Epochs that fitted the time given, as the last checkpoint of `key` has it; None where it does not say."""
+    state = _read_json(folder / _CURRENT / "state.json", key)
+    return None if state is None else state["position"]["planned"]
 
 
 def write_done(folder: Path, key: str, *, sha256: str, history: tuple[LossPoint, ...]) -> None:
@@ -137,8 +147,8 @@ def write_done(folder: Path, key: str, *, sha256: str, history: tuple[LossPoint,
 
 def read_done(folder: Path, key: str) -> tuple[str, tuple[LossPoint, ...]] | None:
     """(digest of the adapter, history) of a training of `key` that has finished, else None."""
-    document = _read_json(folder / _DONE)
-    if document is None or document["schema"] != SCHEMA or document["key"] != key:
+    document = _read_json(folder / _DONE, key)
+    if document is None:
         return None
     return document["sha256"], tuple(LossPoint(**point) for point in document["history"])
 
@@ -151,10 +161,8 @@ def write_fitting(folder: Path, key: str, part_tokens: int) -> None:
 
 def read_fitting(folder: Path, key: str) -> int | None:
     """What `write_fitting` remembered of `key`; None: nothing."""
-    document = _read_json(folder / _FITTING)
-    if document is None or document["schema"] != SCHEMA or document["key"] != key:
-        return None
-    return int(document["part_tokens"])
+    document = _read_json(folder / _FITTING, key)
+    return None if document is None else int(document["part_tokens"])
 
 
 def _write_json(path: Path, document: Mapping[str, Any]) -> None:
@@ -164,10 +172,14 @@ def _write_json(path: Path, document: Mapping[str, Any]) -> None:
     temporary.replace(path)
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
+def _read_json(path: Path, key: str) -> dict[str, Any] | None:
+    """The document of `key`; None where there is none, or it is damaged or one of something else."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
         return None
-    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(document, dict) or (document.get("schema"), document.get("key")) != (SCHEMA, key):
+        return None
     return document
 
 

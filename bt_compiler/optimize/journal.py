@@ -100,11 +100,12 @@ class Journal:
         """The JSON value that `make` gave the first time `name` was asked for, in this run or an earlier one.
 
         The value goes through JSON the first time too, so that a resumed run sees exactly what the first one saw.
-        Values that are not to `keep` are made again whenever they are asked for.
+        Values that are not to `keep` are made again whenever they are asked for. Raises CompileError BTC462 where what
+        was kept is damaged.
         """
         path = self.folder / "memo" / f"{digest(name)[:24]}.json"
         if path.exists():
-            value = json.loads(path.read_text(encoding="utf-8"))["value"]
+            value = _read(path, "value")["value"]
             if keep(value):
                 return value
         value = json.loads(canonical_json(make()))
@@ -129,7 +130,10 @@ class Journal:
     def finished(self) -> Mapping[str, Any] | None:
         """The record of `finish`, None while the compile is not finished."""
         path = self.folder / "finished.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        try:
+            return _read(path, "digest") if path.exists() else None
+        except CompileError:
+            return None  # damaged: all that it says follows from the rest of the journal once more
 
     def close(self) -> None:
         """Writes what is pending and gives the lock back; the journal stays on disk."""
@@ -221,7 +225,7 @@ def _prepare(folder: Path, identity: dict[str, Any], *, fresh: bool) -> tuple[Op
 
 
 def _read_identity(path: Path) -> dict[str, Any]:
-    document = json.loads(path.read_text(encoding="utf-8"))
+    document = _read(path, "identity")
     if document["schema"] > SCHEMA:
         raise CompileError.of(
             "BTC464",
@@ -255,6 +259,21 @@ def _empty(folder: Path) -> None:
             shutil.rmtree(entry)
         elif entry.name != "lock":
             entry.unlink()
+
+
+def _read(path: Path, wanted: str) -> dict[str, Any]:
+    """What `_write` wrote, with `wanted` in it. Raises CompileError (BTC462) where the file is damaged."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _damaged(path) from error
+    if not isinstance(document, dict) or not isinstance(document.get("schema"), int) or wanted not in document:
+        raise _damaged(path)
+    return document
+
+
+def _damaged(path: Path) -> CompileError:
+    return CompileError.of("BTC462", f"the journal file `{path}` is damaged", help="start over with `--fresh`")
 
 
 def _write(path: Path, document: Mapping[str, Any]) -> dict[str, Any]:

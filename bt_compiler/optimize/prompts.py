@@ -9,7 +9,7 @@ Evidence of the step (JSON): `split` counts; `bootstrap` {tried, accepted, faile
 [{label, id, demos {module: n}, score, interval [low, high], scores {example: score}, failures}], with `dropped_after`
 examples where it lost the race by then, or {label, id, demos, same_as} for prompts that an earlier candidate has too;
 `chosen` label; `racing` {error, runs, without_racing}: runs of the program on an example, and how many there were had
-nobody been dropped as far as the race went; `cut_short` [texts] where that is not all of val: what a budget left out.
+nobody been dropped as far as the race went; `cut_short` [texts] where a budget left out candidates or examples.
 """
 
 from __future__ import annotations
@@ -21,16 +21,19 @@ from typing import Any
 
 from bt_compiler.canonical import seed_of
 from bt_compiler.data.example import Example
+from bt_compiler.engine.metrics import answer_labels
 from bt_compiler.engine.progress import Progress
 from bt_compiler.engine.scoring import evaluate_together, report_of
 from bt_compiler.engine.trace import Report
 from bt_compiler.errors import CompileError
 from bt_compiler.graph import candidate_id
 from bt_compiler.graph.candidate import Candidate, Demo, Prompt
-from bt_compiler.optimize.bootstrap import Bootstrapped, bootstrap, labelled, labels_need_teacher
+from bt_compiler.graph.program import Program
+from bt_compiler.optimize.bootstrap import Bootstrapped, bootstrap, labelled, labels_need_runs
 from bt_compiler.optimize.inner import inner_split
-from bt_compiler.optimize.racing import race
+from bt_compiler.optimize.racing import FIRST, FIRST_ROUND, race
 from bt_compiler.optimize.step import StepContext, StepResult
+from bt_compiler.spec.sections import PromptsSection
 
 AT_ONCE = 2048
 """Runs of the program that go out together: enough for a fleet, and few enough to hold."""
@@ -65,6 +68,19 @@ class _Scored:
     """Label of the earlier candidate whose prompts are the same."""
 
 
+def least_runs(settings: PromptsSection, train: Sequence[Example], program: Program, labels: Mapping[str, str]) -> int:
+    """Runs of an example that a prompts step cannot do without: the teacher's, and of the first candidates the first
+    round. Raises CompileError BTC450.
+    """
+    split = inner_split(train, settings, seed=0)  # the seed decides who
+    return _runs_teacher(settings, program, labels) * len(split.train) + FIRST * min(FIRST_ROUND, len(split.val))
+
+
+def _runs_teacher(settings: PromptsSection, program: Program, labels: Mapping[str, str]) -> bool:
+    """Bootstrapped demos are its traces, and labelled ones may have inputs that only these hold."""
+    return settings.max_bootstrapped_demos > 0 or (settings.max_labeled_demos > 0 and labels_need_runs(program, labels))
+
+
 def prompts_step(context: StepContext, candidate: Candidate) -> StepResult:
     """Searches prompts for `candidate`'s adapters. Raises `CompileError`: BTC450 where train is too small, BTC454 where
     every prompt is frozen.
@@ -78,8 +94,8 @@ def prompts_step(context: StepContext, candidate: Candidate) -> StepResult:
     settings = context.settings.prompts
     split = inner_split(context.train, settings, context.seed)
     draws = _draws(context, split.train)
-    bootstraps = any(draw.bootstrapped for draw in draws)
-    runs_teacher = bootstraps or bool(settings.max_labeled_demos and labels_need_teacher(context))
+    bootstraps = settings.max_bootstrapped_demos > 0
+    runs_teacher = _runs_teacher(settings, context.program, answer_labels(context.metric, context.accept))
     context.progress.begin(
         f"step {context.index} prompts", (len(split.train) if runs_teacher else 0) + len(draws) * len(split.val)
     )
@@ -106,8 +122,10 @@ def prompts_step(context: StepContext, candidate: Candidate) -> StepResult:
         "chosen": best.label,
         "racing": _racing_evidence(context, scored, most),
     }
-    if most < len(split.val):
-        evidence["cut_short"] = [f"the race after {most} of {len(split.val)} examples"]
+    cut = [f"{len(draws) - len(scored)} of {len(draws)} candidates"] if len(scored) < len(draws) else []
+    cut += [f"the race after {most} of {len(split.val)} examples"] if most < len(split.val) else []
+    if cut:
+        evidence["cut_short"] = cut
     return StepResult(candidate=best.candidate, kind="prompts", evidence=evidence)
 
 
@@ -136,7 +154,9 @@ def _score_all(
     val: Sequence[Example],
     progress: Progress,
 ) -> list[_Scored]:
-    """The candidates of all draws in order, raced over `val`; prompts that occur twice run once."""
+    """The candidates of all draws in order, raced over `val`; prompts that occur twice run once. Without those that did
+    not fit the budget.
+    """
     drawn = [_drawn(context, current, pool, draw) for draw in draws]
     labels: dict[str, str] = {}
     for draw, candidate in zip(draws, drawn, strict=True):
@@ -145,8 +165,10 @@ def _score_all(
     if repeated := len(drawn) - len(unique):
         progress.advance(repeated * len(val), note=f"{repeated} of {len(drawn)} candidates are as others")
     reports = _raced(context, unique, val, progress)
+    if left_out := sum(candidate.id not in reports for candidate in drawn):
+        context.progress.say(f"step {context.index} prompts: {left_out} candidates do not fit the budget")
     most = max(len(report.scores) for report in reports.values())
-    for candidate in unique:
+    for candidate in unique[: len(reports)]:
         report = reports[candidate.id]
         dropped = f", dropped after {len(report.scores)} of {len(val)}" if len(report.scores) < most else ""
         context.progress.say(
@@ -165,6 +187,7 @@ def _score_all(
             same_as=None if labels[candidate.id] == draw.label else labels[candidate.id],
         )
         for draw, candidate in zip(draws, drawn, strict=True)
+        if candidate.id in reports
     ]
 
 
@@ -182,7 +205,7 @@ def _drawn(context: StepContext, current: Candidate, pool: _Pool, draw: _Draw) -
 def _raced(
     context: StepContext, candidates: Sequence[Candidate], val: Sequence[Example], progress: Progress
 ) -> dict[str, Report]:
-    """A report of each candidate by id, over the examples of `val` that it met."""
+    """A report of each candidate that fitted the budget by id, over the examples of `val` that it met."""
     order = sorted(val, key=lambda example: (seed_of(context.seed, "race", example.id), example.id))
     parts: dict[str, list[Report]] = {candidate.id: [] for candidate in candidates}
 
@@ -204,19 +227,22 @@ def _raced(
                     progress=progress,
                 )
             ]
+        tokens = [report.prompt_tokens + report.completion_tokens for report in reports]
+        context.budget.dearer(max(tokens) * len(tokens) / max(1, sum(tokens)))
         for index, report in zip(running, reports, strict=True):
             parts[candidates[index].id].append(report)
         return [[value for _, value in report.scores] for report in reports]
 
     def goes_on(end: int, runs: int) -> bool:
-        return context.budget.allows(f"step {context.index} up to example {end}", runs)
+        return context.budget.allows(f"step {context.index} up to example {end}, {runs} runs", runs)
 
     settings = context.settings.prompts
-    met = race(len(candidates), len(order), settings.racing, score, goes_on, settings.indifference)
+    asked = goes_on if context.budget.limited else None
+    met = race(len(candidates), len(order), settings.racing, score, asked, settings.indifference)
     if spared := len(candidates) * len(order) - sum(map(len, met)):
         progress.advance(spared, note="runs left out")
     places = {example.id: place for place, example in enumerate(val)}
-    return {name: _joined(found, places, binary=context.metric.binary) for name, found in parts.items()}
+    return {name: _joined(found, places, binary=context.metric.binary) for name, found in parts.items() if found}
 
 
 def _joined(parts: Sequence[Report], places: Mapping[str, int], *, binary: bool) -> Report:

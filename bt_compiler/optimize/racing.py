@@ -21,6 +21,8 @@ from statistics import NormalDist
 
 FIRST_ROUND = 16
 """Examples before the first candidate may be dropped."""
+FIRST = 2
+"""Candidates that a limited race begins with, to learn what one costs."""
 GROWTH = 2.0
 """Examples met after a round, over those met before it."""
 
@@ -38,22 +40,38 @@ def race(
     total: int,
     error: float,
     score: Callable[[Sequence[int], int, int], Sequence[Sequence[float]]],
-    goes_on: Callable[[int, int], bool] = lambda end, runs: True,
+    goes_on: Callable[[int, int], bool] | None = None,
     indifference: float = 0.0,
 ) -> list[tuple[float, ...]]:
     """Scores of `count` candidates on the first of `total` examples: all of them, or fewer where one was dropped.
 
     `score(candidates, start, end)` gives the scores of each of these candidates on examples start to end. Ties for the
-    lead go to the earliest candidate. `error` 0: nobody is dropped, in one round. `goes_on(end, runs)` is asked before
-    each round but the first, with the runs that it needs; where it refuses, the race ends for those still in it.
+    lead go to the earliest candidate. `error` 0: nobody is dropped.
+
+    `goes_on(end, runs)`: whether so many runs more, up to example `end`, may be had; None: all of them, and without an
+    `error` there is one round. The first round has the first two candidates in any case and then those in order that
+    may be had, the last ones meet nothing; where a later round is refused, the race ends for those still in it.
     """
     met: list[list[float]] = [[] for _ in range(count)]
+
+    def meet(those: Sequence[int], end: int) -> None:
+        if those:
+            for candidate, found in zip(those, score(those, len(met[those[0]]), end), strict=True):
+                met[candidate].extend(found)
+
     running = list(range(count))
-    for number, end in enumerate(rounds(total) if error > 0 else [total]):
-        if number and not goes_on(end, sum(end - len(met[candidate]) for candidate in running)):
+    for number, end in enumerate(rounds(total) if error > 0 or goes_on is not None else [total]):
+        if goes_on is None:
+            meet(running, end)
+        elif number == 0:
+            meet(running[:FIRST], end)
+            while len(running) > FIRST and not goes_on(end, (len(running) - FIRST) * end):
+                running.pop()
+            meet(running[FIRST:], end)
+        elif goes_on(end, sum(end - len(met[candidate]) for candidate in running)):
+            meet(running, end)
+        else:
             break
-        for candidate, found in zip(running, score(running, len(met[running[0]]), end), strict=True):
-            met[candidate].extend(found)
         if end < total:
             lead = max(running, key=lambda candidate: (sum(met[candidate]), -candidate))
             running = [

@@ -17,7 +17,7 @@ from bt_compiler.artifact.contents import Ancestor, Difference, StepFacts, Who
 from bt_compiler.canonical import digest, seed_of
 from bt_compiler.data.example import Example, Splits
 from bt_compiler.engine.executor import Engine
-from bt_compiler.engine.metrics import Metric
+from bt_compiler.engine.metrics import Metric, answer_labels
 from bt_compiler.engine.progress import Progress
 from bt_compiler.engine.scoring import evaluate
 from bt_compiler.engine.statistics import paired_interval
@@ -26,11 +26,10 @@ from bt_compiler.errors import CompileError
 from bt_compiler.graph import candidate_id
 from bt_compiler.graph.candidate import Candidate
 from bt_compiler.graph.program import Program
+from bt_compiler.optimize import cold_start, prompts
 from bt_compiler.optimize.accounts import Account, AccountedStore
 from bt_compiler.optimize.budget import LimitedBudget, Unlimited
-from bt_compiler.optimize.cold_start import least_runs
 from bt_compiler.optimize.journal import StepJournal
-from bt_compiler.optimize.prompts import prompts_step
 from bt_compiler.optimize.step import OptimizerStep, StepContext, StepResult
 from bt_compiler.spec.sections import OptimizeSection, StepKind
 
@@ -102,7 +101,7 @@ def weights_step(context: StepContext, candidate: Candidate) -> StepResult:
     return step(context, candidate)
 
 
-STEPS: Mapping[str, OptimizerStep] = {"prompts": prompts_step, "weights": weights_step}
+STEPS: Mapping[str, OptimizerStep] = {"prompts": prompts.prompts_step, "weights": weights_step}
 """Steps by the name that a spec's `strategy` knows them by."""
 
 
@@ -139,15 +138,23 @@ def run_strategy(task: StrategyTask, *, steps: Mapping[str, OptimizerStep] = STE
 def _fits(task: StrategyTask, number: int) -> bool:
     """Whether step `number` (from 0) fits the budget. Raises CompileError (BTC466) where the first does not."""
     kind, left = task.settings.strategy[number], len(task.settings.strategy) - number
-    name, train = f"step {number + 1} {kind}", task.splits.train
-    limited = isinstance(task.budget, LimitedBudget)
-    least = least_runs(task.settings, train) if limited and kind == "weights" else len(train)
-    if task.budget.begin(name, steps_left=left, examples=least):
+    name = f"step {number + 1} {kind}"
+    if task.budget.begin(name, steps_left=left, examples=_least_runs(task, kind)):
         return True
     if number == 0 and isinstance(task.budget, LimitedBudget):
         raise task.budget.too_small(kind)
     task.progress.say(f"the budget ends before {name}")
     return False
+
+
+def _least_runs(task: StrategyTask, kind: StepKind) -> int:
+    """Runs of an example below which step `kind` need not begin; of no use where nothing is limited."""
+    train = task.splits.train
+    if not train or not task.budget.limited:
+        return 0
+    if kind == "weights":
+        return cold_start.least_runs(task.settings, train)
+    return prompts.least_runs(task.settings.prompts, train, task.program, answer_labels(task.metric, task.accept))
 
 
 class Extended(NamedTuple):

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -21,11 +22,18 @@ from bt_compiler.engine.backends.measuring import device_name, product_rate
 from bt_compiler.engine.backends.memory import OutOfMemory, reclaim
 from bt_compiler.engine.progress import Progress, Silent
 from bt_compiler.engine.request import WeightHost
-from bt_compiler.errors import CompileError
+from bt_compiler.errors import BundleError, CompileError
 from bt_compiler.graph.candidate import Adapter
 from bt_compiler.optimize.accelerate_config import launch_digest
 from bt_compiler.optimize.batches import TokenRow
-from bt_compiler.optimize.checkpoint import LossPoint, read_done, read_fitting, write_done, write_fitting
+from bt_compiler.optimize.checkpoint import (
+    LossPoint,
+    planned_epochs,
+    read_done,
+    read_fitting,
+    write_done,
+    write_fitting,
+)
 from bt_compiler.optimize.crew import Crew
 from bt_compiler.optimize.launch import launched
 from bt_compiler.optimize.learning import ADAPTER, learn
@@ -41,6 +49,12 @@ class Training:
 
     adapter: Adapter
     history: tuple[LossPoint, ...]
+
+
+class _Learnt(NamedTuple):
+    history: tuple[LossPoint, ...]
+    whole: bool
+    """Whether it is what comes of any time given: all epochs fitted into it."""
 
 
 def train_adapter(
@@ -65,7 +79,8 @@ def train_adapter(
     `validation` rows the weights of the epoch that gives their completion tokens the highest mean probability are kept,
     else the last: on few rows the loss is ruled by a single answer that is wrong and sure, and rises while answers
     still get better. `start`: weights to go on from instead of fresh ones. `precision` is that of matrix products; what
-    is trained and its optimiser are always float32. `minutes`: the first epoch shows how many fit, at least one. The
+    is trained and its optimiser are always float32. `minutes`: the first epoch shows how many fit, at least one; where
+    all did, it is done under any other. The
     adapter's name is `name` and the start of its digest. Where memory runs out, training starts over with parts half
     as large: what comes of it depends on their size, not on the moment. Raises CompileError: BTC402 loss not finite,
     BTC403 no such target module, BTC404 `start` does not fit, BTC421 a process of a launch died, BTC422 out of memory,
@@ -83,23 +98,31 @@ def train_adapter(
         start=start,
         spread=None if settings.launch is None else launch_digest(settings.launch),
     )
-    key = job.key(base_digest)
+    key, whole_key = job.key(base_digest), replace(job, minutes=None).key(base_digest)
     target = folder / ADAPTER
-    done = read_done(folder, key)
-    if done is None or not target.is_dir() or adapter_digest(target) != done[0]:
+    done = read_done(folder, whole_key) or read_done(folder, key)
+    if done is None or not _intact(target, done[0]):
         told = progress or Silent()
 
-        def attempt(job: Job) -> tuple[LossPoint, ...]:
+        def attempt(job: Job) -> _Learnt:
             store = Store(folder=folder, key=job.key(base_digest), seconds=checkpoint_seconds, clock=clock)
-            return _learnt(host, job, store, told)
+            history = _learnt(host, job, store, told)
+            return _Learnt(history, job.minutes is None or planned_epochs(folder, store.key) == settings.epochs)
 
-        history = _fitted(job, key, folder, told, attempt)
+        history, whole = _fitted(job, key, folder, told, attempt)
         canonical_adapter(target, base_model=base_model)
         sha256 = adapter_digest(target)
-        write_done(folder, key, sha256=sha256, history=history)
+        write_done(folder, whole_key if whole else key, sha256=sha256, history=history)
     else:
         sha256, history = done
     return Training(adapter=_adapter(host, job, target, sha256), history=history)
+
+
+def _intact(folder: Path, sha256: str) -> bool:
+    try:
+        return adapter_digest(folder) == sha256
+    except BundleError:
+        return False  # gone or damaged: it is trained again
 
 
 def _adapter(host: WeightHost, job: Job, path: Path, sha256: str) -> Adapter:
@@ -127,9 +150,7 @@ def _learnt(host: WeightHost, job: Job, store: Store, progress: Progress) -> tup
         return learn(model, job, store, progress=progress, crew=Crew())
 
 
-def _fitted(
-    job: Job, key: str, folder: Path, progress: Progress, attempt: Callable[[Job], tuple[LossPoint, ...]]
-) -> tuple[LossPoint, ...]:
+def _fitted(job: Job, key: str, folder: Path, progress: Progress, attempt: Callable[[Job], _Learnt]) -> _Learnt:
     """Attempts with parts of half the size for as long as memory runs out and a part has more than a row.
 
     The size is on disk: a killed training goes on with the one it had come to. Raises CompileError BTC422.

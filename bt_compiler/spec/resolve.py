@@ -163,6 +163,16 @@ def _optimize(optimize: OptimizeSection) -> dict[str, Any]:
     }
 
 
+def read_settings(optimize: Mapping[str, Any], strategy: Sequence[str]) -> dict[str, Any]:
+    """`optimize` of an identity as the steps of `strategy` read it: where no step does, the defaults stand."""
+    defaults = _optimize(OptimizeSection())
+    unread = {kind: defaults[kind] for kind in ("prompts", "weights") if kind not in strategy}
+    if "prompts" in unread and "weights" in strategy:  # which scores new weights on the inner split
+        split = {key: optimize["prompts"][key] for key in ("train", "val") if key in optimize["prompts"]}
+        unread["prompts"] = {**unread["prompts"], **split}
+    return {**optimize, **unread}
+
+
 def identity(spec: Spec) -> dict[str, Any]:
     """See `Spec.identity`. Of a path its last part stays where it says which of several things is meant."""
     document = resolve(spec)

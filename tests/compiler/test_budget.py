@@ -146,6 +146,23 @@ def test_tokens_are_counted_whatever_the_cache_holds(run: Compile) -> None:
     assert (read_bundle(cold).manifest.digest, strategy_of(cold)) == (warm_digest, warm_strategy)
 
 
+@pytest.mark.parametrize(
+    ("limit", "more", "left_out"),
+    [(4000, ["candidates=30"], True), (12000, ["candidates=30"], True), (8000, ["candidates=2", "racing=0"], False)],
+)
+def test_a_search_keeps_to_its_budget_and_says_what_it_left_out(
+    run: Compile, limit: int, more: list[str], left_out: bool
+) -> None:
+    """Prompts with demos are several times as long as the zero-shot ones that the rate is first learnt from."""
+    overrides = ["optimize.strategy=[prompts]", *(f"optimize.prompts.{setting}" for setting in more)]
+    folder, _ = run(f"{limit} tokens", overrides=overrides)
+    (step,) = json.loads((folder / "report.json").read_text())["steps"]
+    evidence, spent = step["evidence"], step["prompt_tokens"] + step["completion_tokens"]
+    assert spent <= limit
+    cut = evidence["cut_short"]
+    assert cut and any("candidates" in one for one in cut) == left_out
+
+
 PRICED = ["model.price={prompt: 0, completion: 1000000}"]
 """An answer has two tokens: 2 usd."""
 
@@ -241,6 +258,20 @@ def test_a_step_without_rows_says_which_the_budget_left_out(run: Compile) -> Non
 def test_a_budget_too_small_for_the_first_step_says_what_it_costs(run: Compile) -> None:
     with pytest.raises(CompileError, match=r"BTC466.*10 s is too small for the first step, `prompts`"):
         run("10 s")
+
+
+def test_a_corrected_price_is_asked_anew(run: Compile) -> None:
+    """Dearer by a thousand it does not fit, and each time what was learnt at other prices is of no account."""
+    cheap, dear = (
+        ["optimize.strategy=[prompts]", f"model.price={{prompt: 0, completion: {price}}}"] for price in (1e3, 1e6)
+    )
+    whole = read_bundle(run("10 usd", overrides=cheap)[0]).manifest.digest
+    for _ in range(2):
+        with pytest.raises(CompileError, match=r"BTC466.*an example costs about 2 usd"):
+            run("10 usd", overrides=dear)
+        folder, backend = run("10 usd", overrides=cheap)
+        assert not backend.asked
+        assert read_bundle(folder).manifest.digest == whole
 
 
 def test_money_needs_prices(run: Compile) -> None:

@@ -6,6 +6,7 @@ import errno
 import itertools
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,11 @@ from said import Said
 
 import bt_compiler.compiler.compile as story
 from bt_compiler.artifact.bundle import read_bundle
+from bt_compiler.compiler.check import checked
 from bt_compiler.compiler.compile import CompileSettings, compile_with
 from bt_compiler.compiler.evaluate import evaluate_bundle
+from bt_compiler.compiler.identity import compile_identity
+from bt_compiler.engine.progress import Silent
 from bt_compiler.engine.templates import template_folder
 from bt_compiler.errors import BtcError, BundleError, CompileError, SpecError
 from bt_compiler.optimize.journal import Journal, journal_folder
@@ -225,6 +229,22 @@ def test_a_change_starts_over_and_says_why(run: Compile, tmp_path: Path, change:
     ]
 
 
+def test_settings_that_no_step_reads_start_nothing_over(run: Compile, tmp_path: Path) -> None:
+    run()
+    _, backend, said = run(cache="another", overrides=["optimize.weights={epochs: 7, sources: [gold], r: 3}"])
+    assert not backend.asked and not any("starting over" in line for line in said)
+    assert "epochs: 7" in (tmp_path / "artifacts" / "bundle" / "spec.yaml").read_text()
+    weights = ["optimize.strategy=[weights]"]
+    of_weights = {name: _identity(tmp_path, [*weights, f"optimize.prompts.{name}=2"]) for name in ("candidates", "val")}
+    plain = _identity(tmp_path, weights)
+    assert of_weights["candidates"] == plain != of_weights["val"], "new weights are scored on the inner val"
+
+
+def _identity(folder: Path, overrides: list[str]) -> dict[str, Any]:
+    spec = checked(folder / "moods.yaml", overrides)
+    return compile_identity(spec, seed=0, cache_root=folder / "cache", progress=Silent())
+
+
 def test_the_users_own_format_file_is_part_of_what_a_compile_is(run: Compile, spec: Path, tmp_path: Path) -> None:
     own = tmp_path / "own.jinja"
     own.write_text((template_folder() / "prompts" / "fields.jinja").read_text())
@@ -235,6 +255,28 @@ def test_the_users_own_format_file_is_part_of_what_a_compile_is(run: Compile, sp
     assert again != digest
     assert backend.asked
     assert any(line.endswith(f"since the last compile: format {own}") for line in said)
+
+
+@pytest.mark.parametrize("changed", ["own_scores/__init__.py", "own_scores/words.py"])
+def test_the_code_of_an_installed_metric_is_part_of_what_a_compile_is(
+    run: Compile, spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    """A package that is installed editable changes, and its version stays."""
+    monkeypatch.delitem(sys.modules, "own_scores", raising=False)
+    package, info = tmp_path / "source" / "own_scores", tmp_path / "installed" / "own_scores-1.0.dist-info"
+    for folder in (package, info):
+        folder.mkdir(parents=True)
+        monkeypatch.syspath_prepend(str(folder.parent))
+    (package / "__init__.py").write_text("def ours(*, inputs, outputs, labels, steps):\n    return 1.0\n")
+    (package / "words.py").write_text("")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: own-scores\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[bt_compiler.metrics]\nours = own_scores:ours\n")
+    spec.write_text(SPEC.replace("metric: {kind: accuracy, output: mood}", "metric: {kind: ours}"))
+    run()
+    assert any("up to date" in line for line in run()[2])
+    path = package.parent / changed
+    path.write_text(path.read_text() + "\n# another way\n")
+    assert any(line.endswith("since the last compile: code of metric ours") for line in run()[2])
 
 
 def test_the_second_compile_into_a_folder_is_refused(run: Compile, tmp_path: Path) -> None:

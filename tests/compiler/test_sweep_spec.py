@@ -96,6 +96,16 @@ def sweep(spec: Path, tmp_path: Path) -> Sweep:
     return swept
 
 
+def test_strategies_with_weights_that_a_teacher_helps_are_added_to_those_without(sweep: Sweep, tmp_path: Path) -> None:
+    taught = ("models={big: {id: big, engine: scripted}}", "optimize.weights={sources: [self, teacher], teacher: big}")
+    first, (alone,) = sweep(strategies=((), ("prompts",)), overrides=taught)
+    more, opened = sweep(strategies=((), ("prompts",), ("weights",)), overrides=taught, cache=tmp_path / "another")
+    assert len(opened) == 2 and 0 < sum(len(one.asked) for one in opened) < len(alone.asked)
+    assert {table["model"] for table in (*first.document["tables"], *more.document["tables"])} == {"rule"}
+    (journal,) = (tmp_path / ".moods-sweep.journals").iterdir()
+    assert journal.name.startswith("rule-")
+
+
 def numbers(document: dict[str, Any]) -> Any:
     """A document less what its steps cost."""
     return {**document, "tables": [{**table, "steps": None} for table in document["tables"]]}

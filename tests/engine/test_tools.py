@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Iterator
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ from engine_parts import candidate_of, examples
 
 from bt_compiler.engine.backends.scripted import ScriptedBackend
 from bt_compiler.engine.executor import Engine
+from bt_compiler.engine.own_code import entry_code_digest
 from bt_compiler.engine.tools import Tool, open_tools
+from bt_compiler.engine.tools.registry import tool_code, tool_digest
 from bt_compiler.errors import BackendError, ExampleError
 from bt_compiler.graph import lower, program_from_json, program_to_json
 from bt_compiler.spec import build_sections, load_spec
@@ -179,6 +183,22 @@ def test_an_installed_package_registers_tools(tmp_path: Path, monkeypatch: pytes
     (tool,) = open_tools([section]).values()
     assert tool({"n": 4}) == {"m": 12}
     tool.close()
+    before, of_version = tool_code(section), tool_digest(section)
+    (tmp_path / "plugin_of_test.py").write_text("def triple(n): return n + n + n\n")
+    assert before != tool_code(section)
+    assert of_version == tool_digest(section), "a bundle asks for the version alone"
+
+
+def test_code_under_work_is_what_it_imports_beside_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    entry = EntryPoint(name="f", value="one_of_test:f", group="any")
+    assert entry_code_digest(entry) == ""
+    (tmp_path / "one_of_test.py").write_text("import two_of_test\ndef f(): ...\n")
+    (tmp_path / "two_of_test.py").write_text("x = 1\n")
+    importlib.invalidate_caches()
+    before = entry_code_digest(entry)
+    (tmp_path / "two_of_test.py").write_text("x = 2\n")
+    assert before != entry_code_digest(entry) != ""
 
 
 SPEC = """

@@ -155,3 +155,26 @@ def test_a_folder_that_cannot_be_made_is_an_os_error(tmp_path: Path) -> None:
     with pytest.raises(OSError) as caught:
         Journal.open(tmp_path / "file" / "journal", IDENTITY)
     assert caught.value.errno in (errno.ENOTDIR, errno.EEXIST)
+
+
+DAMAGE = ["", "[]", "{}", '{"schema":1,"na']
+
+
+@pytest.mark.parametrize("text", DAMAGE)
+def test_what_is_damaged_is_named_with_the_way_out(tmp_path: Path, text: str) -> None:
+    with Journal.open(tmp_path, IDENTITY) as journal:
+        journal.memo("x", lambda: 1)
+        journal.finish({"digest": "d"})
+    (tmp_path / "finished.json").write_text(text)
+    (memo,) = (tmp_path / "memo").iterdir()
+    memo.write_text(text)
+    with Journal.open(tmp_path, IDENTITY) as journal:
+        assert journal.finished() is None, "the rest of the journal says it once more"
+        with pytest.raises(CompileError, match=rf"BTC462.*{memo.name}") as caught:
+            journal.memo("x", lambda: 1)
+    assert "--fresh" in str(caught.value.diagnostics[0].help)
+    (tmp_path / "identity.json").write_text(text)
+    with pytest.raises(CompileError, match=r"BTC462.*identity\.json"):
+        Journal.open(tmp_path, IDENTITY)
+    with Journal.open(tmp_path, IDENTITY, fresh=True) as journal:
+        assert journal.memo("x", lambda: 2) == 2

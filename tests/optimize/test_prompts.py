@@ -176,6 +176,8 @@ def test_progress_speaks_of_equal_candidates_only_where_there_are_some(journal: 
 class NoMore(Unlimited):
     """Nothing beyond what a step begins with."""
 
+    limited = True
+
     def allows(self, name: str, examples: int) -> bool:
         return False
 
@@ -192,9 +194,9 @@ def test_a_race_that_the_budget_ends_is_told_apart_from_one_that_was_lost(journa
     said = Said()
     limited = replace(context, budget=NoMore(), progress=said)
     evidence = prompts_step(limited, context.zero_shot).evidence
-    assert evidence["cut_short"] == ["the race after 16 of 40 examples"]
+    assert evidence["cut_short"] == ["3 of 5 candidates", "the race after 16 of 40 examples"]
     assert not any("dropped_after" in item for item in candidates(evidence))
-    assert evidence["racing"]["runs"] == evidence["racing"]["without_racing"] == 5 * 16
+    assert evidence["racing"]["runs"] == evidence["racing"]["without_racing"] == 2 * 16
     assert not any("dropped" in line for line in said.lines)
     assert sum("ends after 16 of 40 examples" in line for line in said.lines) == 1
 

@@ -35,6 +35,28 @@ def test_without_an_error_rate_everybody_meets_everything() -> None:
     assert raced([[0.0] * 50, [1.0] * 50], 0.0) == [(0.0,) * 50, (1.0,) * 50]
 
 
+@pytest.mark.parametrize("error", [0.0, 0.05])
+@pytest.mark.parametrize(
+    ("limit", "lengths"),
+    [(0, [16, 16, 0, 0, 0, 0]), (64, [16] * 4 + [0] * 2), (130, [16] * 6), (200, [32] * 6), (300, [50] * 6)],
+)
+def test_where_runs_are_limited_the_last_candidates_are_left_out_and_the_race_ends_early(
+    error: float, limit: int, lengths: list[int]
+) -> None:
+    table = [[float(n % 2) for n in range(50)]] * 6
+    spent = 0
+
+    def score(running: Sequence[int], start: int, end: int) -> list[Sequence[float]]:
+        nonlocal spent
+        spent += len(running) * (end - start)
+        return [table[one][start:end] for one in running]
+
+    def goes_on(end: int, runs: int) -> bool:
+        return spent + runs <= limit
+
+    assert [len(met) for met in race(6, 50, error, score, goes_on)] == lengths
+
+
 def test_equal_candidates_stay() -> None:
     scores = [float(n % 2) for n in range(200)]
     assert [len(met) for met in raced([scores] * 4, 0.05)] == [200] * 4

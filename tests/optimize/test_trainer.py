@@ -195,11 +195,54 @@ def test_a_finished_training_is_read_and_not_done_again(tmp_path: Path) -> None:
     assert host.lent == 2
 
 
-def test_a_damaged_adapter_is_trained_again(tmp_path: Path) -> None:
+def test_with_other_time_only_what_lacked_epochs_is_done_again(tmp_path: Path) -> None:
+    """Every look at the clock is 10 s, as above. Fewer epochs have other rates, even where patience ends them."""
+    host = TinyHost()
+
+    def trained(minutes: float | None, **more: object) -> Training:
+        ticks = iter(range(0, 10**6, 10))
+        given = {"minutes": minutes, "clock": lambda: float(next(ticks)), "checkpoint_seconds": 1e9}
+        return train(tmp_path, host=host, **given, **more)
+
+    short = trained(2.0)
+    assert trained(2.0) == short and host.lent == 1
+    whole = trained(100.0)
+    assert len(whole.history) > len(short.history) and host.lent == 2
+    assert [trained(minutes) for minutes in (None, 200.0, 2.0)] == [whole] * 3
+    assert host.lent == 2
+    patient = {"settings": replace(SETTINGS, epochs=30, patience=1), "rows": LETTERS, "validation": CONTRARY}
+    for lent, minutes in enumerate((20.0, 100.0), host.lent + 1):
+        found = trained(minutes, **patient)
+        assert found.history[-1].epoch < 12 and host.lent == lent
+    assert trained(None, **patient) == found and host.lent == lent
+
+
+DAMAGE = {
+    "another byte": lambda content: content[:-1] + b"\x01",
+    "cut off": lambda content: content[: len(content) // 2],
+    "empty": lambda content: b"",
+    "a list": lambda content: b"[]",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_what_is_damaged_of_a_finished_training_is_trained_again(tmp_path: Path, damage: str) -> None:
     first = train(tmp_path)
-    path = first.adapter.path / "adapter_model.safetensors"
-    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
-    assert train(tmp_path) == first
+    for path in (first.adapter.path / "adapter_model.safetensors", tmp_path / "training.json"):
+        path.write_bytes(DAMAGE[damage](path.read_bytes()))
+        assert train(tmp_path) == first
+
+
+@pytest.mark.parametrize("name", ["state.json", "adapter.safetensors"])
+def test_a_damaged_checkpoint_is_as_none(tmp_path: Path, name: str) -> None:
+    first = train(tmp_path / "whole")
+    ticks = iter(range(3))
+    with pytest.raises(StopIteration):
+        train(tmp_path / "killed", clock=lambda: float(next(ticks)), checkpoint_seconds=0.0)
+    (path,) = (tmp_path / "killed").glob(f"checkpoint/{name}")
+    path.write_bytes(path.read_bytes()[:-9])
+    again = train(tmp_path / "killed")
+    assert (again.adapter.sha256, again.history) == (first.adapter.sha256, first.history)
 
 
 def test_the_rate_warms_up_and_then_falls_to_nothing() -> None:

@@ -4,7 +4,7 @@ from bt_compiler.engine.metrics.equality import same_value
 from bt_compiler.engine.metrics.fit import misfit
 from bt_compiler.engine.metrics.metric import LabelMetric, Metric, Scored, scores
 from bt_compiler.engine.metrics.numbers import last_number
-from bt_compiler.engine.metrics.plugins import plugin_package
+from bt_compiler.engine.metrics.plugins import plugin_code, plugin_package
 from bt_compiler.engine.metrics.registry import answer_labels, build_metric, judge_of, metric_kinds
 from bt_compiler.engine.metrics.texts import normalize_answer
 
@@ -19,6 +19,7 @@ __all__ = [
     "metric_kinds",
     "misfit",
     "normalize_answer",
+    "plugin_code",
     "plugin_package",
     "same_value",
     "scores",

@@ -18,6 +18,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from bt_compiler.data.example import Example
+from bt_compiler.engine.own_code import entry_code_digest
 from bt_compiler.engine.trace import Trace
 from bt_compiler.errors import ExampleError, SpecError
 from bt_compiler.spec.sections import MetricSection
@@ -67,6 +68,14 @@ def plugin_package(kind: str) -> str | None:
     """The package that brings a metric, or None where no package does."""
     point = plugin_kinds().get(kind)
     return None if point is None or point.dist is None else point.dist.name
+
+
+def plugin_code(kind: str) -> str | None:
+    """Digest of the code behind an installed metric, which may change while its package's version does not; None where
+    no package brings it.
+    """
+    point = plugin_kinds().get(kind)
+    return None if point is None else entry_code_digest(point)
 
 
 def build_plugin(section: MetricSection, point: EntryPoint) -> PluginMetric:

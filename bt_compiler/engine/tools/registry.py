@@ -6,7 +6,6 @@ command line; a spec alone never runs code. Knows nothing of programs.
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, Protocol
 
 from bt_compiler.canonical import digest, digest_file
 from bt_compiler.diagnostics import did_you_mean
+from bt_compiler.engine.own_code import entry_code_digest, imported_beside
 from bt_compiler.engine.tools.builtin import Calculator, TextSplitter
 from bt_compiler.engine.tools.process import ProcessTool
 from bt_compiler.errors import BackendError, BtcError
@@ -73,31 +73,11 @@ def tool_digest(section: ToolSection, file: Path | None = None) -> str:
     return digest(["function", name, digest_file(found), *([beside] if beside else [])])
 
 
-def imported_beside(file: Path) -> list[Path]:
-    """The Python files in `file`'s folder that it imports, and that those import; of a package all. Nothing is run: an
-    import whose name is put together while running is not seen.
+def tool_code(section: ToolSection) -> str | None:
+    """Digest of the code behind a tool that an installed package brings, which may change while its version does not;
+    None for other kinds. Raises BackendError BTC543 where it is not there.
     """
-    found: dict[Path, None] = {}
-    left = [file]
-    while left:
-        for name in _imported(left.pop()):
-            module, package = file.parent / f"{name}.py", file.parent / name
-            parts = [module] if module.is_file() else sorted(package.rglob("*.py")) if package.is_dir() else []
-            new = [path for path in parts if path != file and path not in found]
-            found |= dict.fromkeys(new)
-            left += new
-    return sorted(found)
-
-
-def _imported(file: Path) -> set[str]:
-    """First parts of the names that a file imports; none of a file that is no Python, which says so when it is run."""
-    try:
-        tree = ast.parse(file.read_bytes())
-    except (SyntaxError, ValueError):
-        return set()
-    names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
-    names += [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
-    return {name.partition(".")[0] for name in names}
+    return entry_code_digest(_entry_point(section, str(section.option))) if section.kind == "entry_point" else None
 
 
 def _opened(section: ToolSection, file: Path | None) -> Tool:
