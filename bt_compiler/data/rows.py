@@ -12,7 +12,7 @@ from bt_compiler.data.files import header_is_data
 from bt_compiler.data.table import Row, Table, cut_short
 from bt_compiler.diagnostics import Diagnostic, did_you_mean
 from bt_compiler.errors import DataError
-from bt_compiler.spec import Field, Type, convert, convert_text, show_type
+from bt_compiler.spec import Field, Type, convert, convert_text, show_type, takes_null
 from bt_compiler.spec.sections import Extraction
 
 
@@ -69,7 +69,7 @@ def examples_of(table: Table, wanted: Wanted) -> list[Located]:
 def _require_columns(table: Table, wanted: Wanted) -> None:
     needed = [(item, "input") for item in wanted.inputs] + [(item, "label") for item in wanted.labels]
     missing = [(item, what) for item, what in needed if wanted.column(item) not in table.columns]
-    missing = [(item, what) for item, what in missing if table.header is not None or not _takes_null(item.type)]
+    missing = [(item, what) for item, what in missing if table.header is not None or not takes_null(item.type)]
     if not missing:
         return
     values = {value for item, _ in needed for value in item.type.values}
@@ -99,17 +99,13 @@ def _require_columns(table: Table, wanted: Wanted) -> None:
     raise DataError(diagnostics)
 
 
-def _takes_null(type: Type) -> bool:
-    return type.kind == "null" or any(option.kind == "null" for option in type.options)
-
-
 def _read(
     row: Row, fields: Sequence[Field], what: str, table: Table, wanted: Wanted, bad: list[Diagnostic]
 ) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for item in fields:
         column = wanted.column(item)
-        if column not in row.values and not _takes_null(item.type):
+        if column not in row.values and not takes_null(item.type):
             bad.append(
                 Diagnostic(code="BTC311", message=f"line {row.line} lacks {what} `{column}`", span=table.span(row))
             )
@@ -128,9 +124,9 @@ def _read(
 
 def _value(found: Any, type: Type, how: Extraction | None, *, of_csv: bool) -> Any:
     """What stands in a row as a value of `type`. Raises ValueError."""
-    if of_csv and _takes_null(type) and (found == "" or (_is_nan(found) and not _fits(found, type))):
+    if of_csv and takes_null(type) and (found == "" or (_is_nan(found) and not _fits(found, type))):
         found = None  # a CSV has no other way to leave a value out
-    if how is not None and not (found is None and _takes_null(type)):
+    if how is not None and not (found is None and takes_null(type)):
         found = extracted(found, how)
     if isinstance(found, str) and (of_csv or how is not None):
         return convert_text(found, type)

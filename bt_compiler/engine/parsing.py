@@ -11,7 +11,7 @@ from bt_compiler.engine.wording import labels
 from bt_compiler.errors import ExampleError
 from bt_compiler.graph.program import ARGUMENTS, TOOL, Module
 from bt_compiler.spec.convert import convert, convert_text
-from bt_compiler.spec.types import Field, Type
+from bt_compiler.spec.types import Field, Type, takes_null
 
 _SHOWN = 200
 _HALF = "\ufffd"
@@ -121,7 +121,7 @@ def _whole(value: Any, t: Type, module: Module | None) -> Any:
 
 def _from_line(text: str, t: Type) -> Any:
     """A value as `values.written` writes it. Raises ValueError."""
-    if text == "null" and (t.kind == "null" or any(option.kind == "null" for option in t.options)):
+    if text == "null" and takes_null(t):
         return None
     return convert_text(text, t)
 

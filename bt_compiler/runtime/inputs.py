@@ -46,8 +46,8 @@ class InputCheck:
     def __init__(self, fields: Sequence[Field]) -> None:
         from jsonschema import Draft202012Validator
 
-        self.schema: Mapping[str, Any] = json_schema_of_fields(fields)
-        """JSON Schema of the whole input object."""
+        self.schema: Mapping[str, Any] = json_schema_of_fields(fields, given=True)
+        """JSON Schema of the whole input object, which may leave out what takes null, as rows of data may."""
         self._fields = {field.name: field for field in fields}
         self._type = Type(kind="object", fields=tuple(fields))
         self._validator = Draft202012Validator(self.schema)
@@ -63,7 +63,7 @@ class InputCheck:
             # of another type than an enum's
             first = {one.path: one for one in reversed(found)}
             raise InputError(sorted(first.values(), key=lambda one: [str(part) for part in one.path]))
-        return {name: self._converted(field, values[name]) for name, field in self._fields.items()}
+        return {name: self._converted(field, values.get(name)) for name, field in self._fields.items()}
 
     def _converted(self, field: Field, value: Any) -> Any:
         try:

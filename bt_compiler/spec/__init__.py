@@ -13,7 +13,7 @@ from bt_compiler.spec.load import load_spec
 from bt_compiler.spec.schema import schema_text
 from bt_compiler.spec.sections import Sections
 from bt_compiler.spec.type_syntax import TypeSyntaxError, parse_fields, parse_signature_text, parse_type
-from bt_compiler.spec.types import Field, Type, assignable, json_schema, json_schema_of_fields, show_type
+from bt_compiler.spec.types import Field, Type, assignable, json_schema, json_schema_of_fields, show_type, takes_null
 
 __all__ = [
     "Field",
@@ -34,5 +34,6 @@ __all__ = [
     "parse_type",
     "schema_text",
     "show_type",
+    "takes_null",
     "yaml_text",
 ]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bt_compiler.diagnostics import did_you_mean
-from bt_compiler.spec.types import Type, show_type
+from bt_compiler.spec.types import Type, show_type, takes_null
 
 _INT = re.compile(r"[+-]?[0-9]{1,18}(?:\.0*)?")
 _FLOAT = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
@@ -151,17 +151,13 @@ def _object(value: Any, t: Type) -> dict[str, Any]:
         raise ValueError(f"`{show_type(t)}` has no field `{extra[0]}`")
     converted = {}
     for field in t.fields:
-        if field.name not in given and not _takes_null(field.type):
+        if field.name not in given and not takes_null(field.type):
             raise ValueError(f"`{show_type(t)}` lacks its field `{field.name}`")
         try:
             converted[field.name] = convert(given.get(field.name), field.type)
         except ValueError as error:
             raise ValueError(f"field `{field.name}`: {error}") from error
     return converted
-
-
-def _takes_null(t: Type) -> bool:
-    return t.kind == "null" or any(_takes_null(option) for option in t.options)
 
 
 def _json_of(text: str, t: Type) -> Any:
@@ -172,7 +168,7 @@ def _json_of(text: str, t: Type) -> Any:
 
 
 def _union(value: Any, t: Type) -> Any:
-    if value is None and _takes_null(t):
+    if value is None and takes_null(t):
         return None
     for option in sorted(t.options, key=lambda one: not _at_home(value, one)):
         try:

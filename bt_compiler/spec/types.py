@@ -102,19 +102,29 @@ def show_type(t: Type) -> str:
 _SCHEMA_TYPES = {"str": "string", "int": "integer", "float": "number", "bool": "boolean", "null": "null"}
 
 
-def json_schema(t: Type) -> dict[str, Any]:
-    """JSON Schema (draft 2020-12) of the values of `t`. `among` and `max_tokens` have no image in it."""
+def takes_null(t: Type) -> bool:
+    """Whether null is a value of `t`: then a row, a request or an object may leave it out."""
+    return t.kind == "null" or any(takes_null(option) for option in t.options)
+
+
+def json_schema(t: Type, *, given: bool = False) -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of the values of `t`. `among` and `max_tokens` have no image in it.
+    `given`: of values that come from outside, whose objects may leave out what takes null.
+    """
     if t.kind == "list":
-        schema: dict[str, Any] = {"type": "array", "items": json_schema(t.item) if t.item is not None else {}}
+        schema: dict[str, Any] = {
+            "type": "array",
+            "items": json_schema(t.item, given=given) if t.item is not None else {},
+        }
         bounds = ("minItems", "maxItems")
     elif t.kind == "object":
-        schema = json_schema_of_fields(t.fields)
+        schema = json_schema_of_fields(t.fields, given=given)
         bounds = None
     elif t.kind == "enum":
         schema = {"type": "string", "enum": list(t.values)}
         bounds = None
     elif t.kind == "union":
-        schema = {"anyOf": [json_schema(option) for option in t.options]}
+        schema = {"anyOf": [json_schema(option, given=given) for option in t.options]}
         bounds = None
     else:
         schema = {"type": _SCHEMA_TYPES[t.kind]}
@@ -130,17 +140,17 @@ def json_schema(t: Type) -> dict[str, Any]:
     return schema
 
 
-def json_schema_of_fields(fields: Sequence[Field]) -> dict[str, Any]:
-    """Schema of an object with exactly these fields, in order, all required."""
+def json_schema_of_fields(fields: Sequence[Field], *, given: bool = False) -> dict[str, Any]:
+    """Schema of an object with exactly these fields, in order, all required; `given`: but those that take null."""
     properties = {}
     for field in fields:
-        properties[field.name] = json_schema(field.type)
+        properties[field.name] = json_schema(field.type, given=given)
         if field.description is not None:
             properties[field.name]["description"] = field.description
     return {
         "type": "object",
         "properties": properties,
-        "required": [field.name for field in fields],
+        "required": [field.name for field in fields if not (given and takes_null(field.type))],
         "additionalProperties": False,
     }
 

@@ -29,6 +29,17 @@ def test_a_whole_number_is_a_value_of_an_enum_that_is_written_so(type: Type, giv
     assert InputCheck([Field(name="x", type=type)])({"x": given}) == {"x": taken}
 
 
+def test_what_takes_null_may_be_left_out_of_objects_too_and_what_does_not_is_named() -> None:
+    inner = Type(kind="object", fields=(Field(name="stars", type=MAYBE), Field(name="count", type=INT)))
+    maybe = Type(kind="union", options=(inner, NULL))
+    check = InputCheck([Field(name="x", type=inner), Field(name="l", type=Type(kind="list", item=maybe))])
+    left_out = {"stars": None, "count": 3}
+    assert check({"x": {"count": 3}, "l": [{"count": 3}, None]}) == {"x": left_out, "l": [left_out, None]}
+    with pytest.raises(InputError) as caught:
+        check({"x": {}, "l": []})
+    assert [problem.message for problem in caught.value.problems] == ["input `x.count` is missing"]
+
+
 @pytest.mark.parametrize("given", [4, 2.0, True, None])
 def test_what_is_no_value_of_an_enum_is_one_problem(given: Any) -> None:
     with pytest.raises(InputError) as caught:

@@ -39,12 +39,13 @@ def test_outputs_can_be_copied_and_sent_to_another_process(predictor: Predictor)
 @pytest.mark.parametrize(
     ("given", "messages"),
     [
-        ({}, ["input `note` of type `str | null` is missing", "input `number` of type `int` is missing"]),
+        ({}, ["input `number` of type `int` is missing"]),
         ({"number": "x", "note": None}, ["input `number` expects `int`, got a string, `x`"]),
         ({"number": True, "note": None}, ["input `number` expects `int`, got a bool, `True`"]),
         ({"number": 1, "note": None, "nte": 1}, ["input `nte` is not known"]),
-        ({"number": 1, "nte": 1}, ["input `nte` is not known, and `note` is missing"]),
-        ({"number": 1, "more": 1}, ["input `more` is not known", "input `note` of type `str | null` is missing"]),
+        ({"number": 1, "nte": 1}, ["input `nte` is not known"]),
+        ({"numbr": 1, "note": None}, ["input `numbr` is not known, and `number` is missing"]),
+        ({"note": "n", "more": 1}, ["input `more` is not known", "input `number` of type `int` is missing"]),
         ([1], ["the input is a list, not an object"]),
         (None, ["the input is null, not an object"]),
     ],
@@ -55,6 +56,13 @@ def test_wrong_inputs_name_the_field(predictor: Predictor, given: Any, messages:
     assert isinstance(caught.value, InputError)
     assert [problem.message for problem in caught.value.problems] == messages
     assert {item.code for item in caught.value.diagnostics} == {"BTC562"}
+
+
+def test_an_input_that_takes_null_may_be_left_out_as_it_may_of_rows(predictor: Predictor) -> None:
+    assert dict(predictor(number=3)) == dict(predictor(number=3, note=None))
+    assert list(predictor.batch([{"number": 3}])) == [{"outputs": {"kind": "odd", "twice": 6}}]
+    assert predictor.check.schema["required"] == ["number"]
+    assert predictor.output_schema["required"] == ["kind", "twice"]
 
 
 def test_a_failed_example_raises_with_its_code_and_step(predictor: Predictor) -> None:

@@ -245,6 +245,9 @@ def test_json_schema() -> None:
     assert json_schema(parse_type("int | null")) == {"anyOf": [{"type": "integer"}, {"type": "null"}]}
     schema = json_schema_of_fields([Field(name="passages", type=PASSAGES, description="found")])
     assert schema["required"] == ["passages"]
+    optional = [Field(name="note", type=parse_type("str | null")), Field(name="n", type=INT)]
+    assert json_schema_of_fields(optional)["required"] == ["note", "n"]
+    assert json_schema_of_fields(optional, given=True)["required"] == ["n"]
     assert schema["additionalProperties"] is False
     assert schema["properties"]["passages"]["description"] == "found"
     assert schema["properties"]["passages"]["items"]["title"] == "Passage"
