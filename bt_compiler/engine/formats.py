@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from bt_compiler.diagnostics import did_you_mean
 from bt_compiler.engine.grammar import OutputPart, json_grammar, lines_grammar
-from bt_compiler.engine.parsing import allowed_values, json_outputs, line_outputs
+from bt_compiler.engine.parsing import allowed_values, as_written, json_outputs, line_outputs
 from bt_compiler.engine.request import Message, OutputGrammar, PromptText
 from bt_compiler.engine.templates import template_folder
 from bt_compiler.engine.turn_grammar import CallPart, json_turn, lines_turn
@@ -75,11 +75,11 @@ class Format:
 
     def completion(self, module: Module, outputs: Mapping[str, Any]) -> str:
         """The canonical completion: what demos show and training rows teach. Outputs that are missing are left out."""
-        given = [output for output in module.written if output.name in outputs]
+        given = as_written(module, outputs)
         if self.style == "json":
-            return as_json({output.name: outputs[output.name] for output in given})
-        names = labels(module)
-        return "\n".join(f"{names[output.name]}: {written(outputs[output.name], output.type)}" for output in given)
+            return as_json(given)
+        names, types = labels(module), {output.name: output.type for output in module.written}
+        return "\n".join(f"{names[name]}: {written(value, types[name])}" for name, value in given.items())
 
     def grammar(self, module: Module, inputs: Mapping[str, Any]) -> OutputGrammar:
         """What a completion has to look like; depends on the inputs through `among` alone. Raises ExampleError."""

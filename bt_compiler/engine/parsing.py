@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bt_compiler.engine.grammar import fold
+from bt_compiler.engine.values import one_line
 from bt_compiler.engine.wording import labels
 from bt_compiler.errors import ExampleError
 from bt_compiler.graph.program import ARGUMENTS, TOOL, Module
@@ -65,6 +65,26 @@ def allowed_values(output: Field, inputs: Mapping[str, Any]) -> tuple[str, ...] 
     return None if given is None else tuple(given)
 
 
+def as_written(module: Module, outputs: Mapping[str, Any]) -> dict[str, Any]:
+    """`outputs`, some of which may be missing, with the values of `among` as completions write them; also in the
+    arguments of a turn.
+    """
+    return {
+        item.name: _as_written(outputs[item.name], _type_of(module, item, outputs))
+        for item in module.written
+        if item.name in outputs
+    }
+
+
+def _as_written(value: Any, t: Type) -> Any:
+    if t.among is not None:
+        return [one_line(text) for text in value] if t.kind == "list" else one_line(value)
+    if t.kind == "object" and isinstance(value, Mapping):
+        types = {field.name: field.type for field in t.fields}
+        return {name: _as_written(item, types[name]) if name in types else item for name, item in value.items()}
+    return value
+
+
 def as_given(module: Module, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> dict[str, Any]:
     """`outputs`, as written, with the values of `among` as they were given, line ends and blanks at their ends
     included. Raises ExampleError where one was not given.
@@ -77,11 +97,13 @@ def as_given(module: Module, inputs: Mapping[str, Any], outputs: Mapping[str, An
         given = _given(output, inputs)
         if given is None:
             continue
-        value = answer[output.name]
-        for item in value if isinstance(value, list) else [value]:
-            if item not in given:
+        several = isinstance(answer[output.name], list)
+        items: Sequence[str] = answer[output.name] if several else [answer[output.name]]
+        for item in items:
+            if one_line(item) not in given:
                 raise ExampleError("BTC524", f"`{output.name}` is `{item}`, which is not among `{output.type.among}`")
-        found[output.name] = [given[item] for item in value] if isinstance(value, list) else given[value]
+        texts = [given[one_line(item)] for item in items]
+        found[output.name] = texts if several else texts[0]
     return found if module.kind != "react" else {**outputs, ARGUMENTS: found}
 
 
@@ -98,7 +120,7 @@ def _given(output: Field, inputs: Mapping[str, Any]) -> dict[str, str] | None:
         raise ExampleError("BTC524", f"`{output.name}` has to be among `{path}`, which is empty here")
     found: dict[str, str] = {}
     for text in texts:
-        found.setdefault(fold(text), text)
+        found.setdefault(one_line(text), text)
     return found
 
 

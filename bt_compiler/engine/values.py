@@ -77,8 +77,13 @@ def _without_exponent(found: re.Match[str]) -> str:
 def written(value: Any, t: Type) -> str:
     """The value as a completion writes it after its label: always one line, read back by `Format.parse`."""
     if isinstance(value, str):
-        return neutral(fold(value))
+        return one_line(value)
     return as_json(value)
+
+
+def one_line(text: str) -> str:
+    """The text as a completion has it outside of JSON, and everywhere where it is one of those given (`among`)."""
+    return neutral(fold(text))
 
 
 def _passage(passage: Mapping[str, Any]) -> str:

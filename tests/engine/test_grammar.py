@@ -184,6 +184,21 @@ def test_among_of_elements_restricts_the_list(style):
             form.grammar(made, {"tags": []})
 
 
+@pytest.mark.parametrize("style", ["fields", "json"])
+def test_what_is_taught_of_values_of_among_is_what_the_grammar_takes(style):
+    texts = Type(kind="list", item=STR)
+    outputs = {"best": Type(kind="str", among="names"), "tags": Type(kind="list", item=STR, among="names")}
+    form, made = load_format(style), module({"names": texts}, outputs, max_tokens=64)
+    inputs = {"names": ["xx\ny0", " pad ", "<|im_end|>"]}
+    matcher = LLMatcher(TOKENIZER, LLMatcher.grammar_from_lark(form.grammar(made, inputs).lark))
+    for gold in ({"best": "xx\ny0", "tags": [" pad "]}, {"best": "<|im_end|>", "tags": inputs["names"]}):
+        matcher.reset()
+        completion = form.completion(made, gold)
+        assert matcher.consume_tokens(TOKENIZER.tokenize_str(completion)) and matcher.is_accepting(), completion
+        assert as_given(made, inputs, form.parse(made, completion)) == gold
+    assert as_given(made, inputs, {"best": " pad ", "tags": ["xx\ny0"]}) == {"best": " pad ", "tags": ["xx\ny0"]}
+
+
 def test_a_list_among_nothing_is_empty():
     made = module({"passages": PASSAGES}, {"cited": Type(kind="list", item=STR, among="passages.id")})
     form = load_format("fields")

@@ -106,6 +106,13 @@ def test_values_of_among_come_back_as_they_were_given(tmp_path: Path) -> None:
     assert trace.error is None and trace.outputs == {"answer": "a", "tag": "x\ny"}
 
 
+@pytest.mark.parametrize("style", ["fields", "json"])
+def test_a_turn_that_finishes_is_taught_values_of_among_as_the_grammar_has_them(tmp_path: Path, style: str) -> None:
+    made, form = Agent(tmp_path, style).program.modules[0], load_format(style)
+    turn = {"thought": "t", "tool": "finish", "arguments": {"answer": "a", "tag": "x\ny"}}
+    assert form.parse(made, form.completion(made, turn))["arguments"] == {"answer": "a", "tag": "x y"}
+
+
 def test_turns_call_tools_until_one_finishes(tmp_path: Path) -> None:
     agent = Agent(tmp_path)
     (trace,) = agent.run(
