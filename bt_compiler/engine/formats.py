@@ -21,7 +21,7 @@ from bt_compiler.engine.parsing import allowed_values, as_written, json_outputs,
 from bt_compiler.engine.request import Message, OutputGrammar, PromptText
 from bt_compiler.engine.templates import template_folder
 from bt_compiler.engine.turn_grammar import CallPart, json_turn, lines_turn
-from bt_compiler.engine.values import as_json, shown, written
+from bt_compiler.engine.values import as_json, shown, written, written_type
 from bt_compiler.engine.wording import described, labels, observed, offered
 from bt_compiler.errors import SpecError
 from bt_compiler.graph.candidate import Prompt
@@ -179,7 +179,7 @@ def _parts(module: Module, fields: Sequence[Field], inputs: Mapping[str, Any]) -
         OutputPart(
             name=item.name,
             label=names.get(item.name, item.name),
-            type=item.type,
+            type=written_type(item.type),
             budget=module.generation.max_tokens,
             allowed=allowed_values(item, inputs),
         )

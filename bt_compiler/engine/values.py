@@ -14,11 +14,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
 from bt_compiler.engine.grammar import fold
-from bt_compiler.spec.types import PASSAGE, Type
+from bt_compiler.spec.types import PASSAGE, SCORE, Type, is_passage
 
 _CONTROL = re.compile(
     r"<(?=\|[^<>|\n]{1,64}\|>)"
@@ -86,6 +87,17 @@ def one_line(text: str) -> str:
     return neutral(fold(text))
 
 
+def written_type(t: Type) -> Type:
+    """The type as completions have it: passages without their scores, as `as_json` writes them."""
+    fields = tuple(
+        replace(field, type=written_type(field.type))
+        for field in t.fields
+        if not (field.name == SCORE and is_passage(t))
+    )
+    item = None if t.item is None else written_type(t.item)
+    return replace(t, item=item, fields=fields, options=tuple(written_type(option) for option in t.options))
+
+
 def _passage(passage: Mapping[str, Any]) -> str:
     title, text = fold(str(passage["title"])), fold(str(passage["text"]))
     return neutral(text if not title or text.startswith(title) else f"{title} | {text}")
@@ -94,7 +106,7 @@ def _passage(passage: Mapping[str, Any]) -> str:
 def _unscored(value: Any) -> Any:
     if isinstance(value, Mapping):
         bare = value.keys() == {field.name for field in PASSAGE.fields}
-        return {key: _unscored(item) for key, item in value.items() if not (bare and key == "score")}
+        return {key: _unscored(item) for key, item in value.items() if not (bare and key == SCORE)}
     if isinstance(value, list | tuple):
         return [_unscored(item) for item in value]
     return value

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bt_compiler.diagnostics import did_you_mean
-from bt_compiler.spec.types import Type, show_type, takes_null
+from bt_compiler.spec.types import SCORE, Type, is_passage, show_type, takes_null
 
 _INT = re.compile(r"[+-]?[0-9]{1,18}(?:\.0*)?")
 _FLOAT = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
@@ -17,7 +17,8 @@ _BOOLS = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0"
 
 
 def convert(value: Any, t: Type) -> Any:
-    """`value` as `t` has it: text becomes numbers, lists and objects where `t` wants them, integers become floats.
+    """`value` as `t` has it: text becomes numbers, lists and objects where `t` wants them, integers become floats,
+    and what an object may leave out is there: null, or the score 0 of a passage.
 
     Raises ValueError with a message for people (no position: the caller knows file and line).
     """
@@ -146,6 +147,8 @@ def _object(value: Any, t: Type) -> dict[str, Any]:
     given = _json_of(value, t) if isinstance(value, str) else value
     if not isinstance(given, Mapping):
         raise _refuse(value, t)
+    if is_passage(t):
+        given = {SCORE: 0.0, **given}
     extra = [key for key in given if key not in {field.name for field in t.fields}]
     if extra:
         raise ValueError(f"`{show_type(t)}` has no field `{extra[0]}`")

@@ -56,6 +56,10 @@ INT = Type(kind="int")
 FLOAT = Type(kind="float")
 BOOL = Type(kind="bool")
 NULL = Type(kind="null")
+SCORE = "score"
+"""Of a passage: what its retriever made of it. Prompts do not show it and no model writes it; where none is given, it
+is 0.
+"""
 PASSAGE = Type(
     kind="object",
     name="Passage",
@@ -63,7 +67,7 @@ PASSAGE = Type(
         Field(name="id", type=STR),
         Field(name="title", type=STR),
         Field(name="text", type=STR),
-        Field(name="score", type=FLOAT),
+        Field(name=SCORE, type=FLOAT),
     ),
 )
 PASSAGES = Type(kind="list", item=PASSAGE)
@@ -107,9 +111,14 @@ def takes_null(t: Type) -> bool:
     return t.kind == "null" or any(takes_null(option) for option in t.options)
 
 
+def is_passage(t: Type) -> bool:
+    """Whether `t` is `Passage`, by whatever name."""
+    return t.kind == "object" and t.fields == PASSAGE.fields
+
+
 def json_schema(t: Type, *, given: bool = False) -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of the values of `t`. `among` and `max_tokens` have no image in it.
-    `given`: of values that come from outside, whose objects may leave out what takes null.
+    `given`: of values that come from outside, whose objects may leave out what takes null, and passages their score.
     """
     if t.kind == "list":
         schema: dict[str, Any] = {
@@ -119,6 +128,8 @@ def json_schema(t: Type, *, given: bool = False) -> dict[str, Any]:
         bounds = ("minItems", "maxItems")
     elif t.kind == "object":
         schema = json_schema_of_fields(t.fields, given=given)
+        if given and is_passage(t):
+            schema["required"].remove(SCORE)
         bounds = None
     elif t.kind == "enum":
         schema = {"type": "string", "enum": list(t.values)}

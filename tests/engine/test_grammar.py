@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 
 import jsonschema
 import pytest
@@ -12,11 +13,11 @@ from hypothesis import strategies as st
 from llguidance import LLMatcher
 
 from bt_compiler.engine.formats import load_format
-from bt_compiler.engine.parsing import as_given
+from bt_compiler.engine.parsing import as_given, line_outputs
 from bt_compiler.errors import ExampleError
 from bt_compiler.spec import parse_type
 from bt_compiler.spec.numbers import decimals
-from bt_compiler.spec.types import BOOL, FLOAT, INT, NULL, PASSAGES, STR, Type
+from bt_compiler.spec.types import BOOL, FLOAT, INT, NULL, PASSAGE, PASSAGES, STR, Field, Type
 
 OUTPUTS: dict[str, dict[str, Type]] = {
     "text": {"answer": STR},
@@ -197,6 +198,24 @@ def test_what_is_taught_of_values_of_among_is_what_the_grammar_takes(style):
         assert matcher.consume_tokens(TOKENIZER.tokenize_str(completion)) and matcher.is_accepting(), completion
         assert as_given(made, inputs, form.parse(made, completion)) == gold
     assert as_given(made, inputs, {"best": " pad ", "tags": ["xx\ny0"]}) == {"best": " pad ", "tags": ["xx\ny0"]}
+
+
+@pytest.mark.parametrize("style", ["fields", "json"])
+def test_passages_are_written_and_taught_without_scores(style):
+    maybe = Type(kind="union", options=(PASSAGE, NULL))
+    held = Type(kind="object", fields=(Field(name="hit", type=PASSAGE),))
+    made = module({"x": STR}, {"all": replace(PASSAGES, maximum=2), "best": maybe, "held": held}, max_tokens=64)
+    form, passage = load_format(style), {"id": "1", "title": "T", "text": "x", "score": 0.0}
+    gold = {"all": [passage], "best": passage, "held": {"hit": passage}}
+    grammar = form.grammar(made, {})
+    matcher = LLMatcher(TOKENIZER, LLMatcher.grammar_from_lark(grammar.lark))
+    completion = form.completion(made, gold)
+    assert matcher.consume_tokens(TOKENIZER.tokenize_str(completion)) and matcher.is_accepting(), completion
+    assert "score" not in completion + grammar.lark + json.dumps(grammar.json_schema)
+    assert form.parse(made, completion) == gold
+    scored = json.dumps({**passage, "score": 2})
+    read = line_outputs(module({"x": STR}, {"best": PASSAGE}), f"Best: {scored}")
+    assert read == {"best": {**passage, "score": 2.0}}, "an engine without grammars may write it all the same"
 
 
 def test_a_list_among_nothing_is_empty():

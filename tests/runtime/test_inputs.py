@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bt_compiler.runtime.inputs import InputCheck, InputError
-from bt_compiler.spec.types import INT, NULL, Field, Type
+from bt_compiler.spec.types import INT, NULL, PASSAGES, Field, Type
 
 STARS = Type(kind="enum", values=("1", "2", "3"))
 MAYBE = Type(kind="union", options=(STARS, NULL))
@@ -38,6 +38,16 @@ def test_what_takes_null_may_be_left_out_of_objects_too_and_what_does_not_is_nam
     with pytest.raises(InputError) as caught:
         check({"x": {}, "l": []})
     assert [problem.message for problem in caught.value.problems] == ["input `x.count` is missing"]
+
+
+def test_passages_may_leave_out_their_scores() -> None:
+    passage = {"id": "1", "title": "T", "text": "x"}
+    check = InputCheck([Field(name="context", type=PASSAGES)])
+    taken = {"context": [{**passage, "score": 0.0}, {**passage, "score": 2.0}]}
+    assert check({"context": [passage, {**passage, "score": 2}]}) == taken
+    with pytest.raises(InputError) as caught:
+        check({"context": [{"id": "1", "title": "T"}]})
+    assert [problem.message for problem in caught.value.problems] == ["input `context[0].text` is missing"]
 
 
 @pytest.mark.parametrize("given", [4, 2.0, True, None])
