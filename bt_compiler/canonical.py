@@ -4,8 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
+
+_HALF = re.compile("[\ud800-\udfff]")
+
+
+def whole(value: Any) -> Any:
+    """The JSON value with U+FFFD for halves of characters: JSON can write one as an escape, and nothing else can."""
+    if isinstance(value, str):
+        return _HALF.sub("\ufffd", value)
+    if isinstance(value, dict):
+        return {whole(key): whole(item) for key, item in value.items()}
+    return [whole(item) for item in value] if isinstance(value, list) else value
 
 
 def canonical_json(value: Any) -> str:

@@ -140,7 +140,8 @@ class Execution:
         self._first_calls: dict[str, str] = {}
         for path, node in nodes(program):
             if isinstance(node, Call):
-                self._first_calls.setdefault(node.module, path)
+                for name in node.slots or (node.module,):
+                    self._first_calls.setdefault(name, path)
         self._live: dict[int, Live] = {}
         self._tasks: dict[int, Task] = {}
         self._started = 0

@@ -23,7 +23,7 @@ def entry_code_digest(entry: EntryPoint) -> str:
         return ""  # whoever loads it says so
     if found.submodule_search_locations is not None:
         folders = [Path(place) for place in found.submodule_search_locations]
-        return digest([_digests(sorted(folder.rglob("*.py")), folder) for folder in folders])
+        return digest([_digests(_python_files(folder), folder) for folder in folders])
     file = Path(found.origin or "")
     if not file.is_file():
         return ""
@@ -35,6 +35,11 @@ def _digests(files: list[Path], folder: Path) -> list[list[str]]:
     return [[path.relative_to(folder).as_posix(), digest_file(path)] for path in files]
 
 
+def _python_files(folder: Path) -> list[Path]:
+    """Of the folder and those inside it; none of a folder that is not there, nor what editors keep beside a file."""
+    return [path for path in sorted(folder.rglob("*.py")) if path.is_file() and not path.name.startswith(".")]
+
+
 def imported_beside(file: Path) -> list[Path]:
     """The Python files in `file`'s folder that it imports, and that those import; of a package all. Nothing is run."""
     found: dict[Path, None] = {}
@@ -42,7 +47,7 @@ def imported_beside(file: Path) -> list[Path]:
     while left:
         for name in _imported(left.pop()):
             module, package = file.parent / f"{name}.py", file.parent / name
-            parts = [module] if module.is_file() else sorted(package.rglob("*.py")) if package.is_dir() else []
+            parts = [module] if module.is_file() else _python_files(package)
             new = [path for path in parts if path != file and path not in found]
             found |= dict.fromkeys(new)
             left += new

@@ -400,3 +400,24 @@ def test_two_calls_for_the_same_inputs_are_two_draws(tmp_path: Path) -> None:
     drafts = {step.node: step.outputs["draft"] for step in trace.steps if step.module == "draft" and step.outputs}
     assert drafts["one"] != drafts["two"]
     assert drafts["one"] == str(seed_of(0, backend.prompt_key(trace.steps[0].prompt), 0, 0)), "as a lone call"
+
+
+TWICE_A_VISIT = """
+modules: {draft: {generation: {temperature: 1.0}, signature: "text -> draft"}}
+program:
+  inputs: {text: str}
+  steps:
+    round:
+      repeat: 2
+      steps:
+        one: {call: draft, in: [text], per_visit: true}
+        two: {call: draft, in: [text], per_visit: true}
+      out: {one: $one.draft, two: $two.draft}
+  out: {answer: $round.one, other: $round.two}
+"""
+
+
+def test_two_calls_a_visit_are_draws_of_their_own(tmp_path: Path) -> None:
+    (trace,), _ = run(program_of(TWICE_A_VISIT, tmp_path), lambda one: f"Draft: {one.sampling.seed}", [{"text": "t"}])
+    drafts = [step.outputs["draft"] for step in trace.steps if step.outputs]
+    assert len(drafts) == len(set(drafts)) == 4

@@ -94,14 +94,21 @@ def random_corpus(path: Path, n: int = 400) -> Path:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"k1": 0.9, "b": 0.4}, {"stemmer": None, "stopwords": None}, {"stopwords": ["running"]}]
+    "options",
+    [
+        {},
+        {"k1": 0.9, "b": 0.4},
+        {"stemmer": None, "stopwords": None},
+        {"stopwords": ["running"]},
+        {"stopwords": ["Running"]},
+    ],
 )
 def test_scores_are_those_of_bm25s_itself(tmp_path: Path, options: dict[str, Any]) -> None:
     path = random_corpus(tmp_path / "c.jsonl")
     texts = [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
     settings = {"stemmer": "english", "stopwords": "en", **options}
     how: dict[str, Any] = {
-        "stopwords": settings["stopwords"],
+        "stopwords": "en" if settings["stopwords"] == "en" else settings["stopwords"] and ["running"],
         "stemmer": Stemmer.Stemmer(settings["stemmer"]) if settings["stemmer"] else None,
         "show_progress": False,
     }
@@ -288,7 +295,9 @@ def test_broken_rows_are_reported_with_their_lines(tmp_path: Path) -> None:
     assert found[0].message.startswith("broken JSON")
 
 
-@pytest.mark.parametrize("line", ["[" * 100_000, '{"text": ' + "9" * 5000 + "}", "nul", '"text"'])
+@pytest.mark.parametrize(
+    "line", ["[" * 100_000, '{"text": ' + "9" * 5000 + "}", "nul", '"text"', '{"text": "cut \\uD83D"}']
+)
 def test_lines_made_to_hurt_are_only_broken(tmp_path: Path, line: str) -> None:
     path = tmp_path / "c.jsonl"
     path.write_text(line + "\n")

@@ -115,6 +115,14 @@ def test_a_function_that_never_returns_is_killed(opened: Opened) -> None:
             tool({"n": 3})
 
 
+def test_half_a_character_of_a_function_is_no_end_of_the_run(opened: Opened) -> None:
+    opened.file.write_text("def cut(n):\n    if n: raise ValueError('\\ud83d bad')\n    return '\\ud83d'\n")
+    tool = opened("cut", outputs=(Field(name="m", type=STR),))
+    assert tool({"n": 0}) == {"m": "\ufffd"}
+    with pytest.raises(ExampleError, match="\ufffd bad"):
+        tool({"n": 1})
+
+
 def test_what_a_killed_function_started_is_killed_too(opened: Opened, tmp_path: Path) -> None:
     opened.file.write_text(
         "import subprocess, time\n"
@@ -199,6 +207,18 @@ def test_code_under_work_is_what_it_imports_beside_it_too(tmp_path: Path, monkey
     before = entry_code_digest(entry)
     (tmp_path / "two_of_test.py").write_text("x = 2\n")
     assert before != entry_code_digest(entry) != ""
+
+
+def test_what_editors_keep_beside_a_file_is_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    package = tmp_path / "three_of_test"
+    package.mkdir()
+    (package / "__init__.py").write_text("def f(): ...\n")
+    importlib.invalidate_caches()
+    entry = EntryPoint(name="f", value="three_of_test:f", group="any")
+    before = entry_code_digest(entry)
+    (package / ".#__init__.py").symlink_to("someone@host.123:456")  # Emacs, while the file is not saved
+    assert entry_code_digest(entry) == before != ""
 
 
 SPEC = """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,6 +10,7 @@ from email.utils import parsedate_to_datetime
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal
 
+from bt_compiler.canonical import whole
 from bt_compiler.engine.request import Completion, OutputGrammar, PromptText, Request
 from bt_compiler.errors import BackendError, ExampleError
 
@@ -27,8 +27,6 @@ _SHOWN = 300
 _STOPPED = frozenset({"stop", "eos", "eos_token", "stop_sequence", "end_turn", "complete"})
 _CUT = frozenset({"length", "max_tokens", "model_length"})
 """Servers have words of their own for OpenAI's `stop` and `length`, in small letters or capitals."""
-_HALF = re.compile("[\ud800-\udfff]")
-"""Half of a character: JSON can write one as an escape, and nothing can write it again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +115,7 @@ def _completion(data: Mapping[str, Any], request: Request) -> Completion | Again
     if ended not in _STOPPED | _CUT:
         return ExampleError("BTC534", f"the server ended a completion for the reason {json.dumps(reason)[:_SHOWN]}")
     return Completion(
-        text=_HALF.sub("\ufffd", text),
+        text=whole(text),
         finish="stop" if ended in _STOPPED else "length",
         prompt_tokens=_count(data, "prompt_tokens") or estimated_tokens(request.prompt),
         completion_tokens=_count(data, "completion_tokens") or _estimated(text),
@@ -196,7 +194,8 @@ def _error_text(data: Mapping[str, Any]) -> str:
     error = data.get("error", data.get("detail", data))
     if isinstance(error, dict) and isinstance(error.get("message"), str):
         error = error["message"]
-    return _HALF.sub("\ufffd", error if isinstance(error, str) else json.dumps(error))[:_SHOWN]
+    text: str = whole(error) if isinstance(error, str) else json.dumps(error)
+    return text[:_SHOWN]
 
 
 def _retry_after(response: httpx.Response) -> float | None:

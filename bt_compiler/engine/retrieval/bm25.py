@@ -81,7 +81,7 @@ def _settings(section: RetrieverSection, corpus: CorpusSection) -> dict[str, Any
         "kind": "bm25",
         **corpus_settings(corpus),
         "stemmer": options.get("stemmer", "english"),
-        "stopwords": sorted(stopwords) if isinstance(stopwords, list | tuple) else stopwords,
+        "stopwords": sorted({word.lower() for word in stopwords}) if isinstance(stopwords, list | tuple) else stopwords,
         "k1": float(options.get("k1", 1.5)),
         "b": float(options.get("b", 0.75)),
         "versions": {name: _version(name) for name in ("bm25s", "PyStemmer")},

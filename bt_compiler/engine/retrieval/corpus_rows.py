@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bt_compiler.canonical import whole
 from bt_compiler.data.packed import PACKED, csv_cells, data_lines, format_suffix
 from bt_compiler.data.table import line_span, shown_name
 from bt_compiler.data.tabular import HUB, count_parquet, hub_values, parquet_values
@@ -126,7 +127,9 @@ def _jsonl(path: Path, section: CorpusSection, wanted: Collection[str]) -> Itera
         except (RecursionError, ValueError) as error:  # nested too deeply, an integer of too many digits
             yield finding(name, number, line, f"JSON that cannot be read: {error}")
             continue
-        if isinstance(values, dict):
+        if "\\ud" in line.lower() and whole(values) != values:
+            yield finding(name, number, line, "half a surrogate pair, which is no character")
+        elif isinstance(values, dict):
             yield Row(number, values, line.rstrip("\r\n"))
         else:
             yield finding(name, number, line, "a row has to be a JSON object, `{…}`")

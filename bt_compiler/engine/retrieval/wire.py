@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from bt_compiler.canonical import whole
 from bt_compiler.engine.keys import read_key
 from bt_compiler.errors import BackendError
 from bt_compiler.spec.sections import RetrieverSection
@@ -51,8 +52,8 @@ class Wire:
 
     def _json(self, answer: Any, url: str) -> Any:
         try:
-            return answer.json()
-        except ValueError as error:
+            return whole(answer.json())
+        except (ValueError, RecursionError) as error:
             raise self.nonsense(
                 f"answers with something that is not JSON: {answer.text[:80].strip()!r}", url
             ) from error

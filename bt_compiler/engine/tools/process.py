@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from bt_compiler.canonical import whole
 from bt_compiler.errors import BackendError, ExampleError
 from bt_compiler.spec import convert, show_type
 from bt_compiler.spec.sections import ToolSection
@@ -103,7 +104,7 @@ class ProcessTool:
                 raise EOFError
             self._read += more
         line, _, self._read = self._read.partition(b"\n")
-        answer: dict[str, Any] = json.loads(line)
+        answer: dict[str, Any] = whole(json.loads(line))
         return answer
 
     def _typed(self, result: Any) -> dict[str, Any]:
