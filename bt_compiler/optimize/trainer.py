@@ -80,11 +80,10 @@ def train_adapter(
     else the last: on few rows the loss is ruled by a single answer that is wrong and sure, and rises while answers
     still get better. `start`: weights to go on from instead of fresh ones. `precision` is that of matrix products; what
     is trained and its optimiser are always float32. `minutes`: the first epoch shows how many fit, at least one; where
-    all did, it is done under any other. The
-    adapter's name is `name` and the start of its digest. Where memory runs out, training starts over with parts half
-    as large: what comes of it depends on their size, not on the moment. Raises CompileError: BTC402 loss not finite,
-    BTC403 no such target module, BTC404 `start` does not fit, BTC421 a process of a launch died, BTC422 out of memory,
-    BTC423 no layers that could be computed twice.
+    all did, it is done under any other. The adapter's name is `name` and the start of its digest. Where memory runs
+    out, training starts over with parts half as large: what comes of it depends on their size, not on the moment.
+    Raises CompileError: BTC402 loss not finite, BTC403 no such target module, BTC404 `start` does not fit, BTC421 a
+    process of a launch died, BTC422 out of memory, BTC423 no layers that could be computed twice.
     """
     base_model, base_digest = host.base_model()
     job = Job(
