@@ -197,6 +197,8 @@ def _model(
         from bt_compiler.engine.backends.measuring import device_name, product_rate, token_work
 
         rates = {dtype: product_rate(dtype, device_name()) for dtype in ("float32", "bfloat16")}
+        if "products" in facts:
+            rates["float32"] = product_rate("float32", device_name(), facts["products"])
         with host.borrow() as borrowed:
             work = token_work(borrowed)
     bound = rates.get(str(facts.get("dtype"))) if isinstance(backend, WeightHost) else None

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from bt_compiler.engine.backends.measuring import product_rate, token_work
+from bt_compiler.engine.backends.products import TORCH
 from bt_compiler.engine.backends.transformers import TransformersBackend
 from bt_compiler.engine.progress import Silent
 from bt_compiler.engine.request import Completion, PromptText, Request
@@ -96,6 +98,18 @@ def padded(backend: TransformersBackend, asked: Sequence[PromptText], new: int, 
     return Timed(texts, time.perf_counter() - start)
 
 
+def needed(backend: TransformersBackend, lengths: Sequence[int], shared: int, new: int) -> float:
+    """FLOPs of matrices, logits and attention, the shared tokens once and no token that is only padding."""
+    model: Any = backend._loaded.model
+    inner, head = token_work(model)
+    ranges = [range(shared), *(range(shared, length + new - 1) for length in lengths)]
+    keys = sum(place + 1 for places in ranges for place in places)
+    config = model.config
+    width = config.num_attention_heads * getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
+    attention = 4.0 * config.num_hidden_layers * width * keys
+    return inner * sum(map(len, ranges)) + head * len(lengths) * new + attention
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct")
@@ -124,6 +138,11 @@ def main() -> None:
         runs.append(ours(backend, asked, args.new))
     mine = min(runs, key=lambda item: item.seconds)
     print(f"ours: {mine.seconds:.1f} s of {[round(item.seconds, 1) for item in runs]}")
+    work, facts = needed(backend, lengths, shared, args.new), backend.facts()
+    for products in dict.fromkeys((TORCH, facts["products"])):
+        rate = product_rate(facts["dtype"], facts["device"], products)
+        share = ", ".join(f"{work / rate / item.seconds:.2f}" for item in runs)
+        print(f"{work / 1e12:.2f} TFLOP, {share} of the bound at {rate / 1e9:.0f} GFLOP/s by {products}")
     if not args.only_ours:
         theirs = padded(backend, asked, args.new, args.batch)
         same = sum(one == two for one, two in zip(mine.texts, theirs.texts, strict=True))

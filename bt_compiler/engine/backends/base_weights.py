@@ -34,6 +34,7 @@ class BaseWeights:
 
     def __init__(self, *, model_id: str, revision: str | None, cache_root: Path, progress: Progress) -> None:
         """Finds the folder and loads the tokenizer. Raises BackendError (BTC500 to BTC506)."""
+        self._cache_root = cache_root
         self.resolved: ResolvedModel = resolve_model(
             model_id, revision=revision, cache_root=cache_root, progress=progress
         )
@@ -46,7 +47,7 @@ class BaseWeights:
 
     def fast_dtype(self) -> str:
         """The dtype that this machine computes the model fastest in."""
-        return chosen_dtype(self.resolved.path, self.device)
+        return chosen_dtype(self.resolved.path, self.device, self._cache_root)
 
     @contextmanager
     def lend(self, dtype: str) -> Iterator[Any]:

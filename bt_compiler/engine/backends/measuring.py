@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from bt_compiler.engine.backends.loading import read_config
+from bt_compiler.engine.backends.products import TORCH, fast_products, product_of
 
 _FASTER = 1.5
 """How much faster bfloat16 has to be before its rounding is worth it."""
@@ -20,17 +21,19 @@ def device_name() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def chosen_dtype(path: Path, device: str) -> str:
-    """`bfloat16` where a decoding step is at least 1.5x faster in it than in `float32`, else `float32`."""
+def chosen_dtype(path: Path, device: str, cache_root: Path) -> str:
+    """`bfloat16` where a decoding step is at least 1.5x faster in it than in `float32` by its fastest products, else
+    `float32`.
+    """
     if device == "cuda" and not torch.cuda.is_bf16_supported():
         return "float32"
     config = read_config(path).get_text_config()
-    full = _step_seconds(config, torch.float32, device)
-    half = _step_seconds(config, torch.bfloat16, device)
+    full = _step_seconds(config, torch.float32, device, fast_products("float32", device, cache_root))
+    half = _step_seconds(config, torch.bfloat16, device, TORCH)
     return "bfloat16" if full >= _FASTER * half else "float32"
 
 
-def _step_seconds(config: Any, dtype: torch.dtype, device: str) -> float:
+def _step_seconds(config: Any, dtype: torch.dtype, device: str, products: str) -> float:
     """Least seconds of the linear layers of a few decoder layers over `_ROWS` rows."""
     hidden = int(config.hidden_size)
     inner = int(getattr(config, "intermediate_size", None) or 4 * hidden)
@@ -39,25 +42,27 @@ def _step_seconds(config: Any, dtype: torch.dtype, device: str) -> float:
     shapes = [(hidden, hidden), (hidden, hidden), (inner, hidden), (inner, hidden), (hidden, inner)] * layers
     weights = [torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes]
     inputs = {size: torch.randn(_ROWS, size, generator=generator).to(device, dtype) for size in {hidden, inner}}
+    product = product_of(products)
     best = float("inf")
     for _ in range(5):
         start = time.perf_counter()
         for weight in weights:
-            torch.nn.functional.linear(inputs[weight.shape[1]], weight)
+            product(inputs[weight.shape[1]], weight)
         if device == "cuda":
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - start)
     return best
 
 
-def product_rate(dtype: str, device: str) -> float:
+def product_rate(dtype: str, device: str, products: str = TORCH) -> float:
     """FLOP/s of a large matrix product: the bound that no engine passes. The best of a few runs."""
+    product = product_of(products)
     size = 4096 if device == "cuda" else 1024
     left, right = (torch.ones(size, size, dtype=getattr(torch, dtype), device=device) for _ in range(2))
     best = float("inf")
     for _ in range(6):
         start = time.perf_counter()
-        torch.mm(left, right)
+        product(left, right)
         if device == "cuda":
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - start)

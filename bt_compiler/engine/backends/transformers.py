@@ -24,6 +24,7 @@ from bt_compiler.engine.backends.hub import ResolvedModel, resolve_model
 from bt_compiler.engine.backends.loading import Loaded, load
 from bt_compiler.engine.backends.measuring import chosen_dtype, device_name
 from bt_compiler.engine.backends.memory import OutOfMemory, out_of_memory_named
+from bt_compiler.engine.backends.products import TORCH, fast_products, use_products
 from bt_compiler.engine.backends.remembered import remembered
 from bt_compiler.engine.backends.selfcheck import examine
 from bt_compiler.engine.backends.tiers import Tier, open_tier
@@ -67,7 +68,7 @@ class TransformersBackend:
         self._progress = progress
         try:
             with out_of_memory_named():
-                self._dtype, self._loaded, self._verdict = self._open(dtype, choices)
+                self._dtype, self._products, self._loaded, self._verdict = self._open(dtype, choices)
         except OutOfMemory as error:
             raise BackendError.of(
                 "BTC593",
@@ -86,33 +87,37 @@ class TransformersBackend:
         self._interrupted = Event()
         self._borrowed = False
 
-    def _open(self, dtype: str, choices: Callable[[str, Callable[[], Any]], Any]) -> tuple[str, Loaded, Verdict]:
-        """The model in its dtype, with what the self-check found: `auto` keeps bfloat16 only where it is fast and
-        row-invariant. Both are remembered by machine and model.
+    def _open(self, dtype: str, choices: Callable[[str, Callable[[], Any]], Any]) -> tuple[str, str, Loaded, Verdict]:
+        """Dtype, products, the model in them, and what the self-check found: `auto` keeps bfloat16 only where it is
+        fast and row-invariant. All are remembered by machine and model.
         """
-        path, device = self._resolved.path, self._device
-        held: dict[str, Loaded] = {}
+        path, device, root = self._resolved.path, self._device, self._cache_root
+        held: dict[tuple[str, str], Loaded] = {}
 
-        def loaded(name: str) -> Loaded:
-            if name not in held:
+        def loaded(name: str, products: str) -> Loaded:
+            if (name, products) not in held:
                 held.clear()
-                held[name] = load(path, dtype=name, device=device)
-            return held[name]
+                held[name, products] = load(path, dtype=name, device=device)
+                use_products(held[name, products].model, products)
+            return held[name, products]
 
-        def verdict(name: str) -> Mapping[str, Any]:
-            key = [ENGINE_VERSION, self._resolved.digest, name, device]
-            found = remembered(self._cache_root, "engine", key, lambda: examine(loaded(name)).to_json())
+        def verdict(name: str, products: str) -> Mapping[str, Any]:
+            key = [ENGINE_VERSION, self._resolved.digest, name, device, *([] if products == TORCH else [products])]
+            found = remembered(root, "engine", key, lambda: examine(loaded(name, products)).to_json())
             return dict(found)
 
         def auto() -> str:
-            fast = str(remembered(self._cache_root, "dtype", self._resolved.digest, lambda: chosen_dtype(path, device)))
-            if fast != "float32" and device == "cpu" and not verdict(fast)["row_invariant"]:
+            fast = str(remembered(root, "dtype", self._resolved.digest, lambda: chosen_dtype(path, device, root)))
+            if fast != "float32" and device == "cpu" and not verdict(fast, TORCH)["row_invariant"]:
                 return "float32"
             return fast
 
         name = str(choices("dtype", auto)) if dtype == "auto" else dtype
-        found = Verdict.from_json(choices("engine", lambda: verdict(name)))
-        return name, loaded(name), found
+        products = TORCH
+        if name == "float32" and device == "cpu":
+            products = str(choices("products", lambda: fast_products(name, device, root)))
+        found = Verdict.from_json(choices("engine", lambda: verdict(name, products)))
+        return name, products, loaded(name, products), found
 
     def identity(self) -> Mapping[str, str]:
         """See `Backend.identity`."""
@@ -124,6 +129,7 @@ class TransformersBackend:
             "dtype": self._dtype,
             "device": self._device,
             "tier": self._verdict.tier,
+            **({} if self._products == TORCH else {"products": self._products}),
         }
 
     def facts(self) -> Mapping[str, Any]:
@@ -132,6 +138,7 @@ class TransformersBackend:
             "tier": self._verdict.tier,
             "tier_reason": self._verdict.reason,
             "dtype": self._dtype,
+            "products": self._products,
             "row_invariant": self._verdict.row_invariant,
             "batching": "refilled rows" if self._verdict.row_invariant else "fixed parts",
             "batch": self._batch,
@@ -255,12 +262,14 @@ class TransformersBackend:
         attention = model.config._attn_implementation
         self._borrowed = True
         model.set_attn_implementation("eager")
+        use_products(model, TORCH)
         try:
             yield model
         finally:
             self._borrowed = False
             self._adapters.detach()
             model.set_attn_implementation(attention)
+            use_products(model, self._products)
             model.requires_grad_(False)
             model.zero_grad(set_to_none=True)
             model.eval()
