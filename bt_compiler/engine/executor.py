@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from bt_compiler.engine.retrieval import Retriever
     from bt_compiler.engine.tools import Tool
 
+_TURN = 0.005
+"""Seconds of a backend's turn where several are at work: little beside a pass of an embedded engine."""
 RETRY_TEMPERATURE = 0.7
 """Least temperature of the one repetition after an answer outside the grammar: greedy would repeat itself."""
 
@@ -365,13 +367,13 @@ class Execution:
         return None
 
     def _poll(self) -> None:
-        polled: list[Backend] = []
+        """Takes what ended; backends of several models take turns, so that none waits for the slowest."""
+        models: dict[int, str] = {}
         for model in sorted({flight.backend for flight in self._flights.values()}):
+            models.setdefault(id(self._engine.backends[model]), model)
+        for model in models.values():
             backend = self._engine.backends[model]
-            if any(backend is other for other in polled):
-                continue
-            polled.append(backend)
-            finished = backend.poll()
+            finished = backend.poll() if len(models) == 1 else backend.poll(_TURN)
             if finished is None:
                 continue
             if not finished:

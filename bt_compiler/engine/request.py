@@ -143,9 +143,9 @@ class Backend(Protocol):
         """Takes work; returns at once."""
         ...
 
-    def poll(self) -> list[Finished] | None:
-        """Works until at least one request ends; empty only where nothing is in flight, None where `interrupt` was
-        called first.
+    def poll(self, seconds: float | None = None) -> list[Finished] | None:
+        """Works until at least one request ends, or for about `seconds`; empty only where nothing is in flight, None
+        where `interrupt` was called or the time was up first.
         """
         ...
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from bt_compiler.canonical import digest
 from bt_compiler.engine.backends.scripted import ScriptedBackend
 from bt_compiler.engine.cache import CompletionCache
 from bt_compiler.engine.executor import Engine, Execution
-from bt_compiler.engine.request import Completion, Request
+from bt_compiler.engine.request import Completion, Finished, Request
 from bt_compiler.errors import BackendError, ExampleError
 from bt_compiler.graph.candidate import SHARED, Adapter, Demo, Prompt
 from bt_compiler.graph.program import Binding, Carry, Constant, Program, Ref, Repeat
@@ -357,6 +358,39 @@ def test_modules_may_run_on_different_models():
     traces = engine.run(program, candidate_of(program), examples(QUESTIONS))
     assert [trace.outputs["answer"] for trace in traces] == [f"q{n} with 3" for n in range(7)]
     assert (len(small.requests), len(large.requests)) == (14, 7)
+
+
+class Held(ScriptedBackend):
+    """Answers what names `q1` once `until` is set, as a server would that works on it meanwhile."""
+
+    def __init__(self, until: Event) -> None:
+        super().__init__(function=hop)
+        self.until = until
+
+    def poll(self, seconds: float | None = None) -> list[Finished] | None:
+        held = [request for request in self._waiting if "q1" in last(request)]
+        self._waiting = [request for request in self._waiting if request not in held]
+        ended = super().poll()
+        if held and not ended:
+            assert self.until.wait(10 if seconds is None else seconds) or seconds is not None, "the other model waited"
+        self._waiting += held
+        return ended or (super().poll() if self.until.is_set() else None)
+
+
+def test_a_slow_model_does_not_hold_back_another():
+    program, answered = two_hops(), Event()
+
+    def answer(request: Request) -> Any:
+        answered.set()
+        return hop(request)
+
+    modules = tuple(replace(one, model="large") if one.name == "answer" else one for one in program.modules)
+    program = replace(program, modules=modules)
+    engine = Engine(
+        backends={"default": Held(answered), "large": ScriptedBackend(function=answer)}, retrievers={"wiki": Wiki()}
+    )
+    traces = engine.run(program, candidate_of(program), examples(QUESTIONS[:2]))
+    assert [trace.outputs["answer"] for trace in traces] == ["q0 with 3", "q1 with 3"]
 
 
 def test_two_models_may_share_one_backend():

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from bt_compiler.canonical import canonical_json, digest
 from bt_compiler.diagnostics import did_you_mean
 from bt_compiler.engine.backends.fleet import Fleet
+from bt_compiler.engine.backends.pace import waited
 from bt_compiler.engine.backends.served_adapters import ServedAdapters
 from bt_compiler.engine.backends.wire import (
     LONGEST_WAIT,
@@ -158,20 +159,20 @@ class OpenAIBackend:
             self._tasks[request.id] = task
             task.add_done_callback(lambda done, id=request.id: self._ended.put((id, done)))  # type: ignore[misc]
 
-    def poll(self) -> list[Finished] | None:
+    def poll(self, seconds: float | None = None) -> list[Finished] | None:
         """Waits for one end or `interrupt` and takes all that came meanwhile. Raises BackendError."""
         found: list[Finished] = []
-        interrupted = False
-        while self._tasks and not ((found or interrupted) and self._ended.empty()):
-            ended = self._ended.get()
+        over = False
+        while self._tasks and not ((found or over) and self._ended.empty()):
+            ended = waited(self._ended, seconds)
             if ended is None:
-                interrupted = True
+                over = True
                 continue
             id, task = ended
             if self._tasks.get(id) is task:
                 del self._tasks[id]
                 found.append(Finished(id, task.result()))
-        return None if interrupted and not found else found
+        return None if over and not found else found
 
     def interrupt(self) -> None:
         """See `Backend.interrupt`."""

@@ -101,7 +101,7 @@ class ScriptedBackend:
             self.requests.append(request)
             self._waiting.append(request)
 
-    def poll(self) -> list[Finished]:
+    def poll(self, seconds: float | None = None) -> list[Finished]:
         """Answers what waits. Raises BackendError on an unseen prompt."""
         if self._order is not None and self._waiting:
             chosen = [self._waiting.pop(self._order.randrange(len(self._waiting)))]

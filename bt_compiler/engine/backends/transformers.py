@@ -24,6 +24,7 @@ from bt_compiler.engine.backends.hub import ResolvedModel, resolve_model
 from bt_compiler.engine.backends.loading import Loaded, load
 from bt_compiler.engine.backends.measuring import chosen_dtype, device_name
 from bt_compiler.engine.backends.memory import OutOfMemory, out_of_memory_named
+from bt_compiler.engine.backends.pace import turn
 from bt_compiler.engine.backends.products import TORCH, fast_products, use_products
 from bt_compiler.engine.backends.remembered import remembered
 from bt_compiler.engine.backends.selfcheck import examine
@@ -211,12 +212,14 @@ class TransformersBackend:
         self._batch = rows
         self._progress.say(f"generating ran out of memory; it goes on with {rows} rows at once at most")
 
-    def poll(self) -> list[Finished] | None:
-        """See `Backend.poll`. Raises BackendError where memory runs out (BTC513, BTC514)."""
+    def poll(self, seconds: float | None = None) -> list[Finished] | None:
+        """See `Backend.poll`; one pass at least. Raises BackendError where memory runs out (BTC513, BTC514)."""
         finished, self._rejected = self._rejected, []
-        tier = self._running()
+        tier, over = self._running(), turn(seconds)
         while not (finished or tier.idle() or self._interrupted.is_set()):
             finished = [done for row, error in tier.step() if (done := self._ended(row, error)) is not None]
+            if over():
+                break
         self._interrupted.clear()
         return finished if finished or tier.idle() else None
 

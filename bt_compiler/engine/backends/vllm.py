@@ -249,7 +249,7 @@ class VllmBackend:
         self._adapters[adapter.sha256] = lora
         return lora
 
-    def poll(self) -> list[Finished] | None:
+    def poll(self, seconds: float | None = None) -> list[Finished] | None:
         """See `Backend.poll`. Raises BackendError (BTC593, BTC594)."""
         finished, self._rejected = self._rejected, []
         while not finished and (self._asked or self._held):
@@ -258,7 +258,7 @@ class VllmBackend:
                 finished, self._rejected = self._rejected, []
                 continue
             try:
-                ended = self._running().wait()
+                ended = self._running().wait(seconds)
             except RuntimeError as error:  # vLLM's own for workers and cores that died
                 raise worker_failed(error, self._log) from error
             if not ended:

@@ -16,6 +16,7 @@ from queue import SimpleQueue
 from threading import Event, Thread
 from typing import Any, NamedTuple, Protocol
 
+from bt_compiler.engine.backends.pace import turn, waited
 from bt_compiler.engine.backends.vllm_log import VllmLog
 from bt_compiler.errors import BackendError
 
@@ -38,9 +39,9 @@ class Driver(Protocol):
         """Takes a request of token ids. Raises ValueError where vLLM refuses it."""
         ...
 
-    def wait(self) -> list[Ended]:
-        """Works until at least one request ends; empty only where none is under way, or `interrupt` was called first.
-        Raises RuntimeError.
+    def wait(self, seconds: float | None) -> list[Ended]:
+        """Works until at least one request ends; empty only where none is under way, or `interrupt` was called or the
+        seconds were over first. Raises RuntimeError.
         """
         ...
 
@@ -117,11 +118,12 @@ class _InProcess:
         with _plain_errors():
             self._engine.add_request(id, tokens_input(list(ids)), params, lora_request=lora)
 
-    def wait(self) -> list[Ended]:
+    def wait(self, seconds: float | None) -> list[Ended]:
+        over = turn(seconds)
         while self._engine.has_unfinished_requests() and not self._interrupted.is_set():
             with _plain_errors():
                 ended = [Ended(output.request_id, output) for output in self._engine.step() if output.finished]
-            if ended:
+            if ended or over():
                 return ended
         self._interrupted.clear()
         return []
@@ -184,13 +186,13 @@ class _Copies:
             outcome = error
         self._ended.put(Ended(id, outcome))
 
-    def wait(self) -> list[Ended]:
+    def wait(self, seconds: float | None) -> list[Ended]:
         found: list[Ended] = []
-        interrupted = False
-        while self._tasks and not ((found or interrupted) and self._ended.empty()):
-            ended = self._ended.get()
+        over = False
+        while self._tasks and not ((found or over) and self._ended.empty()):
+            ended = waited(self._ended, seconds)
             if ended is None:
-                interrupted = True
+                over = True
             elif self._tasks.pop(ended.id, None) is not None:
                 found.append(ended)
         return found
