@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import PeftConfig, inject_adapter_in_model, set_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -103,6 +101,10 @@ class Adapters:
         self._active = None
 
     def _load_lora(self, adapter: Adapter) -> None:
+        # late: programs without adapters do without it
+        from peft import PeftConfig, inject_adapter_in_model, set_peft_model_state_dict
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
         try:
             with quiet():
                 config = PeftConfig.from_pretrained(str(adapter.path))
