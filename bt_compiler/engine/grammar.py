@@ -26,7 +26,9 @@ ITEMS = 16
 CHARACTERS_A_TOKEN = 4
 """How budgets become lengths where an engine counts characters: inside JSON, and in regular expressions."""
 
-_JSON_TEXT = r'[^"\\\x00-\x1f\x7f]'
+_JSON_TEXT = r'([^"\\\x00-\x1f\x7f]|\\["\\bfnrt]|\\u(00[01][0-9a-f]|007f|0085|202[89]))'
+"""A character as `json_text` writes it."""
+_UNWRITTEN = re.compile("[\x7f\x85\u2028\u2029]")
 _LINE_START = r"[^\s\x00-\x1f\x7f-\x9f]"
 _LINE_REST = r"[^\x00-\x1f\x7f-\x9f\x{2028}\x{2029}]"
 _DECIMALS = 8
@@ -84,7 +86,7 @@ def lines_grammar(parts: Sequence[OutputPart]) -> OutputGrammar:
 def json_grammar(parts: Sequence[OutputPart]) -> OutputGrammar:
     """The grammar of one JSON object with these keys in order, separated as `json.dumps` does.
 
-    A text at the top level has neither quotes nor backslashes: so its token budget can end it anywhere.
+    A token budget ends a text anywhere, inside an escape too (`budget_ends`).
     """
     rules = [json_rule(f"v{index}", part.type, part.budget, part.allowed) for index, part in enumerate(parts)]
     pieces = [f"{'{' if index == 0 else ', '}{json.dumps(part.name)}: " for index, part in enumerate(parts)]
@@ -166,7 +168,13 @@ def _lark(start: str, rules: Sequence[Rule]) -> str:
 
 def literal(text: str) -> str:
     """The text as a Lark literal, which is also its JSON."""
-    return json.dumps(text, ensure_ascii=False)
+    return json_text(text)
+
+
+def json_text(value: Any) -> str:
+    """The value as JSON in one line: what JSON may leave as it is and yet ends lines or is no text is escaped."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return _UNWRITTEN.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
 
 
 def escaped(text: str) -> str:

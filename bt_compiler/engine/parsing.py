@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bt_compiler.engine.budget_ends import without_half_escapes
 from bt_compiler.engine.values import one_line
 from bt_compiler.engine.wording import labels
 from bt_compiler.errors import ExampleError
@@ -40,7 +41,7 @@ def line_outputs(module: Module, text: str) -> dict[str, Any]:
 def json_outputs(module: Module, text: str) -> dict[str, Any]:
     """Outputs from one JSON object with exactly the module's outputs as keys. Raises ExampleError."""
     try:
-        found = json.loads(text.strip())
+        found = json.loads(without_half_escapes(text.strip()))
     except (ValueError, RecursionError) as error:
         raise _unfit(module, text, "it is not JSON") from error
     wanted = {output.name for output in module.written}
@@ -137,15 +138,18 @@ def _whole(value: Any, t: Type, module: Module | None) -> Any:
     """
     if module is not None and module.kind == "react" and t.kind == "object":
         return {field.name: _whole(value[field.name], field.type, None) for field in t.fields}
-    budgeted = t.among is None and "str" in (t.kind, *(option.kind for option in t.options))
-    return value.rstrip(_HALF) if budgeted and isinstance(value, str) else value
+    return value.rstrip(_HALF) if t.among is None and _may_be_text(t) and isinstance(value, str) else value
 
 
 def _from_line(text: str, t: Type) -> Any:
     """A value as `values.written` writes it. Raises ValueError."""
     if text == "null" and takes_null(t):
         return None
-    return convert_text(text, t)
+    return convert_text(text if _may_be_text(t) else without_half_escapes(text), t)
+
+
+def _may_be_text(t: Type) -> bool:
+    return "str" in (t.kind, *(option.kind for option in t.options))
 
 
 def _unfit(module: Module, text: str, why: str) -> ExampleError:

@@ -11,14 +11,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
-from bt_compiler.engine.grammar import fold
+from bt_compiler.engine.grammar import fold, json_text
 from bt_compiler.spec.types import PASSAGE, SCORE, Type, is_passage
 
 _CONTROL = re.compile(
@@ -32,8 +31,6 @@ _CONTROL = re.compile(
 
 _SMALL = re.compile(r'"(?:[^"\\]|\\.)*"|-?[0-9.]+e-[0-9]+')
 """In JSON: a text, to be passed over, or a number below 1e-4."""
-_LINE_ENDS = re.compile("[\x85\u2028\u2029]")
-"""Line ends that JSON leaves as they are."""
 
 
 def neutral(text: str) -> str:
@@ -65,10 +62,8 @@ def shown(value: Any, t: Type) -> str:
 
 def as_json(value: Any) -> str:
     """The value as JSON in one line, passages without their scores."""
-    text = json.dumps(neutral_value(_unscored(value)), ensure_ascii=False, allow_nan=False)
-    if "e-" in text:
-        text = _SMALL.sub(_without_exponent, text)
-    return _LINE_ENDS.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
+    text = json_text(neutral_value(_unscored(value)))
+    return _SMALL.sub(_without_exponent, text) if "e-" in text else text
 
 
 def _without_exponent(found: re.Match[str]) -> str:
