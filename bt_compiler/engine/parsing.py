@@ -32,7 +32,7 @@ def line_outputs(module: Module, text: str) -> dict[str, Any]:
             raise _unfit(module, text, f"a line does not start with `{names[output.name]}:`")
         try:
             type = _type_of(module, output, outputs)
-            outputs[output.name] = _whole(_from_line(value.strip().rstrip(_HALF).strip(), type), type, module)
+            outputs[output.name] = _whole(_from_line(value.strip().rstrip(_HALF).strip(), type), type)
         except ValueError as error:
             raise _unfit(module, text, f"`{output.name}`: {error}") from error
     return outputs
@@ -51,7 +51,7 @@ def json_outputs(module: Module, text: str) -> dict[str, Any]:
     for output in module.written:
         try:
             type = _type_of(module, output, outputs)
-            outputs[output.name] = _whole(convert(found[output.name], type), type, module)
+            outputs[output.name] = _whole(convert(found[output.name], type), type)
         except ValueError as error:
             raise _unfit(module, text, f"`{output.name}`: {error}") from error
     return outputs
@@ -132,13 +132,18 @@ def _type_of(module: Module, output: Field, before: Mapping[str, Any]) -> Type:
     return Type(kind="object", fields=module.arguments(before[TOOL]))
 
 
-def _whole(value: Any, t: Type, module: Module | None) -> Any:
-    """A value without the half of a character that a text may end in where its token budget ends it: a text that is an
-    output itself, or an argument of a turn.
-    """
-    if module is not None and module.kind == "react" and t.kind == "object":
-        return {field.name: _whole(value[field.name], field.type, None) for field in t.fields}
-    return value.rstrip(_HALF) if t.among is None and _may_be_text(t) and isinstance(value, str) else value
+def _whole(value: Any, t: Type) -> Any:
+    """A value without the half of a character that a text in it may end in where its token budget ended it."""
+    if isinstance(value, str):
+        return value.rstrip(_HALF) if t.among is None and _may_be_text(t) else value
+    options = (t, *t.options)
+    if isinstance(value, list):
+        item = next((one.item for one in options if one.item is not None), None)
+        return value if item is None or t.among is not None else [_whole(element, item) for element in value]
+    if isinstance(value, dict):
+        types = {field.name: field.type for one in options for field in one.fields}
+        return {name: _whole(element, types[name]) for name, element in value.items()}
+    return value
 
 
 def _from_line(text: str, t: Type) -> Any:
