@@ -3,10 +3,11 @@
 What it does is chosen by a word in the last turn: `hang`, `flaky` (500, then well), `limited` (429 with Retry-After,
 then well), `stubborn` (400 about structured outputs, there or not), `hidden` (an error inside a 200), `nonsense`,
 `broken` (always 500), `long` (400), `filtered`, `empty`, `halfway` (half an answer, then silence), `garbled` (no gzip,
-though it says so). An adapter with `sleeper` in its name answers as the base model does. Paths: `/v1` (vLLM's ways),
-`/secret/v1` (wants a key), `/plain/v1` (knows no structured outputs, no adapters, no list of models), `/newer/v1` (the
-same, and no `max_tokens` either, as OpenAI's newer models), `/down/v1` (always 502), `/strict/v1` (always 400),
-`/moved/v1` (redirects to `/v1`), `/odd/v1` (a window of `abc`). `GET /log` tells what came in, `POST /forget` does to
+though it says so), `flagged` (403), `unrouted` (404), `locked` (401). An adapter with `sleeper` in its name answers as
+the base model does. Paths: `/v1` (vLLM's ways), `/secret/v1` (wants a key), `/plain/v1` (knows no structured outputs,
+no adapters, no list of models), `/newer/v1` (the same, and no `max_tokens` either, as OpenAI's newer models),
+`/down/v1` (always 502), `/strict/v1` (always 400), `/moved/v1` (redirects to `/v1`), `/walled/v1` (always 403, with the
+key that it was asked with), `/odd/v1` (a window of `abc`). `GET /log` tells what came in, `POST /forget` does to
 adapters what a restart does. With a second argument the server's base model is another one.
 """
 
@@ -86,6 +87,8 @@ async def answer(path: str, body: dict[str, Any], key: str | None) -> Any:
         return error(401, "invalid key")
     if path.startswith("down"):
         return Response("bad gateway", status_code=502, media_type="text/plain")
+    if path.startswith("walled"):
+        return error(403, f"No access with {key}")
     if path.startswith("moved"):
         return Response(status_code=307, headers={"Location": f"/{path.removeprefix('moved/')}/completions"})
     if path.startswith("strict"):
@@ -139,6 +142,13 @@ async def manners(text: str, body: dict[str, Any], *, chat: bool) -> Any:
         return {"choices": []}
     if "stubborn" in text:
         return error(400, "the schema is still not to my liking")
+    for word, status, why in (
+        ("flagged", 403, "Your input was flagged by moderation"),
+        ("unrouted", 404, "No endpoints found matching your data policy"),
+        ("locked", 401, "The key was revoked"),
+    ):
+        if word in text:
+            return error(status, why)
     if "long" in text:
         return error(400, "This model's maximum context length is 4096 tokens")
     active["now"] += 1

@@ -173,6 +173,8 @@ def test_passing_troubles_are_tried_again(server, word):
         ("halfway", "BTC532", "no answer within 0.5 s", 2),
         ("long", "BTC534", "maximum context length is 4096", 1),
         ("filtered", "BTC534", "content_filter", 1),
+        ("flagged", "BTC534", "status 403: Your input was flagged by moderation", 1),
+        ("unrouted", "BTC534", "status 404: No endpoints found matching your data policy", 1),
     ],
 )
 def test_lasting_troubles_end_the_example_alone(server, word, code, said, tries):
@@ -192,6 +194,33 @@ def test_a_server_that_answers_nothing_ends_the_run_instead_of_the_examples(serv
         with pytest.raises(BackendError, match=r"BTC597(.|\n)*answers no request") as caught:
             run(opened(f"{server}/{path}/v1"), "one", "two", of=of)
         assert said in str(caught.value)
+
+
+def test_a_server_that_refuses_access_says_why_and_the_key_is_not_in_it(server):
+    with pytest.raises(BackendError, match=r"BTC529(.|\n)*status 403: No access with Bearer …") as caught:
+        run(opened(f"{server}/walled/v1", api_key="open-sesame"), "one", "two")
+    assert "sesame" not in str(caught.value)
+
+
+def test_a_server_without_a_list_of_models_says_that_it_has_not_this_one(server):
+    with pytest.raises(BackendError, match=r"BTC530(.|\n)*no model `elephant`: The model `elephant` does not exist"):
+        run(OpenAIBackend(model="elephant", endpoints=[f"{server}/plain/v1"], patience=QUICK), "x")
+
+
+def test_what_was_answered_before_the_run_ends_is_handed_out(server):
+    backend = opened(f"{server}/v1")
+    try:
+        for number, word in enumerate(("well", "locked", "well again"), 1):
+            prompt = PromptText(messages=(Message(role="user", content=word),))
+            backend.submit([Request(id=word, prompt=prompt, grammar=None)])
+            while vars(backend)["_ended"].qsize() < number:
+                time.sleep(0.01)
+        assert [one.id for one in backend.poll() or []] == ["well"]
+        with pytest.raises(BackendError, match="BTC529"):
+            backend.poll()
+        assert [one.id for one in backend.poll() or []] == ["well again"]
+    finally:
+        backend.close()
 
 
 def test_a_broken_endpoint_beside_a_sound_one_ends_nothing(server):

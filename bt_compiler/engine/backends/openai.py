@@ -113,6 +113,7 @@ class OpenAIBackend:
         self._answered = 0
         self._tasks: dict[str, Future[Result]] = {}
         self._ended: SimpleQueue[tuple[str, Future[Result]] | None] = SimpleQueue()  # None: an interruption
+        self._failed: tuple[str, Future[Result]] | None = None
         self._connections = Connections(headers=self._headers, timeout=self._patience.timeout)
         self._adapters = ServedAdapters(self._connections, model)
         self._loop = asyncio.new_event_loop()
@@ -164,12 +165,15 @@ class OpenAIBackend:
         found: list[Finished] = []
         over = False
         while self._tasks and not ((found or over) and self._ended.empty()):
-            ended = waited(self._ended, seconds)
+            ended, self._failed = self._failed or waited(self._ended, seconds), None
             if ended is None:
                 over = True
                 continue
             id, task = ended
             if self._tasks.get(id) is task:
+                if found and task.exception() is not None:
+                    self._failed = ended  # the next call raises: what was answered before is stored first
+                    break
                 del self._tasks[id]
                 found.append(Finished(id, task.result()))
         return None if over and not found else found
@@ -228,8 +232,7 @@ class OpenAIBackend:
 
     async def _answers(self, request: Request) -> bool:
         """Whether a short prompt is answered that is otherwise asked for as the request is, in a place of its own."""
-        short = PromptText(messages=(Message(role="user", content="Hello."),))
-        asked = replace(request, prompt=short if request.prompt.text is None else PromptText(text="Hello."))
+        asked = _short(request)
         endpoint = await self._fleet.take(_prefix(asked), adapted=asked.adapter is not None)
         return not isinstance(await self._once(asked, endpoint, _Tries(self._patience)), Again)
 
@@ -272,6 +275,21 @@ class OpenAIBackend:
             release(endpoint)
 
     async def _answer(self, request: Request, endpoint: str) -> Result | Again:
+        """One answer. A 403 or 404 may be about what is in the request (moderation, routing) or about all of them,
+        which a short one at the same place tells; where that one is to be tried again, so is the request.
+        """
+        answer = await self._asked(request, endpoint)
+        if not isinstance(answer, Again) or answer.closed is None:
+            return answer
+        short = await self._asked(_short(request), endpoint)
+        if not isinstance(short, Again):
+            self._answered += 1
+            return answer
+        if short.closed is not None:
+            raise short.closed
+        return answer if short.refused else short
+
+    async def _asked(self, request: Request, endpoint: str) -> Result | Again:
         adapter = request.adapter
         served = self._model if adapter is None else await self._adapters.served(adapter, endpoint)
         refused = self._refused
@@ -301,7 +319,7 @@ class OpenAIBackend:
                 errors.append(f"{endpoint}: {error or type(error).__name__}")
                 continue
             if response.status_code in (401, 403):
-                raise key_refused(endpoint, response.status_code)
+                raise key_refused(response)
             windows += _windows(response, self._model, endpoint)
         if len(errors) == len(self._endpoints):
             raise _unreachable(self._endpoints, "; ".join(errors))
@@ -317,6 +335,13 @@ def _prefix(request: Request) -> str:
         else canonical_json([[turn.role, turn.content] for turn in prompt.messages[: prompt.shared]])
     )
     return digest([request.adapter.sha256 if request.adapter else None, shared])
+
+
+def _short(request: Request) -> Request:
+    """One of a single word that is otherwise asked for as `request` is."""
+    if request.prompt.text is not None:
+        return replace(request, prompt=PromptText(text="Hello."))
+    return replace(request, prompt=PromptText(messages=(Message(role="user", content="Hello."),)))
 
 
 def _windows(response: httpx.Response, model: str, endpoint: str) -> list[int]:

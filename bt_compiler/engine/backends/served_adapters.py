@@ -82,7 +82,7 @@ class ServedAdapters:
         with self._connections.lent() as client:
             response = await client.post(f"{endpoint}/load_lora_adapter", json=body)
         if response.status_code in (401, 403):
-            raise key_refused(endpoint, response.status_code)
+            raise key_refused(response)
         if response.status_code != 200 and "already" not in response.text:
             raise BackendError.of(
                 "BTC531",
