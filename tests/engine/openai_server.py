@@ -7,8 +7,9 @@ though it says so), `flagged` (403), `unrouted` (404), `locked` (401). An adapte
 the base model does. Paths: `/v1` (vLLM's ways), `/secret/v1` (wants a key), `/plain/v1` (knows no structured outputs,
 no adapters, no list of models), `/newer/v1` (the same, and no `max_tokens` either, as OpenAI's newer models),
 `/down/v1` (always 502), `/strict/v1` (always 400), `/moved/v1` (redirects to `/v1`), `/walled/v1` (always 403, with the
-key that it was asked with), `/odd/v1` (a window of `abc`). `GET /log` tells what came in, `POST /forget` does to
-adapters what a restart does. With a second argument the server's base model is another one.
+key that it was asked with), `/quota/v1` (two answers a second, else 429 and `Retry-After: 0`), `/spent/v1` (three
+answers, then 429), `/odd/v1` (a window of `abc`). `GET /log` tells what came in, `POST /forget` does to adapters what a
+restart does. With a second argument the server's base model is another one.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from __future__ import annotations
 import asyncio
 import random
 import sys
-from collections import Counter
+import time
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -27,6 +29,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 app = FastAPI()
 log: list[dict[str, Any]] = []
 seen: Counter[str] = Counter()
+answered_at: defaultdict[str, list[float]] = defaultdict(list)
 adapters: dict[str, str] = {}
 active = {"now": 0, "most": 0}  # requests answered at once
 
@@ -89,6 +92,11 @@ async def answer(path: str, body: dict[str, Any], key: str | None) -> Any:
         return Response("bad gateway", status_code=502, media_type="text/plain")
     if path.startswith("walled"):
         return error(403, f"No access with {key}")
+    if path.startswith(("quota", "spent")):
+        recent = [at for at in answered_at[path] if path.startswith("spent") or at > time.monotonic() - 1]
+        if len(recent) >= (3 if path.startswith("spent") else 2):
+            return error(429, "quota exceeded", **{"Retry-After": "0"})
+        answered_at[path].append(time.monotonic())
     if path.startswith("moved"):
         return Response(status_code=307, headers={"Location": f"/{path.removeprefix('moved/')}/completions"})
     if path.startswith("strict"):

@@ -223,6 +223,18 @@ def test_what_was_answered_before_the_run_ends_is_handed_out(server):
         backend.close()
 
 
+def test_a_quota_is_waited_for_though_the_server_asks_for_no_wait(server):
+    traces = run(opened(f"{server}/quota/v1", patience=Patience(backoff=0.02)), *[f"quota {n}" for n in range(6)])
+    assert [trace.outputs for trace in traces] == [{"species": "setosa"}] * 6
+    assert sum("quota" in one["path"] for one in log(server)["requests"]) < 60
+
+
+def test_a_quota_that_is_spent_ends_the_run_instead_of_the_examples(server):
+    with pytest.raises(BackendError, match=r"BTC597(.|\n)*status 429: quota exceeded"):
+        run(opened(f"{server}/spent/v1", patience=Patience(waits=6, backoff=0.01)), *[f"spent {n}" for n in range(9)])
+    assert sum("spent" in one["path"] for one in log(server)["requests"]) < 40
+
+
 def test_a_broken_endpoint_beside_a_sound_one_ends_nothing(server):
     traces = run(opened(f"{server}/down/v1", f"{server}/v1", batch=4), *[f"beside {n}" for n in range(6)])
     assert [trace.outputs for trace in traces] == [{"species": "setosa"}] * 6

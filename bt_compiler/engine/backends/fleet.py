@@ -28,6 +28,8 @@ _QUEUED = 1.25
 """The limit that an endpoint settles at, over the least that was as fast: it is never idle between two requests."""
 _ROUNDS = 16
 """Rounds after which doubling is tried again, for a single round may have been slow by chance."""
+_LONGEST_PAUSE = 16.0
+"""Seconds that doubling pauses go up to: quotas are by the minute, and many servers do not say how long."""
 _PREFIXES = 256
 """Prefixes remembered for each endpoint."""
 
@@ -41,6 +43,8 @@ class _Endpoint:
     """Whether what is in flight there is for adapters."""
     down_until: float = 0.0
     paused_until: float = 0.0
+    refusals: int = 0
+    """Times that the server said that it is too much since it last answered."""
     prefixes: OrderedDict[str, None] = field(default_factory=OrderedDict)
     enough: int = FIRST_LIMIT
     """The limit to fall back to where doubling does not pay."""
@@ -81,6 +85,11 @@ class Fleet:
         self._timer: asyncio.TimerHandle | None = None
 
     @property
+    def refusals(self) -> int:
+        """Times that every endpoint that is up has said that it is too much since it last answered."""
+        return min(endpoint.refusals for endpoint in self._up())
+
+    @property
     def limits(self) -> list[int]:
         """Requests at once that each endpoint was found to take."""
         return [endpoint.limit for endpoint in self._endpoints.values()]
@@ -104,7 +113,7 @@ class Fleet:
     def done(self, url: str) -> None:
         """A request ended well."""
         endpoint = self._endpoints[url]
-        endpoint.down_until = 0.0
+        endpoint.down_until, endpoint.refusals = 0.0, 0
         if endpoint.began is not None:
             endpoint.round += 1
             if endpoint.round >= endpoint.limit:
@@ -115,11 +124,16 @@ class Fleet:
         """A request failed there for a reason that says nothing of the others."""
         self._leave(self._endpoints[url])
 
-    def overloaded(self, url: str, wait: float) -> None:
-        """The server asked for `wait` seconds without requests."""
+    def overloaded(self, url: str, wait: float, backoff: float) -> None:
+        """The server asked for `wait` seconds without requests, which may be too few. `backoff`: those it gets at least
+        the first time, doubled each further time in a row.
+        """
         endpoint = self._endpoints[url]
+        if endpoint.back <= self._loop.time():  # once for all that were in flight together
+            endpoint.refusals += 1
         self._halve(endpoint)
-        endpoint.paused_until = max(endpoint.paused_until, self._loop.time() + wait)
+        least = min(backoff * 2 ** max(endpoint.refusals - 1, 0), _LONGEST_PAUSE)
+        endpoint.paused_until = max(endpoint.paused_until, self._loop.time() + max(wait, least))
         self._leave(endpoint)
 
     def hung(self, url: str) -> None:

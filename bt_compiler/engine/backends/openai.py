@@ -46,9 +46,10 @@ class Patience(NamedTuple):
     attempts: int = 6
     """Tries of one request; half as many where the server hangs."""
     waits: int = 60
-    """Times that a request may be refused for the server's load, which are no tries."""
+    """Times that a request may be refused for the server's load, which are no tries; and times in a row that a server
+    may refuse all of them."""
     backoff: float = 0.5
-    """Seconds before the second try, doubled for each further one, unless the server says how long."""
+    """Seconds before the second try, doubled for each further one, unless the server says how long it is at least."""
     timeout: float = 300.0
     """Seconds without a byte of the answer."""
 
@@ -216,6 +217,8 @@ class OpenAIBackend:
                 self._answered += 1
                 return found
             answer = found
+            if answer.overloaded and self._fleet.refusals >= self._patience.waits:
+                raise _broken(endpoint, answer.why)
             avoid.add(endpoint)
             if answer.refused or self._fleet.others(avoid):
                 continue
@@ -247,8 +250,7 @@ class OpenAIBackend:
                 release = self._fleet.done
             elif answer.overloaded:
                 seen.limited += 1
-                wait = self._patience.backoff if answer.after is None else answer.after
-                release = partial(self._fleet.overloaded, wait=wait)
+                release = partial(self._fleet.overloaded, wait=answer.after or 0.0, backoff=self._patience.backoff)
                 return replace(answer, after=0.0)
             elif answer.after is None:
                 seen.failed += 1
