@@ -3,13 +3,15 @@
 What it does is chosen by a word in the last turn: `hang`, `flaky` (500, then well), `limited` (429 with Retry-After,
 then well), `stubborn` (400 about structured outputs, there or not), `hidden` (an error inside a 200), `nonsense`,
 `broken` (always 500), `long` (400), `filtered`, `empty`, `halfway` (half an answer, then silence), `garbled` (no gzip,
-though it says so), `flagged` (403), `unrouted` (404), `locked` (401). An adapter with `sleeper` in its name answers as
-the base model does. Paths: `/v1` (vLLM's ways), `/secret/v1` (wants a key), `/plain/v1` (knows no structured outputs,
-no adapters, no list of models), `/newer/v1` (the same, and no `max_tokens` either, as OpenAI's newer models),
-`/down/v1` (always 502), `/strict/v1` (always 400), `/moved/v1` (redirects to `/v1`), `/walled/v1` (always 403, with the
-key that it was asked with), `/quota/v1` (two answers a second, else 429 and `Retry-After: 0`), `/spent/v1` (three
-answers, then 429), `/odd/v1` (a window of `abc`). `GET /log` tells what came in, `POST /forget` does to adapters what a
-restart does. With a second argument the server's base model is another one.
+though it says so), `flagged` (403), `unrouted` (404), `locked` (401). Adapters by a word in their names: `late` is
+loaded the second time (503), `busy` and `stumbling` answer from their second time on (429, 500), `unfit` is never
+loaded (500), `endless` after long, `sleeper` answers as the base model does. Paths: `/v1` (vLLM's ways), `/secret/v1`
+(wants a key), `/plain/v1` (knows no structured outputs, no adapters, no list of models), `/newer/v1` (the same, and no
+`max_tokens` either, as OpenAI's newer models), `/down/v1` (always 502), `/strict/v1` (always 400), `/moved/v1`
+(redirects to `/v1`), `/walled/v1` (always 403, with the key that it was asked with), `/quota/v1` (two answers a second,
+else 429 and `Retry-After: 0`), `/spent/v1` (three answers, then 429), `/odd/v1` (a window of `abc`). `GET /log` tells
+what came in, `POST /forget` does to adapters what a restart does. With a second argument the server's base model is
+another one.
 """
 
 from __future__ import annotations
@@ -67,11 +69,23 @@ async def load(request: Request) -> Response:
     body = await request.json()
     if body["lora_name"] in adapters:
         return error(400, f"The lora adapter '{body['lora_name']}' has already been loaded.")
+    seen[body["lora_name"]] += 1
+    if "late" in body["lora_name"] and seen[body["lora_name"]] == 1:
+        return error(503, "starting", **{"Retry-After": "0.1"})
+    if "unfit" in body["lora_name"]:
+        return error(500, "LoRA is not enabled")
+    if "endless" in body["lora_name"]:
+        await asyncio.sleep(30)
     if "too-large" in body["lora_name"]:
         return error(400, "LoRA rank 512 is greater than max_lora_rank 32")
     await asyncio.sleep(0.05)
     adapters[body["lora_name"]] = body["lora_path"]
     return Response("Success")
+
+
+@app.post("/down/v1/load_lora_adapter")
+def load_nowhere() -> Response:
+    return Response("bad gateway", status_code=502, media_type="text/plain")
 
 
 @app.post("/{rest:path}/completions")
@@ -81,6 +95,10 @@ async def complete(rest: str, request: Request) -> Any:
 
 async def answer(path: str, body: dict[str, Any], key: str | None) -> Any:
     if body.get("echo"):
+        seen[f"echo {body['model']}"] += 1
+        for word, status in (("busy", 429), ("stumbling", 500)):
+            if word in body["model"] and seen[f"echo {body['model']}"] == 1:
+                return error(status, "not now")
         return log_probabilities(body)
     chat = path.endswith("/chat")
     text = body["messages"][-1]["content"] if chat else body["prompt"]

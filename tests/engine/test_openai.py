@@ -295,6 +295,8 @@ def test_adapters_are_loaded_once_and_answer_under_their_name(server):
     [
         ("v1", "too-large", "BTC531", "max_lora_rank"),
         ("plain/v1", "any", "BTC531", "status 404"),
+        ("v1", "unfit", "BTC531", "status 500"),
+        ("down/v1", "any", "BTC597", "status 502: bad gateway"),
         ("v1", "impostor", "BTC595", "answered as `lm`"),
         ("v1", "sleeper", "BTC595", "answers as the base model"),
     ],
@@ -304,6 +306,18 @@ def test_an_adapter_that_does_not_answer_is_never_taken_for_one_that_does(server
         run(opened(f"{server}/{path}"), "which", adapter=adapter(name))
     assert caught.value.diagnostics[0].code == code
     assert said in caught.value.diagnostics[0].message
+
+
+@pytest.mark.parametrize("name", ["late", "busy", "stumbling"])
+def test_an_adapter_is_loaded_and_proven_once_the_server_takes_it(server, name):
+    traces = run(opened(f"{server}/v1"), *[f"{name} {n}" for n in range(4)], adapter=adapter(name))
+    assert [trace.outputs for trace in traces] == [{"species": "virginica"}] * 4
+
+
+def test_an_adapter_that_one_endpoint_does_not_load_now_answers_elsewhere(server):
+    backend = opened(f"{server}/down/v1", f"{server}/v1", patience=Patience(attempts=6, backoff=0.01))
+    traces = run(backend, *[f"elsewhere {n}" for n in range(6)], adapter=adapter("elsewhere"))
+    assert [trace.outputs for trace in traces] == [{"species": "virginica"}] * 6
 
 
 @pytest.mark.parametrize(("values", "allowed"), [([0.0, 0.0], True), ([0.0, 1e-9], False)])

@@ -20,7 +20,7 @@ from bt_compiler.canonical import canonical_json, digest
 from bt_compiler.diagnostics import did_you_mean
 from bt_compiler.engine.backends.fleet import Fleet
 from bt_compiler.engine.backends.pace import waited
-from bt_compiler.engine.backends.served_adapters import ServedAdapters
+from bt_compiler.engine.backends.served_adapters import NotNow, ServedAdapters
 from bt_compiler.engine.backends.wire import (
     LONGEST_WAIT,
     MAX_TOKENS,
@@ -293,7 +293,10 @@ class OpenAIBackend:
 
     async def _asked(self, request: Request, endpoint: str) -> Result | Again:
         adapter = request.adapter
-        served = self._model if adapter is None else await self._adapters.served(adapter, endpoint)
+        try:
+            served = self._model if adapter is None else await self._adapters.served(adapter, endpoint)
+        except NotNow as error:
+            return error.again
         refused = self._refused
         body = body_of(request, served, refused)
         with self._connections.lent() as client:

@@ -148,9 +148,7 @@ def _refusal(response: httpx.Response, request: Request, served: str) -> Again:
     if status == 401:
         raise key_refused(response)
     if status in _RETRIED or status >= 500:
-        after = _retry_after(response)
-        overloaded = status == 429 or (status == 503 and after is not None)
-        return Again(why=f"status {status}: {why}", after=after if overloaded else None, overloaded=overloaded)
+        return passing(response)
     unsupported = "unsupported" in why.lower() or "not supported" in why.lower()
     if status in (400, 422) and unsupported and MAX_TOKENS in why and _MAX_TOKENS_TOO in why:
         return Again(why=f"status {status}: {why}", after=0.0, without=MAX_TOKENS)
@@ -160,6 +158,14 @@ def _refusal(response: httpx.Response, request: Request, served: str) -> Again:
         return Again(why=f"status {status}: {why}", after=0.0, without=kind)
     closed = {403: key_refused(response), 404: _unknown(response, served)}.get(status)
     return Again(why=f"the server refused a request with status {status}: {why}", refused=True, closed=closed)
+
+
+def passing(response: httpx.Response) -> Again:
+    """What a status means that is worth another try, with the time that the server asks for."""
+    status, after = response.status_code, _retry_after(response)
+    overloaded = status == 429 or (status == 503 and after is not None)
+    why = f"status {status}: {said(response)}"
+    return Again(why=why, after=after if overloaded else None, overloaded=overloaded)
 
 
 def _unknown(response: httpx.Response, served: str) -> BackendError:
