@@ -5,13 +5,13 @@ then well), `stubborn` (400 about structured outputs, there or not), `hidden` (a
 `broken` (always 500), `long` (400), `filtered`, `empty`, `halfway` (half an answer, then silence), `garbled` (no gzip,
 though it says so), `flagged` (403), `unrouted` (404), `locked` (401). Adapters by a word in their names: `late` is
 loaded the second time (503), `busy` and `stumbling` answer from their second time on (429, 500), `unfit` is never
-loaded (500), `endless` after long, `sleeper` answers as the base model does. Paths: `/v1` (vLLM's ways), `/secret/v1`
-(wants a key), `/plain/v1` (knows no structured outputs, no adapters, no list of models), `/newer/v1` (the same, and no
-`max_tokens` either, as OpenAI's newer models), `/down/v1` (always 502), `/strict/v1` (always 400), `/moved/v1`
-(redirects to `/v1`), `/walled/v1` (always 403, with the key that it was asked with), `/quota/v1` (two answers a second,
-else 429 and `Retry-After: 0`), `/spent/v1` (three answers, then 429), `/odd/v1` (a window of `abc`). `GET /log` tells
-what came in, `POST /forget` does to adapters what a restart does. With a second argument the server's base model is
-another one.
+loaded (500), `slow` and `endless` after long, `sleeper` answers as the base model does. Paths: `/v1` (vLLM's ways),
+`/secret/v1` (wants a key), `/plain/v1` (knows no structured outputs, no adapters, no list of models), `/newer/v1` (the
+same, and no `max_tokens` either, as OpenAI's newer models), `/down/v1` (always 502), `/strict/v1` (always 400),
+`/moved/v1` (redirects to `/v1`), `/walled/v1` (always 403, with the key that it was asked with), `/quota/v1` (two
+answers a second, else 429 and `Retry-After: 0`), `/spent/v1` (three answers, then 429), `/odd/v1` (a window of `abc`).
+`GET /log` tells what came in, `POST /forget` does to adapters what a restart does. With a second argument the server's
+base model is another one.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ log: list[dict[str, Any]] = []
 seen: Counter[str] = Counter()
 answered_at: defaultdict[str, list[float]] = defaultdict(list)
 adapters: dict[str, str] = {}
+loads: list[str] = []
 active = {"now": 0, "most": 0}  # requests answered at once
 
 
@@ -42,7 +43,7 @@ def error(status: int, message: str, **headers: str) -> JSONResponse:
 
 @app.get("/log")
 def read_log() -> dict[str, Any]:
-    return {"requests": log, "adapters": adapters, "most": active["most"]}
+    return {"requests": log, "loads": loads, "adapters": adapters, "most": active["most"]}
 
 
 @app.post("/forget")
@@ -70,8 +71,11 @@ async def load(request: Request) -> Response:
     if body["lora_name"] in adapters:
         return error(400, f"The lora adapter '{body['lora_name']}' has already been loaded.")
     seen[body["lora_name"]] += 1
+    loads.append(body["lora_name"])
     if "late" in body["lora_name"] and seen[body["lora_name"]] == 1:
         return error(503, "starting", **{"Retry-After": "0.1"})
+    if "slow" in body["lora_name"]:
+        await asyncio.sleep(0.3)
     if "unfit" in body["lora_name"]:
         return error(500, "LoRA is not enabled")
     if "endless" in body["lora_name"]:

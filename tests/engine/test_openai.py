@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 import socket
 import struct
@@ -416,6 +417,21 @@ def test_closing_does_not_wait_for_an_answer(server):
     closer.join(10)
     assert not closer.is_alive()
     assert backend.poll() == []
+
+
+@pytest.mark.parametrize(("name", "seconds"), [("endless", 0.0), ("slow-unfit", 0.6)])
+def test_closing_while_an_adapter_is_loaded_says_nothing(server, caplog, name, seconds):
+    backend = opened(f"{server}/v1", patience=Patience(timeout=60.0))
+    prompt = PromptText(messages=(Message(role="user", content="which"),))
+    backend.submit([Request(id="1", prompt=prompt, grammar=None, adapter=adapter(name))])
+    while name not in str(log(server)["loads"]):
+        time.sleep(0.01)
+    backend.cancel(["1"])  # as where another endpoint's error ends the run
+    time.sleep(seconds)
+    backend.close()
+    del backend
+    gc.collect()  # asyncio tells of exceptions that nobody asked for when their task goes
+    assert [record.message for record in caplog.records if record.name == "asyncio"] == []
 
 
 def test_engines():

@@ -195,7 +195,8 @@ class OpenAIBackend:
         if self._loop.is_closed():
             return
         self.cancel(list(self._tasks))
-        asyncio.run_coroutine_threadsafe(self._connections.close(), self._loop).result()
+        for part in (self._adapters, self._connections):
+            asyncio.run_coroutine_threadsafe(part.close(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

@@ -75,9 +75,16 @@ class ServedAdapters:
         loading = self._loading.get((endpoint, name))
         if loading is None or (loading.done() and (loading.cancelled() or loading.exception() is not None)):
             loading = asyncio.ensure_future(self._load(adapter, name, endpoint))
+            loading.add_done_callback(_seen)
             self._loading[(endpoint, name)] = loading
         await asyncio.shield(loading)
         return name
+
+    async def close(self) -> None:
+        """Ends what is being loaded."""
+        for loading in self._loading.values():
+            loading.cancel()
+        await asyncio.gather(*self._loading.values(), return_exceptions=True)
 
     def forget(self, endpoint: str) -> None:
         """The server does not know an adapter that it had: it was restarted, and has to be given all of them again."""
@@ -155,6 +162,12 @@ class ServedAdapters:
                 "`logprobs`), as vLLM's does",
             )
         return values
+
+
+def _seen(loading: asyncio.Task[None]) -> None:
+    """Its error is that of those who wait for it; where nobody does any more, asyncio would print it."""
+    if not loading.cancelled():
+        loading.exception()
 
 
 def changes_nothing(adapter: Adapter) -> bool:
