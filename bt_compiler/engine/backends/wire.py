@@ -107,15 +107,20 @@ def read(response: httpx.Response, request: Request, served: str) -> Completion 
 def _completion(data: Mapping[str, Any], request: Request) -> Completion | Again | ExampleError:
     try:
         choice = data["choices"][0]
-        text = choice["text"] if request.prompt.text is not None else choice["message"]["content"]
+        message = {"content": choice["text"]} if request.prompt.text is not None else choice["message"]
+        text, refusal = message.get("content"), message.get("refusal")
         reason = choice.get("finish_reason") or "stop"
     except (KeyError, IndexError, TypeError, AttributeError):
         return Again(why=f"the answer is no completion: {json.dumps(data)[:_SHOWN]}")
-    if not isinstance(text, str):
-        return Again(why="the answer has no text")
     ended = str(reason).lower()
     if ended not in _STOPPED | _CUT:
         return ExampleError("BTC534", f"the server ended a completion for the reason {json.dumps(reason)[:_SHOWN]}")
+    if not text and isinstance(refusal, str) and refusal:
+        return ExampleError("BTC534", f"the model refused to answer: {whole(refusal)[:_SHOWN]}")
+    if text is None and ended in _CUT:
+        text = ""  # all tokens went into reasoning, which is no part of the answer
+    if not isinstance(text, str):
+        return Again(why="the answer has no text")
     return Completion(
         text=whole(text),
         finish="stop" if ended in _STOPPED else "length",
