@@ -143,6 +143,8 @@ HOPS = (
         ("retrieval_full_hit", ["Seine", "Seine", "the louvre"], {}, 1),
         ("retrieval_full_hit", ["Ann"], {}, 0),
         ("retrieval_recall", ["p1", "p9"], {"by": "id"}, 1 / 2),
+        ("retrieval_recall", [" p1 ", "P2", "p-3"], {"by": "id"}, 1 / 3),
+        ("retrieval_full_hit", ["p-1"], {"by": "id"}, 0),
         ("retrieval_recall", "Seine", {}, 1),
         ("answer_in_passages", "rouen", {}, 1),
         ("answer_in_passages", ["Lyon", "an Eiffel tower"], {}, 1),
