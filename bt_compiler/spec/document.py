@@ -49,17 +49,8 @@ class Spec:
         return self.folders[self.span(path).source.name]
 
     def file(self, path: Place) -> str:
-        """The file named at `path` as an absolute path; names with a scheme (`sklearn:iris`) stay as they are, but for
-        the folder in `hf://./folder:train`.
-        """
-        written = str(self.get(path))
-        hub = _HUB_SET.fullmatch(written)
-        if hub is not None:
-            folder = (self.folder(path) / _at_home(hub["id"])).resolve()
-            return f"hf://{folder}{hub['rest']}" if names_path(hub["id"], folder) else written
-        if _SCHEME.match(written):
-            return written
-        return str((self.folder(path) / _at_home(written)).resolve())
+        """What is named at `path`, from `folder(path)` as `file_in` has it."""
+        return file_in(self.folder(path), str(self.get(path)))
 
     def resolved(self) -> dict[str, Any]:
         """The document with every default written out and paths absolute; loading it gives the same again.
@@ -75,6 +66,19 @@ class Spec:
         from bt_compiler.spec.resolve import identity  # as above
 
         return identity(self)
+
+
+def file_in(folder: Path, written: str) -> str:
+    """The file `written` as an absolute path; names with a scheme (`sklearn:iris`) stay as they are, but for the folder
+    in `hf://./folder:train`.
+    """
+    hub = _HUB_SET.fullmatch(written)
+    if hub is not None:
+        local = (folder / _at_home(hub["id"])).resolve()
+        return f"hf://{local}{hub['rest']}" if names_path(hub["id"], local) else written
+    if _SCHEME.match(written):
+        return written
+    return str((folder / _at_home(written)).resolve())
 
 
 def names_path(written: str, path: Path) -> bool:
