@@ -70,7 +70,8 @@ class Spec:
 
 def file_in(folder: Path, written: str) -> str:
     """The file `written` as an absolute path; names with a scheme (`sklearn:iris`) stay as they are, but for the folder
-    in `hf://./folder:train`.
+    in `hf://./folder:train`. A link to a file keeps its own name, whose suffix says the format: caches of data sets link
+    to files that are named by their hash.
     """
     hub = _HUB_SET.fullmatch(written)
     if hub is not None:
@@ -78,7 +79,8 @@ def file_in(folder: Path, written: str) -> str:
         return f"hf://{local}{hub['rest']}" if names_path(hub["id"], local) else written
     if _SCHEME.match(written):
         return written
-    return str((folder / _at_home(written)).resolve())
+    path = folder / _at_home(written)
+    return str(path.parent.resolve() / path.name if _is_file(path) else path.resolve())
 
 
 def names_path(written: str, path: Path) -> bool:
@@ -88,6 +90,13 @@ def names_path(written: str, path: Path) -> bool:
     try:
         return written.startswith(("/", "./", "../", "~/")) or path.exists()
     except OSError:  # a name too long for a file system is no file's
+        return False
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # as above
         return False
 
 
