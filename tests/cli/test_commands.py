@@ -59,10 +59,14 @@ def test_mistyped_command() -> None:
 
 def test_an_option_may_come_from_the_environment_and_a_flag_wins() -> None:
     rank = "optimize.weights.r=0"
-    wrong = btc("check", "specs/iris.yaml", BTC_CHECK_SET=f"{rank} model.batch=0")
+    wrong = btc("check", "specs/iris.yaml", BTC_CHECK_SET=f"{rank}\n\n  model.batch=0\r\n")
     assert wrong.returncode == 1
     assert "--set #1:1" in wrong.stderr and "--set #2:1" in wrong.stderr
     assert btc("check", "specs/iris.yaml", "--set", "model.batch=8", BTC_CHECK_SET=rank).returncode == 0
+    blanks = "data={path: gone here.jsonl}"
+    for command, variable in (("check", "BTC_CHECK_SET"), ("sweep", "BTC_SWEEP_SET")):
+        told = btc(command, "specs/iris.yaml", **{variable: blanks})
+        assert (told.returncode, told.stderr.startswith("error[BTC301]: data file `gone here.jsonl`")) == (1, True)
     mistaken = btc("compile", "specs/iris.yaml", BTC_COMPILE_SEED="one")
     assert mistaken.returncode == 2 and "'--seed': 'one'" in mistaken.stderr
 
