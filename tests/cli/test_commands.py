@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -94,6 +95,13 @@ def test_init_writes_a_spec_that_checks(tmp_path: Path) -> None:
     assert (checked.returncode, checked.stderr.count("[BTC")) == (0, 1)
     assert checked.stderr.startswith("note[BTC330]: 60 rows split by content hash: 30 train, 15 dev, 15 test\n")
     assert checked.stdout == "demo/spec.yaml: ok (1 module(s), 30 train / 15 dev / 15 test examples)\n"
+
+
+def test_what_init_says_next_can_be_pasted(tmp_path: Path) -> None:
+    said = btc("init", "a b/c's", cwd=tmp_path).stdout.splitlines()[-1].removeprefix("next: ")
+    assert said.count("btc ") == 2
+    words = [shlex.split(command) for command in said.split(" && ")]
+    assert words == [["btc", command, "a b/c's/spec.yaml"] for command in ("check", "compile")]
 
 
 @pytest.mark.parametrize("name", ["null", "true", "1e3"])
