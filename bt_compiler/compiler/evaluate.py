@@ -39,8 +39,8 @@ def evaluate_bundle(
     opener: OpenBackend | None = None,
     tools: Path | None = None,
 ) -> Report:
-    """The shipped program's report on `split` of the bundle's own data, or on all rows of `data`: a file, or a name as a
-    spec has it (`sklearn:NAME`, `hf://owner/name:split`), from the working folder.
+    """The shipped program's report on `split` of the bundle's own data, or on all rows of `data`: a file, or a name as
+    in a spec (`sklearn:NAME`, `hf://owner/name:split`), from the working folder.
 
     `overrides` are applied to the bundle's spec, for paths and endpoints of this machine. Raises BundleError,
     SpecError, DataError, BackendError, and CompileError (BTC452) where the split has no examples.
