@@ -48,14 +48,12 @@ modules:
       instructions: Does the passage help to answer the question?
       inputs: {{passage: Passage, question: str}}
       outputs: {{helps: bool}}
-  same: {{signature: "passages: [Passage] -> answer"}}
 program:
   inputs: {{question: str}}
   steps:
     found: {{retrieve: best, in: {{query: $question}}}}
-    last: {{call: same, in: {{passages: $found.passages}}}}
-  out: {{answer: $last.answer}}
-metric: exact_match
+  out: {{passages: $found.passages}}
+metric: json_equal
 """
 
 
