@@ -9,9 +9,9 @@ loaded (500), `slow` and `endless` after long, `sleeper` answers as the base mod
 `/secret/v1` (wants a key), `/plain/v1` (knows no structured outputs, no adapters, no list of models), `/newer/v1` (the
 same, and no `max_tokens` either, as OpenAI's newer models), `/down/v1` (always 502), `/strict/v1` (always 400),
 `/moved/v1` (redirects to `/v1`), `/walled/v1` (always 403, with the key that it was asked with), `/quota/v1` (two
-answers a second, else 429 and `Retry-After: 0`), `/spent/v1` (three answers, then 429), `/odd/v1` (a window of `abc`).
-`GET /log` tells what came in, `POST /forget` does to adapters what a restart does. With a second argument the server's
-base model is another one.
+answers a second, else 429 and `Retry-After: 0`), `/spent/v1` (three answers, then 429), `/pressed/v1` (429 to the first
+`Hello.`), `/odd/v1` (a window of `abc`). `GET /log` tells what came in, `POST /forget` does to adapters what a restart
+does. With a second argument the server's base model is another one.
 """
 
 from __future__ import annotations
@@ -119,6 +119,9 @@ async def answer(path: str, body: dict[str, Any], key: str | None) -> Any:
         if len(recent) >= (3 if path.startswith("spent") else 2):
             return error(429, "quota exceeded", **{"Retry-After": "0"})
         answered_at[path].append(time.monotonic())
+    if path.startswith("pressed") and text == "Hello." and not answered_at[path]:
+        answered_at[path].append(time.monotonic())
+        return error(429, "slow down")
     if path.startswith("moved"):
         return Response(status_code=307, headers={"Location": f"/{path.removeprefix('moved/')}/completions"})
     if path.startswith("strict"):

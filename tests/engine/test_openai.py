@@ -241,8 +241,9 @@ def test_a_broken_endpoint_beside_a_sound_one_ends_nothing(server):
     assert [trace.outputs for trace in traces] == [{"species": "setosa"}] * 6
 
 
-def test_an_example_alone_that_no_server_answers_is_the_only_one_to_fail(server):
-    (trace,) = run(opened(f"{server}/v1"), "broken alone")
+@pytest.mark.parametrize("path", ["v1", "pressed/v1"])
+def test_an_example_alone_that_no_server_answers_is_the_only_one_to_fail(server, path):
+    (trace,) = run(opened(f"{server}/{path}"), "broken alone")
     assert trace.error is not None and trace.error.code == "BTC532"
 
 

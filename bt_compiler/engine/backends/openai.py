@@ -236,9 +236,14 @@ class OpenAIBackend:
 
     async def _answers(self, request: Request) -> bool:
         """Whether a short prompt is answered that is otherwise asked for as the request is, in a place of its own."""
-        asked = _short(request)
-        endpoint = await self._fleet.take(_prefix(asked), adapted=asked.adapter is not None)
-        return not isinstance(await self._once(asked, endpoint, _Tries(self._patience)), Again)
+        asked, tries = _short(request), _Tries(self._patience)
+        while True:
+            endpoint = await self._fleet.take(_prefix(asked), adapted=asked.adapter is not None)
+            found = await self._once(asked, endpoint, tries)
+            if not isinstance(found, Again):
+                return True
+            if not found.overloaded or self._fleet.refusals >= self._patience.waits:
+                return False
 
     async def _once(self, request: Request, endpoint: str, seen: _Tries) -> Result | Again:
         """One try at one endpoint, whose place is given back. Raises BackendError."""
