@@ -14,6 +14,7 @@ from engine_parts import candidate_of, examples, walk
 
 from bt_compiler.compiler.check import checked
 from bt_compiler.engine.backends.scripted import ScriptedBackend
+from bt_compiler.engine.budget_ends import without_half_escapes
 from bt_compiler.engine.executor import Engine
 from bt_compiler.engine.formats import load_format
 from bt_compiler.engine.progress import Silent

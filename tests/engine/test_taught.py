@@ -98,7 +98,11 @@ class Texts:
             return st.floats(low, high).map(lambda number: round(number, 4))
         if t.kind == "int":
             return st.integers(-(10**9), 10**9)
-        return st.sampled_from(t.values) if t.kind == "enum" else st.sampled_from({"bool": [True, False]}.get(t.kind, [None]))
+        return (
+            st.sampled_from(t.values)
+            if t.kind == "enum"
+            else st.sampled_from({"bool": [True, False]}.get(t.kind, [None]))
+        )
 
 
 def byte_texts() -> Texts:
@@ -160,7 +164,7 @@ def test_options_that_begin_alike_can_all_be_written(format):
     short = Type(kind="object", fields=(Field(name="what", type=STR),))
     made = module({"x": STR}, {"found": Type(kind="union", options=(short, LINE))})
     form = load_format(format)
-    for found in ({"what": "a"}, {"what": "b", "kind": "d e", "price": 1.5, "note": None, "tags": ["\"c\""]}):
+    for found in ({"what": "a"}, {"what": "b", "kind": "d e", "price": 1.5, "note": None, "tags": ['"c"']}):
         completion = form.completion(made, {"found": found})
         matcher = LLMatcher(TOKENIZER, LLMatcher.grammar_from_lark(form.grammar(made, {}).lark))
         assert matcher.consume_tokens(TOKENIZER.tokenize_str(completion)) and matcher.is_accepting(), completion
