@@ -24,7 +24,7 @@ TEXT_IN_STRUCTURE = 32
 ITEMS = 16
 """Most elements of a generated list whose type gives no `max`: every completion has to end."""
 CHARACTERS_A_TOKEN = 4
-"""How budgets become lengths where an engine counts characters: inside JSON, and in regular expressions."""
+"""How budgets become lengths where a server counts characters: by JSON Schema, and in regular expressions."""
 
 _JSON_TEXT = r'([^"\\\x00-\x1f\x7f]|\\["\\bfnrt]|\\u(00[01][0-9a-f]|007f|0085|202[89]))'
 """A character as `json_text` writes it."""
