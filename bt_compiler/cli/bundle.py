@@ -124,7 +124,11 @@ def _short(value: Any) -> str:
 @click.command("eval")
 @_bundle_argument
 @click.option("--split", type=click.Choice(["train", "dev", "test"]), default="test", show_default=True)
-@click.option("--data", type=click.Path(path_type=Path), help="Score all rows of this file instead of a split.")
+@click.option(
+    "--data",
+    metavar="NAME",
+    help="Score all rows of this file, `sklearn:NAME` or `hf://owner/name:split` instead of a split.",
+)
 @click.option("--at-least", type=click.FloatRange(0, 1), help="Exit with 1 where the mean score is below this.")
 @set_option
 @tools_option
@@ -132,7 +136,7 @@ def _short(value: Any) -> str:
 def eval_command(
     bundle: Path,
     split: str,
-    data: Path | None,
+    data: str | None,
     at_least: float | None,
     overrides: tuple[str, ...],
     tools: Path | None,

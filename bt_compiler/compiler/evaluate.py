@@ -22,7 +22,7 @@ from bt_compiler.engine.trace import Report
 from bt_compiler.errors import CompileError
 from bt_compiler.graph import Judges, lower_with_warnings
 from bt_compiler.runtime.predictor import OpenBackend, Predictor, load
-from bt_compiler.spec import load_spec
+from bt_compiler.spec import file_in, load_spec
 from bt_compiler.spec.sections import SourceSection
 
 SplitName = Literal["train", "dev", "test"]
@@ -32,14 +32,15 @@ def evaluate_bundle(
     folder: Path,
     *,
     split: SplitName = "test",
-    data: Path | None = None,
+    data: str | None = None,
     overrides: Sequence[str] = (),
     cache: Path | None = None,
     progress: Progress | None = None,
     opener: OpenBackend | None = None,
     tools: Path | None = None,
 ) -> Report:
-    """The shipped program's report on `split` of the bundle's own data, or on all rows of `data`.
+    """The shipped program's report on `split` of the bundle's own data, or on all rows of `data`: a file, or a name as a
+    spec has it (`sklearn:NAME`, `hf://owner/name:split`), from the working folder.
 
     `overrides` are applied to the bundle's spec, for paths and endpoints of this machine. Raises BundleError,
     SpecError, DataError, BackendError, and CompileError (BTC452) where the split has no examples.
@@ -51,7 +52,7 @@ def evaluate_bundle(
         closing(CompletionCache(cache_path(root))) as store,
         ExitStack() as opened,
     ):
-        bundle, name = predictor.bundle, split if data is None else str(data)
+        bundle, name = predictor.bundle, split if data is None else data
         judges = with_formats(_judges(predictor, overrides), bundle.judge_formats)
         examples = _examples(predictor, split, data, judges)
         engine = replace(predictor.engine(), stores=(store,))
@@ -85,13 +86,13 @@ def _judges(predictor: Predictor, overrides: Sequence[str]) -> Judges:
     return lower_with_warnings(load_spec(predictor.bundle.spec, overrides=overrides), sections).judges
 
 
-def _examples(predictor: Predictor, split: SplitName, data: Path | None, judges: Judges) -> tuple[Example, ...]:
+def _examples(predictor: Predictor, split: SplitName, data: str | None, judges: Judges) -> tuple[Example, ...]:
     program, section = predictor.bundle.program, predictor.sections.data
     labels = label_fields(program, predictor.sections, judges)
     optional = optional_label_fields(program, predictor.sections, judges)
     examples: tuple[Example, ...]
     if data is not None:
-        source = SourceSection(path=str(data.absolute()))
+        source = SourceSection(path=file_in(Path.cwd(), data))
         examples = load_examples(
             source,
             columns=section.columns,

@@ -9,7 +9,9 @@ from typing import Any
 
 from bt_compiler.canonical import digest
 from bt_compiler.data.table import Row
+from bt_compiler.spec import convert
 from bt_compiler.spec.sections import Condition, Spans
+from bt_compiler.spec.types import BOOL
 
 _ROOM = 1000
 """Rows kept beyond the sample before the list is cut."""
@@ -112,12 +114,20 @@ def _same(value: Any, wanted: Any) -> bool:
     if wanted is None:
         return value is None or value == ""
     if isinstance(wanted, bool):
-        return value is wanted or (isinstance(value, str) and value.strip().lower() == str(wanted).lower())
+        return _bool(value) is wanted
     if isinstance(wanted, int | float):
         return _number(value) == wanted
     if isinstance(value, bool | dict | list) or value is None:
         return False
     return str(value).strip() == str(wanted).strip()
+
+
+def _bool(value: Any) -> bool | None:
+    """As the type `bool` reads a cell; None where it does not."""
+    try:
+        return bool(convert(value, BOOL))
+    except ValueError:
+        return None
 
 
 def _number(value: Any) -> float | None:

@@ -7,7 +7,7 @@ type language: `types`, `type_syntax`, `convert`.
 from bt_compiler.spec.build import build_sections
 from bt_compiler.spec.convert import convert, convert_text
 from bt_compiler.spec.declared import named_types
-from bt_compiler.spec.document import Spec
+from bt_compiler.spec.document import Spec, file_in
 from bt_compiler.spec.dump import yaml_text
 from bt_compiler.spec.load import load_spec
 from bt_compiler.spec.schema import schema_text
@@ -25,6 +25,7 @@ __all__ = [
     "build_sections",
     "convert",
     "convert_text",
+    "file_in",
     "json_schema",
     "json_schema_of_fields",
     "load_spec",

@@ -49,17 +49,8 @@ class Spec:
         return self.folders[self.span(path).source.name]
 
     def file(self, path: Place) -> str:
-        """The file named at `path` as an absolute path; names with a scheme (`sklearn:iris`) stay as they are, but for
-        the folder in `hf://./folder:train`.
-        """
-        written = str(self.get(path))
-        hub = _HUB_SET.fullmatch(written)
-        if hub is not None:
-            folder = (self.folder(path) / _at_home(hub["id"])).resolve()
-            return f"hf://{folder}{hub['rest']}" if names_path(hub["id"], folder) else written
-        if _SCHEME.match(written):
-            return written
-        return str((self.folder(path) / _at_home(written)).resolve())
+        """What is named at `path`, from `folder(path)` as `file_in` has it."""
+        return file_in(self.folder(path), str(self.get(path)))
 
     def resolved(self) -> dict[str, Any]:
         """The document with every default written out and paths absolute; loading it gives the same again.
@@ -77,6 +68,21 @@ class Spec:
         return identity(self)
 
 
+def file_in(folder: Path, written: str) -> str:
+    """The file `written` as an absolute path; names with a scheme (`sklearn:iris`) stay as they are, but for the folder
+    in `hf://./folder:train`. A link to a file keeps its own name, whose suffix says the format: caches of data sets link
+    to files that are named by their hash.
+    """
+    hub = _HUB_SET.fullmatch(written)
+    if hub is not None:
+        local = (folder / _at_home(hub["id"])).resolve()
+        return f"hf://{local}{hub['rest']}" if names_path(hub["id"], local) else written
+    if _SCHEME.match(written):
+        return written
+    path = folder / _at_home(written)
+    return str(path.parent.resolve() / path.name if _is_file(path) else path.resolve())
+
+
 def names_path(written: str, path: Path) -> bool:
     """Whether `written`, which may be an id of the hub, means the file or folder at `path`: it is written as a path, or
     something lies there.
@@ -84,6 +90,13 @@ def names_path(written: str, path: Path) -> bool:
     try:
         return written.startswith(("/", "./", "../", "~/")) or path.exists()
     except OSError:  # a name too long for a file system is no file's
+        return False
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # as above
         return False
 
 

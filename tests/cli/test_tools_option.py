@@ -174,6 +174,14 @@ def test_a_score_below_what_is_asked_for_ends_with_one(bundle: Path, folder: Pat
     assert unread.wait() == 1
 
 
+@pytest.mark.parametrize(
+    ("data", "code"), [("sklearn:moods", "BTC321"), ("hf://owner/set", "BTC319"), ("gone.jsonl", "BTC301")]
+)
+def test_data_to_score_is_named_as_in_a_spec(bundle: Path, called: Any, data: str, code: str) -> None:
+    left, _, err = called("eval", "artifacts/agent", "--tools", "mine.py", "--data", data)
+    assert (left, err.startswith(f"error[{code}]"), f"`{data}`" in err) == (1, True, True), err
+
+
 @pytest.mark.parametrize("command", [("run", "--input", '{"text": "double 2"}'), ("eval",)], ids=["run", "eval"])
 def test_without_the_file_or_with_another_nothing_runs(
     bundle: Path, folder: Path, called: Any, command: tuple[str, ...]

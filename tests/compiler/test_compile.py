@@ -23,7 +23,7 @@ from bt_compiler.compiler.evaluate import evaluate_bundle
 from bt_compiler.compiler.identity import compile_identity
 from bt_compiler.engine.progress import Silent
 from bt_compiler.engine.templates import template_folder
-from bt_compiler.errors import BtcError, BundleError, CompileError, SpecError
+from bt_compiler.errors import BtcError, BundleError, CompileError, DataError, SpecError
 from bt_compiler.optimize.journal import Journal, journal_folder
 
 SPEC = """\
@@ -379,16 +379,31 @@ def test_a_bundle_is_scored_on_the_split_that_it_was_compiled_with(spec: Path, t
         assert [list(pair) for pair in report.scores] == kept[split]
 
 
-def test_a_bundle_is_scored_on_a_file_given(run: Compile, tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore")  # the library's own
+def test_a_bundle_is_scored_on_data_given_as_a_spec_names_it(
+    run: Compile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run()
-    (tmp_path / "fresh.jsonl").write_text('{"text": "g fresh", "mood": "good"}\n{"text": "b fresh", "mood": "bad"}\n')
-    report = evaluate_bundle(
-        tmp_path / "artifacts" / "bundle",
-        data=tmp_path / "fresh.jsonl",
-        cache=tmp_path / "elsewhere",
-        opener=lambda _: RuleBackend(rule=lambda asked: f"Mood: {truth(asked.value('Text'))}"),
-    )
-    assert [score for _, score in report.scores] == [1.0, 1.0]
+    (tmp_path / "set").mkdir()
+    rows = '{"text": "g fresh", "mood": "good"}\n{"text": "b fresh", "mood": "bad"}\n'
+    (tmp_path / "set" / "test.jsonl").write_text(rows)
+    monkeypatch.chdir(tmp_path)
+    datasets = pytest.importorskip("datasets", reason="needs the extra `data`")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "sets")
+
+    def scored(data: str) -> list[float]:
+        report = evaluate_bundle(
+            tmp_path / "artifacts" / "bundle",
+            data=data,
+            cache=tmp_path / "elsewhere",
+            opener=lambda _: RuleBackend(rule=lambda asked: f"Mood: {truth(asked.value('Text'))}"),
+        )
+        return [score for _, score in report.scores]
+
+    assert scored("set/test.jsonl") == scored(str(tmp_path / "set" / "test.jsonl")) == [1.0, 1.0]
+    with pytest.raises(DataError, match="BTC321"):
+        scored("sklearn:moods")
+    assert scored("hf://./set:test") == [1.0, 1.0]
 
 
 def test_a_split_without_examples_is_an_error(run: Compile, spec: Path, tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def compiled(home: Path, out: Path, **more: Any) -> tuple[Path, dict[str, Kept]]
 def scored(bundle: Path, data: Path) -> tuple[Any, dict[str, Kept]]:
     found = backends()
     cache = data.parent / "cache-eval"
-    return evaluate_bundle(bundle, data=data, cache=cache, opener=lambda section: found[section.name]), found
+    return evaluate_bundle(bundle, data=str(data), cache=cache, opener=lambda section: found[section.name]), found
 
 
 def test_a_bundle_is_scored_where_the_spec_and_its_files_are_gone(home: Path, tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_a_judge_that_the_bundle_does_not_know_has_its_format_where_it_says(home
     with pytest.raises(SpecError, match=r"gone\.jinja"):
         evaluate_bundle(
             bundle,
-            data=home / "test.jsonl",
+            data=str(home / "test.jsonl"),
             overrides=swapped,
             cache=tmp_path / "c",
             opener=lambda section: found[section.name],

@@ -143,6 +143,8 @@ HOPS = (
         ("retrieval_full_hit", ["Seine", "Seine", "the louvre"], {}, 1),
         ("retrieval_full_hit", ["Ann"], {}, 0),
         ("retrieval_recall", ["p1", "p9"], {"by": "id"}, 1 / 2),
+        ("retrieval_recall", [" p1 ", "P2", "p-3"], {"by": "id"}, 1 / 3),
+        ("retrieval_full_hit", ["p-1"], {"by": "id"}, 0),
         ("retrieval_recall", "Seine", {}, 1),
         ("answer_in_passages", "rouen", {}, 1),
         ("answer_in_passages", ["Lyon", "an Eiffel tower"], {}, 1),
@@ -218,6 +220,10 @@ def strict(*, inputs, outputs, labels, steps):
 
 strict.binary = True
 
+def sorts(*, inputs, outputs, labels, steps, words):
+    given = [inputs["words"], outputs["answer"], labels["gold"], steps[0].outputs["words"], words]
+    return float(all(one == ["b", "a"] and one.sort() is None for one in given))
+
 def needy(*, inputs, outputs, labels, steps, model): return 1
 def blind(*, outputs): return 1
 def open_ended(**given): return len(given["steps"]) + len(given["extra"])
@@ -232,7 +238,7 @@ def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info = tmp_path / "btc_test_plugin-1.2.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: btc-test-plugin\nVersion: 1.2\n", encoding="utf-8")
-    names = ("polite", "strict", "needy", "blind", "open_ended", "constant", "absent")
+    names = ("polite", "strict", "sorts", "needy", "blind", "open_ended", "constant", "absent")
     lines = "".join(f"{name} = btc_test_plugin:{name}\n" for name in names)
     (info / "entry_points.txt").write_text(f"[bt_compiler.metrics]\n{lines}gone = no_such_module:f\n", encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -283,6 +289,16 @@ def test_a_metric_that_says_it_is_binary_gives_0_or_1() -> None:
     assert [one.error.code if one.error else None for one in scored] == [None, "BTC356", None]
     assert scored[1].error is not None and "gave 0.5, though it says `binary = True`" in scored[1].error.message
     assert interval_of([one.score for one in scored], metric.binary).method == "wilson"
+
+
+@pytest.mark.usefixtures("plugins")
+def test_what_a_metric_changes_in_place_is_its_own() -> None:
+    words = ["b", "a"]
+    example = Example(id="e", inputs={"words": words}, labels={"gold": words})
+    trace = Trace(example="e", steps=(called(1, 1, words=words),), outputs={"answer": words})
+    metric = build_metric(section("sorts", words=words))
+    assert [metric.score(example, trace) for _ in range(2)] == [1, 1]
+    assert words == ["b", "a"]
 
 
 @pytest.mark.usefixtures("plugins")

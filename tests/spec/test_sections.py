@@ -236,6 +236,15 @@ def test_a_folder_beside_the_spec_is_the_model(tmp_path: Path) -> None:
     assert build_sections(spec_of(tmp_path, SMALL + "model: org/tiny\n")).models[0].id == "org/tiny"
 
 
+def test_a_link_to_a_file_keeps_the_name_that_says_its_format(tmp_path: Path) -> None:
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "5f3c").write_text("message,category\n")
+    (tmp_path / "linked.csv").symlink_to("blobs/5f3c")
+    for written in ("linked.csv", "blobs/../linked.csv"):
+        source = build_sections(spec_of(tmp_path, SMALL.replace("tickets.csv", written))).data.path
+        assert source is not None and source.path == str(tmp_path / "linked.csv")
+
+
 def test_a_folder_beside_the_spec_is_the_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "set").mkdir()

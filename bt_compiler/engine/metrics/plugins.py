@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -38,16 +39,18 @@ class PluginMetric:
     binary: bool = False
 
     def score(self, example: Example, trace: Trace) -> float:
-        """See `Metric`. Raises `ExampleError` BTC356 where the function raises, gives no number, or, where it is
-        binary, neither 0 nor 1.
+        """See `Metric`. The function gets copies, for what it may sort in place is read by others after it.
+
+        Raises `ExampleError` BTC356 where the function raises, gives no number, or, where it is binary, neither 0
+        nor 1.
         """
         try:
             found = self.function(
-                inputs=example.inputs,
-                outputs=trace.outputs or {},
-                labels=example.labels,
-                steps=trace.steps,
-                **self.options,
+                inputs=deepcopy(example.inputs),
+                outputs=deepcopy(trace.outputs or {}),
+                labels=deepcopy(example.labels),
+                steps=deepcopy(trace.steps),
+                **{name: deepcopy(value) for name, value in self.options.items()},
             )
         except Exception as error:  # the boundary to code of others: whatever it raises is this example's failure
             raise ExampleError("BTC356", f"metric `{self.kind}` raised {type(error).__name__}: {error}") from error

@@ -41,8 +41,9 @@ class RetrievalMetric:
 
     def score(self, example: Example, trace: Trace) -> float:
         """See `Metric`. Raises `ExampleError` BTC353 (no label) and BTC354 (a label that names no passage)."""
-        gold = {_folded(name) for name in _names(label_of(example, self.label), self.kind)}
-        found = {_folded(str(passage[self.by])) for passage in retrieved(trace)}
+        compared = str.strip if self.by == "id" else _folded  # `1-12` and `11-2` are two passages
+        gold = {compared(name) for name in _names(label_of(example, self.label), self.kind)}
+        found = {compared(str(passage[self.by])) for passage in retrieved(trace)}
         share = len(gold & found) / len(gold)
         return float(share == 1.0) if self.full else share
 
