@@ -21,15 +21,24 @@ JSON_VERSION = 1
 """Version of every `--json` document."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document, errors included.")
+
+
+class Setting(click.types.StringParamType):
+    """`KEY=VALUE`; in the environment one a line, for values hold blanks, at which click would cut."""
+
+    def split_envvar_value(self, rv: str) -> list[str]:
+        """The lines that are not blank."""
+        return [line.strip() for line in rv.split("\n") if line.strip()]
+
+
 set_option = click.option(
     "--set",
     "overrides",
+    type=Setting(),
     multiple=True,
     metavar="KEY=VALUE",
     help="Override a value of the spec, e.g. model.id=./lm or optimize.strategy='[prompts]'.",
 )
-
-
 tools_option = click.option(
     "--tools",
     type=click.Path(path_type=Path),

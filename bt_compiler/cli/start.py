@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 from contextlib import closing
 from pathlib import Path
@@ -45,7 +46,8 @@ def init_command(name: Path) -> None:
             "BTC581", f"cannot write into `{name}`: {error.strerror}", help="choose a folder that you may write to"
         ) from error
     click.echo(f"wrote {name}/spec.yaml, {name}/tickets.csv and {name}/.github/workflows/btc.yml")
-    click.echo(f"next: btc check {name}/spec.yaml && btc compile {name}/spec.yaml")
+    spec = shlex.quote(f"{name}/spec.yaml")
+    click.echo(f"next: btc check {spec} && btc compile {spec}")
 
 
 @click.command("explain")

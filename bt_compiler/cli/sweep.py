@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from bt_compiler.cli.output import json_option, print_json, tools_option
+from bt_compiler.cli.output import Setting, json_option, print_json, tools_option
 from bt_compiler.cli.progress import TerminalProgress
 from bt_compiler.errors import UsageError
 
@@ -24,6 +24,7 @@ from bt_compiler.errors import UsageError
 @click.option(
     "--set",
     "overrides",
+    type=Setting(),
     multiple=True,
     metavar="KEY=VALUE",
     help="Override a value of the spec. Several models, by commas, give a table each: model.id=A,B.",

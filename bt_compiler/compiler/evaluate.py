@@ -41,8 +41,8 @@ def evaluate_bundle(
     tools: Path | None = None,
     on_change: Callable[[ChangedSplit], None] | None = None,
 ) -> Report:
-    """The shipped program's report on `split` of the bundle's own data, or on all rows of `data`: a file, or a name as a
-    spec has it (`sklearn:NAME`, `hf://owner/name:split`), from the working folder.
+    """The shipped program's report on `split` of the bundle's own data, or on all rows of `data`: a file, or a name as
+    in a spec (`sklearn:NAME`, `hf://owner/name:split`), from the working folder.
 
     `overrides` are applied to the bundle's spec, for paths and endpoints of this machine. `on_change` is told,
     before anything runs, where `split` does not hold the examples that it held at the compile, and may raise; without

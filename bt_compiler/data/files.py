@@ -208,6 +208,7 @@ def _read_csv(path: Path, text: str, selection: Selection) -> Table:
     cells_of = _csv_rows(name, text, lines, broken)
     header_line, names = next(cells_of, (1, []))
     header = tuple(cell.strip() for cell in names)
+    columns = tuple(filter(None, header))  # Excel writes empty columns along, pandas the numbers of rows
     taken = False
     for number, cells in cells_of:
         if selection.full:
@@ -221,15 +222,16 @@ def _read_csv(path: Path, text: str, selection: Selection) -> Table:
             broken.append(Diagnostic(code="BTC308", message=message, span=span, help=help))
             continue
         taken = True
-        selection.offer(Row(line=number, text=lines[number - 1], values=dict(zip(header, cells, strict=True))))
+        values = {column: cell for column, cell in zip(header, cells, strict=True) if column}
+        selection.offer(Row(line=number, text=lines[number - 1], values=values))
     if broken:
         raise DataError(cut_short(broken, "broken rows"))
-    if len(set(header)) != len(header) and taken and not any(_is_number(cell) for cell in header):
-        twice = next(cell for cell in header if header.count(cell) > 1)
+    if len(set(columns)) != len(columns) and taken and not any(_is_number(cell) for cell in columns):
+        twice = next(cell for cell in columns if columns.count(cell) > 1)
         span = line_span(name, header_line, lines[header_line - 1])
         raise DataError.of("BTC308", f"the header names column `{twice}` twice", span=span)
     return Table(
-        name=name, rows=selection.rows(), header=lines[header_line - 1], header_line=header_line, columns=header
+        name=name, rows=selection.rows(), header=lines[header_line - 1], header_line=header_line, columns=columns
     )
 
 
@@ -260,9 +262,9 @@ def _is_number(text: str) -> bool:
 
 
 def header_is_data(table: Table, values: set[str]) -> bool:
-    """Whether what should be the header of a CSV looks like a row: a number, an empty cell, a long text or one of
-    `values` (of the enums that are asked for) in it.
+    """Whether what should be the header of a CSV looks like a row: a number, a long text or one of `values` (of the
+    enums that are asked for) in it.
     """
     return table.header is not None and any(
-        not cell or _is_number(cell) or len(cell) > 60 or cell in values for cell in table.columns
+        _is_number(cell) or len(cell) > 60 or cell in values for cell in table.columns
     )

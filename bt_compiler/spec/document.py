@@ -70,8 +70,8 @@ class Spec:
 
 def file_in(folder: Path, written: str) -> str:
     """The file `written` as an absolute path; names with a scheme (`sklearn:iris`) stay as they are, but for the folder
-    in `hf://./folder:train`. A link to a file keeps its own name, whose suffix says the format: caches of data sets link
-    to files that are named by their hash.
+    in `hf://./folder:train`. A link to a file keeps its own name, whose suffix says the format: caches of data sets
+    link to files that are named by their hash.
     """
     hub = _HUB_SET.fullmatch(written)
     if hub is not None:

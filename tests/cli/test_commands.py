@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -59,10 +60,14 @@ def test_mistyped_command() -> None:
 
 def test_an_option_may_come_from_the_environment_and_a_flag_wins() -> None:
     rank = "optimize.weights.r=0"
-    wrong = btc("check", "specs/iris.yaml", BTC_CHECK_SET=f"{rank} model.batch=0")
+    wrong = btc("check", "specs/iris.yaml", BTC_CHECK_SET=f"{rank}\n\n  model.batch=0\r\n")
     assert wrong.returncode == 1
     assert "--set #1:1" in wrong.stderr and "--set #2:1" in wrong.stderr
     assert btc("check", "specs/iris.yaml", "--set", "model.batch=8", BTC_CHECK_SET=rank).returncode == 0
+    blanks = "data={path: gone here.jsonl}"
+    for command, variable in (("check", "BTC_CHECK_SET"), ("sweep", "BTC_SWEEP_SET")):
+        told = btc(command, "specs/iris.yaml", **{variable: blanks})
+        assert (told.returncode, told.stderr.startswith("error[BTC301]: data file `gone here.jsonl`")) == (1, True)
     mistaken = btc("compile", "specs/iris.yaml", BTC_COMPILE_SEED="one")
     assert mistaken.returncode == 2 and "'--seed': 'one'" in mistaken.stderr
 
@@ -90,6 +95,13 @@ def test_init_writes_a_spec_that_checks(tmp_path: Path) -> None:
     assert (checked.returncode, checked.stderr.count("[BTC")) == (0, 1)
     assert checked.stderr.startswith("note[BTC330]: 60 rows split by content hash: 30 train, 15 dev, 15 test\n")
     assert checked.stdout == "demo/spec.yaml: ok (1 module(s), 30 train / 15 dev / 15 test examples)\n"
+
+
+def test_what_init_says_next_can_be_pasted(tmp_path: Path) -> None:
+    said = btc("init", "a b/c's", cwd=tmp_path).stdout.splitlines()[-1].removeprefix("next: ")
+    assert said.count("btc ") == 2
+    words = [shlex.split(command) for command in said.split(" && ")]
+    assert words == [["btc", command, "a b/c's/spec.yaml"] for command in ("check", "compile")]
 
 
 @pytest.mark.parametrize("name", ["null", "true", "1e3"])

@@ -35,6 +35,12 @@ def test_csv_with_a_byte_order_mark_quoted_newlines_and_any_line_ends(tmp_path: 
         assert found.span(found.rows[0]).source.line(2) == '"two'
 
 
+def test_csv_columns_without_a_name_are_none(tmp_path: Path) -> None:
+    found = table(tmp_path / "a.csv", ",text,label, ,\n0,x,a,,\n1,y,b,,note\n,,,,\n")
+    assert found.columns == ("text", "label")
+    assert [row.values for row in found.rows] == [{"text": "x", "label": "a"}, {"text": "y", "label": "b"}]
+
+
 def test_jsonl_skips_blank_lines_and_keeps_their_numbers(tmp_path: Path) -> None:
     found = table(tmp_path / "a.jsonl", '\ufeff{"a": 1}\r\n\n{"a": "x\\u2028y", "b": null}')
     assert [(row.line, row.values) for row in found.rows] == [(1, {"a": 1}), (3, {"a": "x\u2028y", "b": None})]

@@ -356,6 +356,9 @@ def test_files_that_are_not_there_or_nothing(tmp_path: Path) -> None:
     (tmp_path / "c.csv").write_text("title,text,text\na,b,c\n")
     (finding,) = findings(tmp_path / "c.csv", tmp_path)
     assert (finding.code, finding.message) == ("BTC374", "the header names column `text` twice")
+    (tmp_path / "c.csv").write_text("name,text,,\na,b,,\n")
+    (finding,) = findings(tmp_path / "c.csv", tmp_path, text="{txet}")
+    assert (finding.code, finding.help) == ("BTC375", "did you mean `text`?")
 
 
 @pytest.mark.parametrize(

@@ -143,8 +143,9 @@ def _csv(path: Path, section: CorpusSection, wanted: Collection[str]) -> Iterato
         try:
             header = next(reader, [])
             number = reader.line_num
-            if len(set(header)) != len(header):
-                twice = next(cell for cell in header if header.count(cell) > 1)
+            columns = [cell for cell in header if cell]  # those without a name are none, as in data
+            if len(set(columns)) != len(columns):
+                twice = next(cell for cell in columns if columns.count(cell) > 1)
                 yield finding(name, number, ",".join(header), f"the header names column `{twice}` twice")
                 return
             for cells in reader:
@@ -155,7 +156,8 @@ def _csv(path: Path, section: CorpusSection, wanted: Collection[str]) -> Iterato
                     message = f"{len(cells)} cells where the header has {len(header)} columns"
                     yield finding(name, start, ",".join(cells), message)
                 else:
-                    yield Row(start, dict(zip(header, cells, strict=True)), ",".join(cells))
+                    values = {column: cell for column, cell in zip(header, cells, strict=True) if column}
+                    yield Row(start, values, ",".join(cells))
         except csv.Error as error:
             yield finding(name, number + 1, "", f"broken CSV: {error}")
         except UnicodeDecodeError:
