@@ -113,7 +113,7 @@ def diff_command(before: Path, after: Path, as_json: bool) -> None:
     for split in change.splits:
         click.echo(f"\n{split.split}: {split.before:.3f} -> {split.after:.3f}")
         if split.interval is not None:
-            bounds = f"{split.difference:+.3f}  [{split.interval.low:+.3f}, {split.interval.high:+.3f}]"
+            bounds = f"{split.difference:+z.3f}  [{split.interval.low:+z.3f}, {split.interval.high:+z.3f}]"
             click.echo(f"  on the {split.shared} examples that both were scored on: {bounds}")
         click.echo(f"  {len(split.examples)} of {split.shared} shared examples are scored otherwise")
         for example, first, second in split.examples:
