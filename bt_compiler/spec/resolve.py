@@ -198,7 +198,9 @@ def identity(spec: Spec) -> dict[str, Any]:
 
 
 def _model_identity(model: Mapping[str, Any]) -> dict[str, Any]:
-    left_out = ("endpoints", "api_key", "price", "weights", "vllm")
+    left_out = ["endpoints", "api_key", "price", "weights", "vllm"]
+    if model["engine"] == "openai":
+        left_out.append("batch")  # of a server it is how many requests are in flight, elsewhere rows computed together
     kept = {key: value for key, value in model.items() if key not in left_out}
     length = model.get("vllm", {}).get("max_model_len")  # the one setting of vLLM that decides what fails
     return {**kept, "id": _last_part(kept["id"]), **({"max_model_len": length} if length is not None else {})}

@@ -3,11 +3,15 @@
 What it does is chosen by a word in the last turn: `hang`, `flaky` (500, then well), `limited` (429 with Retry-After,
 then well), `stubborn` (400 about structured outputs, there or not), `hidden` (an error inside a 200), `nonsense`,
 `broken` (always 500), `long` (400), `filtered`, `empty`, `halfway` (half an answer, then silence), `garbled` (no gzip,
-though it says so). An adapter with `sleeper` in its name answers as the base model does. Paths: `/v1` (vLLM's ways),
+though it says so), `flagged` (403), `unrouted` (404), `locked` (401). Adapters by a word in their names: `late` is
+loaded the second time (503), `busy` and `stumbling` answer from their second time on (429, 500), `unfit` is never
+loaded (500), `slow` and `endless` after long, `sleeper` answers as the base model does. Paths: `/v1` (vLLM's ways),
 `/secret/v1` (wants a key), `/plain/v1` (knows no structured outputs, no adapters, no list of models), `/newer/v1` (the
 same, and no `max_tokens` either, as OpenAI's newer models), `/down/v1` (always 502), `/strict/v1` (always 400),
-`/moved/v1` (redirects to `/v1`), `/odd/v1` (a window of `abc`). `GET /log` tells what came in, `POST /forget` does to
-adapters what a restart does. With a second argument the server's base model is another one.
+`/moved/v1` (redirects to `/v1`), `/walled/v1` (always 403, with the key that it was asked with), `/quota/v1` (two
+answers a second, else 429 and `Retry-After: 0`), `/spent/v1` (three answers, then 429), `/pressed/v1` (429 to the first
+`Hello.`), `/odd/v1` (a window of `abc`). `GET /log` tells what came in, `POST /forget` does to adapters what a restart
+does. With a second argument the server's base model is another one.
 """
 
 from __future__ import annotations
@@ -15,7 +19,8 @@ from __future__ import annotations
 import asyncio
 import random
 import sys
-from collections import Counter
+import time
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -26,7 +31,9 @@ from fastapi.responses import JSONResponse, StreamingResponse
 app = FastAPI()
 log: list[dict[str, Any]] = []
 seen: Counter[str] = Counter()
+answered_at: defaultdict[str, list[float]] = defaultdict(list)
 adapters: dict[str, str] = {}
+loads: list[str] = []
 active = {"now": 0, "most": 0}  # requests answered at once
 
 
@@ -36,7 +43,7 @@ def error(status: int, message: str, **headers: str) -> JSONResponse:
 
 @app.get("/log")
 def read_log() -> dict[str, Any]:
-    return {"requests": log, "adapters": adapters, "most": active["most"]}
+    return {"requests": log, "loads": loads, "adapters": adapters, "most": active["most"]}
 
 
 @app.post("/forget")
@@ -63,11 +70,26 @@ async def load(request: Request) -> Response:
     body = await request.json()
     if body["lora_name"] in adapters:
         return error(400, f"The lora adapter '{body['lora_name']}' has already been loaded.")
+    seen[body["lora_name"]] += 1
+    loads.append(body["lora_name"])
+    if "late" in body["lora_name"] and seen[body["lora_name"]] == 1:
+        return error(503, "starting", **{"Retry-After": "0.1"})
+    if "slow" in body["lora_name"]:
+        await asyncio.sleep(0.3)
+    if "unfit" in body["lora_name"]:
+        return error(500, "LoRA is not enabled")
+    if "endless" in body["lora_name"]:
+        await asyncio.sleep(30)
     if "too-large" in body["lora_name"]:
         return error(400, "LoRA rank 512 is greater than max_lora_rank 32")
     await asyncio.sleep(0.05)
     adapters[body["lora_name"]] = body["lora_path"]
     return Response("Success")
+
+
+@app.post("/down/v1/load_lora_adapter")
+def load_nowhere() -> Response:
+    return Response("bad gateway", status_code=502, media_type="text/plain")
 
 
 @app.post("/{rest:path}/completions")
@@ -77,6 +99,10 @@ async def complete(rest: str, request: Request) -> Any:
 
 async def answer(path: str, body: dict[str, Any], key: str | None) -> Any:
     if body.get("echo"):
+        seen[f"echo {body['model']}"] += 1
+        for word, status in (("busy", 429), ("stumbling", 500)):
+            if word in body["model"] and seen[f"echo {body['model']}"] == 1:
+                return error(status, "not now")
         return log_probabilities(body)
     chat = path.endswith("/chat")
     text = body["messages"][-1]["content"] if chat else body["prompt"]
@@ -86,6 +112,16 @@ async def answer(path: str, body: dict[str, Any], key: str | None) -> Any:
         return error(401, "invalid key")
     if path.startswith("down"):
         return Response("bad gateway", status_code=502, media_type="text/plain")
+    if path.startswith("walled"):
+        return error(403, f"No access with {key}")
+    if path.startswith(("quota", "spent")):
+        recent = [at for at in answered_at[path] if path.startswith("spent") or at > time.monotonic() - 1]
+        if len(recent) >= (3 if path.startswith("spent") else 2):
+            return error(429, "quota exceeded", **{"Retry-After": "0"})
+        answered_at[path].append(time.monotonic())
+    if path.startswith("pressed") and text == "Hello." and not answered_at[path]:
+        answered_at[path].append(time.monotonic())
+        return error(429, "slow down")
     if path.startswith("moved"):
         return Response(status_code=307, headers={"Location": f"/{path.removeprefix('moved/')}/completions"})
     if path.startswith("strict"):
@@ -139,6 +175,13 @@ async def manners(text: str, body: dict[str, Any], *, chat: bool) -> Any:
         return {"choices": []}
     if "stubborn" in text:
         return error(400, "the schema is still not to my liking")
+    for word, status, why in (
+        ("flagged", 403, "Your input was flagged by moderation"),
+        ("unrouted", 404, "No endpoints found matching your data policy"),
+        ("locked", 401, "The key was revoked"),
+    ):
+        if word in text:
+            return error(status, why)
     if "long" in text:
         return error(400, "This model's maximum context length is 4096 tokens")
     active["now"] += 1

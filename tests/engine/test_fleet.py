@@ -55,7 +55,7 @@ class Server:
     async def answer(self, fleet: Fleet, url: str, prefix: str) -> bool:
         if self.strict and self.now >= self.slots:
             self.refused += 1
-            fleet.overloaded(url, 0.5)
+            fleet.overloaded(url, 0.0, 0.5)
             return False
         self.now += 1
         self.most = max(self.most, self.now)
@@ -217,5 +217,81 @@ def test_an_endpoint_that_hangs_gets_less_and_nothing_for_a_while() -> None:
         fleet.hung("a")
         assert fleet.limits == [FIRST_LIMIT // 2, FIRST_LIMIT]
         assert {await fleet.take("p") for _ in range(FIRST_LIMIT)} == {"b"}
+
+    on_a_clock(story)
+
+
+def test_who_waits_for_one_endpoint_does_not_hold_up_the_others() -> None:
+    async def story(loop: Clock) -> None:
+        fleet = Fleet("ab", most=None, loop=loop)
+        for _ in range(FIRST_LIMIT):
+            assert await fleet.take("p", avoid={"a"}) == "b"
+        again = asyncio.ensure_future(fleet.take("p", avoid={"a"}))  # `b` is full, `a` failed it
+        others = [asyncio.ensure_future(fleet.take("p")) for _ in range(3)]
+        await asyncio.sleep(0.1)
+        assert ([one.result() for one in others], again.done()) == (["a"] * 3, False)
+        adapted = [asyncio.ensure_future(fleet.take("p", adapted=True)) for _ in range(2)]
+        late = asyncio.ensure_future(fleet.take("p"))  # would keep an adapter from `a` for good
+        fleet.done("b")
+        assert await again == "b"
+        for _ in range(3):
+            assert not adapted[0].done()
+            fleet.done("a")
+        assert [await one for one in adapted] == ["a", "a"]
+        assert not late.done()
+        fleet.done("b")
+        assert await late == "b"
+
+    on_a_clock(story)
+
+
+def test_who_would_have_to_wait_for_a_paused_endpoint_goes_back_to_the_one_that_failed() -> None:
+    async def story(loop: Clock) -> None:
+        fleet = Fleet("ab", most=None, loop=loop)
+        assert await fleet.take("p", avoid={"a"}) == "b"
+        fleet.overloaded("b", 40.0, 0.5)
+        assert not fleet.others({"a"})  # else it would be tried on `a` without a wait between
+        assert await fleet.take("p", avoid={"a"}) == "a"
+        assert loop.now < 1
+
+    on_a_clock(story)
+
+
+def test_the_first_pause_to_end_ends_the_wait() -> None:
+    async def story(loop: Clock) -> None:
+        fleet = Fleet("abc", most=3, loop=loop)
+        for url in "abc":
+            assert await fleet.take(url, avoid=set("abc") - {url}) == url
+        fleet.overloaded("b", 40.0, 0.5)
+        fleet.unreachable("c")
+        waiting = asyncio.ensure_future(fleet.take("p", adapted=True))
+        await asyncio.sleep(0)
+        fleet.overloaded("a", 1.0, 0.5)
+        assert (await waiting, loop.now) == ("a", pytest.approx(1.0))
+        fleet.overloaded("a", 30.0, 0.5)
+        assert (await fleet.take("p"), loop.now) == ("c", pytest.approx(DOWN_FOR))
+
+    on_a_clock(story)
+
+
+def test_a_quota_by_the_minute_is_waited_for_whatever_the_server_says_of_it() -> None:
+    async def story(loop: Clock) -> None:
+        fleet = Fleet(["a"], most=None, loop=loop)
+        answered: list[float] = []
+        refused: Counter[int] = Counter()
+
+        async def one(number: int) -> None:
+            await fleet.take("p")
+            while sum(at > loop.now - 60 for at in answered) >= 3:
+                refused[number] += 1
+                fleet.overloaded("a", 0.0, 0.5)  # no `Retry-After`, or one of 0
+                await fleet.take("p")
+            answered.append(loop.now)
+            fleet.done("a")
+
+        await asyncio.gather(*(one(number) for number in range(12)))
+        assert loop.now < 4 * 64
+        assert refused.total() < 60
+        assert fleet.refusals == 0
 
     on_a_clock(story)

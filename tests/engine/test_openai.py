@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 import socket
 import struct
@@ -173,6 +174,8 @@ def test_passing_troubles_are_tried_again(server, word):
         ("halfway", "BTC532", "no answer within 0.5 s", 2),
         ("long", "BTC534", "maximum context length is 4096", 1),
         ("filtered", "BTC534", "content_filter", 1),
+        ("flagged", "BTC534", "status 403: Your input was flagged by moderation", 1),
+        ("unrouted", "BTC534", "status 404: No endpoints found matching your data policy", 1),
     ],
 )
 def test_lasting_troubles_end_the_example_alone(server, word, code, said, tries):
@@ -194,13 +197,53 @@ def test_a_server_that_answers_nothing_ends_the_run_instead_of_the_examples(serv
         assert said in str(caught.value)
 
 
+def test_a_server_that_refuses_access_says_why_and_the_key_is_not_in_it(server):
+    with pytest.raises(BackendError, match=r"BTC529(.|\n)*status 403: No access with Bearer …") as caught:
+        run(opened(f"{server}/walled/v1", api_key="open-sesame"), "one", "two")
+    assert "sesame" not in str(caught.value)
+
+
+def test_a_server_without_a_list_of_models_says_that_it_has_not_this_one(server):
+    with pytest.raises(BackendError, match=r"BTC530(.|\n)*no model `elephant`: The model `elephant` does not exist"):
+        run(OpenAIBackend(model="elephant", endpoints=[f"{server}/plain/v1"], patience=QUICK), "x")
+
+
+def test_what_was_answered_before_the_run_ends_is_handed_out(server):
+    backend = opened(f"{server}/v1")
+    try:
+        for number, word in enumerate(("well", "locked", "well again"), 1):
+            prompt = PromptText(messages=(Message(role="user", content=word),))
+            backend.submit([Request(id=word, prompt=prompt, grammar=None)])
+            while vars(backend)["_ended"].qsize() < number:
+                time.sleep(0.01)
+        assert [one.id for one in backend.poll() or []] == ["well"]
+        with pytest.raises(BackendError, match="BTC529"):
+            backend.poll()
+        assert [one.id for one in backend.poll() or []] == ["well again"]
+    finally:
+        backend.close()
+
+
+def test_a_quota_is_waited_for_though_the_server_asks_for_no_wait(server):
+    traces = run(opened(f"{server}/quota/v1", patience=Patience(backoff=0.02)), *[f"quota {n}" for n in range(6)])
+    assert [trace.outputs for trace in traces] == [{"species": "setosa"}] * 6
+    assert sum("quota" in one["path"] for one in log(server)["requests"]) < 60
+
+
+def test_a_quota_that_is_spent_ends_the_run_instead_of_the_examples(server):
+    with pytest.raises(BackendError, match=r"BTC597(.|\n)*status 429: quota exceeded"):
+        run(opened(f"{server}/spent/v1", patience=Patience(waits=6, backoff=0.01)), *[f"spent {n}" for n in range(9)])
+    assert sum("spent" in one["path"] for one in log(server)["requests"]) < 40
+
+
 def test_a_broken_endpoint_beside_a_sound_one_ends_nothing(server):
     traces = run(opened(f"{server}/down/v1", f"{server}/v1", batch=4), *[f"beside {n}" for n in range(6)])
     assert [trace.outputs for trace in traces] == [{"species": "setosa"}] * 6
 
 
-def test_an_example_alone_that_no_server_answers_is_the_only_one_to_fail(server):
-    (trace,) = run(opened(f"{server}/v1"), "broken alone")
+@pytest.mark.parametrize("path", ["v1", "pressed/v1"])
+def test_an_example_alone_that_no_server_answers_is_the_only_one_to_fail(server, path):
+    (trace,) = run(opened(f"{server}/{path}"), "broken alone")
     assert trace.error is not None and trace.error.code == "BTC532"
 
 
@@ -254,6 +297,8 @@ def test_adapters_are_loaded_once_and_answer_under_their_name(server):
     [
         ("v1", "too-large", "BTC531", "max_lora_rank"),
         ("plain/v1", "any", "BTC531", "status 404"),
+        ("v1", "unfit", "BTC531", "status 500"),
+        ("down/v1", "any", "BTC597", "status 502: bad gateway"),
         ("v1", "impostor", "BTC595", "answered as `lm`"),
         ("v1", "sleeper", "BTC595", "answers as the base model"),
     ],
@@ -263,6 +308,18 @@ def test_an_adapter_that_does_not_answer_is_never_taken_for_one_that_does(server
         run(opened(f"{server}/{path}"), "which", adapter=adapter(name))
     assert caught.value.diagnostics[0].code == code
     assert said in caught.value.diagnostics[0].message
+
+
+@pytest.mark.parametrize("name", ["late", "busy", "stumbling"])
+def test_an_adapter_is_loaded_and_proven_once_the_server_takes_it(server, name):
+    traces = run(opened(f"{server}/v1"), *[f"{name} {n}" for n in range(4)], adapter=adapter(name))
+    assert [trace.outputs for trace in traces] == [{"species": "virginica"}] * 4
+
+
+def test_an_adapter_that_one_endpoint_does_not_load_now_answers_elsewhere(server):
+    backend = opened(f"{server}/down/v1", f"{server}/v1", patience=Patience(attempts=6, backoff=0.01))
+    traces = run(backend, *[f"elsewhere {n}" for n in range(6)], adapter=adapter("elsewhere"))
+    assert [trace.outputs for trace in traces] == [{"species": "virginica"}] * 6
 
 
 @pytest.mark.parametrize(("values", "allowed"), [([0.0, 0.0], True), ([0.0, 1e-9], False)])
@@ -361,6 +418,21 @@ def test_closing_does_not_wait_for_an_answer(server):
     closer.join(10)
     assert not closer.is_alive()
     assert backend.poll() == []
+
+
+@pytest.mark.parametrize(("name", "seconds"), [("endless", 0.0), ("slow-unfit", 0.6)])
+def test_closing_while_an_adapter_is_loaded_says_nothing(server, caplog, name, seconds):
+    backend = opened(f"{server}/v1", patience=Patience(timeout=60.0))
+    prompt = PromptText(messages=(Message(role="user", content="which"),))
+    backend.submit([Request(id="1", prompt=prompt, grammar=None, adapter=adapter(name))])
+    while name not in str(log(server)["loads"]):
+        time.sleep(0.01)
+    backend.cancel(["1"])  # as where another endpoint's error ends the run
+    time.sleep(seconds)
+    backend.close()
+    del backend
+    gc.collect()  # asyncio tells of exceptions that nobody asked for when their task goes
+    assert [record.message for record in caplog.records if record.name == "asyncio"] == []
 
 
 def test_engines():

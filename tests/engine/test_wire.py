@@ -21,9 +21,10 @@ def answered(content: str, status: int = 200, **headers: str) -> Completion | Ag
     return read(response, ASKED, "lm")
 
 
-def completion(text: str = "setosa", reason: Any = "stop", **more: Any) -> str:
+def completion(text: str | None = "setosa", reason: Any = "stop", refusal: str | None = None, **more: Any) -> str:
     """JSON in ASCII: what is no character is an escape."""
-    return json.dumps({"choices": [{"message": {"content": text}, "finish_reason": reason}], **more})
+    message = {"content": text, "refusal": refusal}
+    return json.dumps({"choices": [{"message": message, "finish_reason": reason}], **more})
 
 
 def test_half_a_character_is_read_as_bytes_that_are_none_are() -> None:
@@ -90,3 +91,28 @@ def test_servers_words_for_how_a_completion_ended(reason: str | None, finish: st
 def test_a_completion_that_ended_otherwise_is_none(reason: Any) -> None:
     found = answered(completion(reason=reason))
     assert isinstance(found, ExampleError) and found.code == "BTC534"
+
+
+@pytest.mark.parametrize(
+    ("reason", "refusal", "said"),
+    [
+        ("content_filter", None, "content_filter"),
+        ("stop", "I cannot \ud83d help", "I cannot \ufffd help"),
+        ("length", "I cannot", "I cannot"),
+    ],
+)
+def test_no_text_for_a_reason_fails_the_example_with_it(reason: str, refusal: str | None, said: str) -> None:
+    found = answered(completion(None, reason, refusal))
+    assert isinstance(found, ExampleError) and found.code == "BTC534"
+    assert said in str(found)
+
+
+def test_no_text_where_the_tokens_ran_out_is_a_completion_cut_short() -> None:
+    found = answered(completion(None, "length", usage={"completion_tokens": 40}))
+    assert isinstance(found, Completion)
+    assert (found.text, found.finish, found.completion_tokens) == ("", "length", 40)
+
+
+def test_no_text_for_no_reason_is_asked_for_again() -> None:
+    assert answered(completion(None)) == Again(why="the answer has no text")
+    assert answered('{"choices": [{"message": {}}]}') == Again(why="the answer has no text")

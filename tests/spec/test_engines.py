@@ -56,6 +56,15 @@ def test_settings_of_vllm_are_resolved_and_its_devices_are_no_part_of_the_identi
     assert short.identity() != one.identity()  # other prompts fail
 
 
+def test_requests_in_flight_are_no_part_of_the_identity_and_rows_computed_together_are(tmp_path: Path) -> None:
+    for model, same in (("engine: openai, endpoints: [http://one/v1]", True), ("engine: transformers", False)):
+        plain = written(tmp_path, f"model: {{id: lm, {model}}}\n").identity()
+        found = written(tmp_path, f"model: {{id: lm, batch: 2, {model}}}\n").identity()
+        assert (found == plain) == same
+        named = written(tmp_path, f"models: {{default: {{id: lm, batch: 2, {model}}}}}\n").identity()
+        assert ("batch" in named["models"]["default"]) != same
+
+
 def test_weights_of_a_served_model_make_it_trainable(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     served = "id: lm, engine: openai, endpoints: [http://one/v1]"

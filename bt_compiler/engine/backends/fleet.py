@@ -28,6 +28,8 @@ _QUEUED = 1.25
 """The limit that an endpoint settles at, over the least that was as fast: it is never idle between two requests."""
 _ROUNDS = 16
 """Rounds after which doubling is tried again, for a single round may have been slow by chance."""
+_LONGEST_PAUSE = 16.0
+"""Seconds that doubling pauses go up to: quotas are by the minute, and many servers do not say how long."""
 _PREFIXES = 256
 """Prefixes remembered for each endpoint."""
 
@@ -41,6 +43,8 @@ class _Endpoint:
     """Whether what is in flight there is for adapters."""
     down_until: float = 0.0
     paused_until: float = 0.0
+    refusals: int = 0
+    """Times that the server said that it is too much since it last answered."""
     prefixes: OrderedDict[str, None] = field(default_factory=OrderedDict)
     enough: int = FIRST_LIMIT
     """The limit to fall back to where doubling does not pay."""
@@ -54,6 +58,11 @@ class _Endpoint:
     """When it was."""
     rate: float = 0.0
     """Requests a second of the fastest round."""
+
+    @property
+    def back(self) -> float:
+        """When it may be asked, at the earliest."""
+        return max(self.down_until, self.paused_until)
 
 
 @dataclass(slots=True)
@@ -74,6 +83,11 @@ class Fleet:
         self._loop = loop
         self._waiting: deque[_Waiting] = deque()
         self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def refusals(self) -> int:
+        """Times that every endpoint that is up has said that it is too much since it last answered."""
+        return min(endpoint.refusals for endpoint in self._up())
 
     @property
     def limits(self) -> list[int]:
@@ -99,7 +113,7 @@ class Fleet:
     def done(self, url: str) -> None:
         """A request ended well."""
         endpoint = self._endpoints[url]
-        endpoint.down_until = 0.0
+        endpoint.down_until, endpoint.refusals = 0.0, 0
         if endpoint.began is not None:
             endpoint.round += 1
             if endpoint.round >= endpoint.limit:
@@ -110,11 +124,16 @@ class Fleet:
         """A request failed there for a reason that says nothing of the others."""
         self._leave(self._endpoints[url])
 
-    def overloaded(self, url: str, wait: float) -> None:
-        """The server asked for `wait` seconds without requests."""
+    def overloaded(self, url: str, wait: float, backoff: float) -> None:
+        """The server asked for `wait` seconds without requests, which may be too few. `backoff`: those it gets at least
+        the first time, doubled each further time in a row.
+        """
         endpoint = self._endpoints[url]
+        if endpoint.back <= self._loop.time():  # once for all that were in flight together
+            endpoint.refusals += 1
         self._halve(endpoint)
-        endpoint.paused_until = max(endpoint.paused_until, self._loop.time() + wait)
+        least = min(backoff * 2 ** max(endpoint.refusals - 1, 0), _LONGEST_PAUSE)
+        endpoint.paused_until = max(endpoint.paused_until, self._loop.time() + max(wait, least))
         self._leave(endpoint)
 
     def hung(self, url: str) -> None:
@@ -124,7 +143,7 @@ class Fleet:
 
     def _halve(self, endpoint: _Endpoint) -> None:
         """Once for all that were in flight together."""
-        if max(endpoint.paused_until, endpoint.down_until) > self._loop.time():
+        if endpoint.back > self._loop.time():
             return
         endpoint.ceiling = max(1, endpoint.limit)
         endpoint.limit = max(1, endpoint.limit // 2)
@@ -138,9 +157,8 @@ class Fleet:
         self._leave(endpoint)
 
     def others(self, avoid: Collection[str]) -> bool:
-        """Whether an endpoint is up that is not among `avoid`."""
-        now = self._loop.time()
-        return any(one.down_until <= now and one.url not in avoid for one in self._endpoints.values())
+        """Whether an endpoint may be asked now, were it idle, that is not among `avoid`."""
+        return any(one.back <= self._loop.time() and one.url not in avoid for one in self._endpoints.values())
 
     def _end_round(self, endpoint: _Endpoint) -> None:
         began = self._loop.time() if endpoint.began is None else endpoint.began
@@ -162,16 +180,20 @@ class Fleet:
         self._assign()
 
     def _assign(self) -> None:
-        """Gives places to those that wait, the first first."""
-        while self._waiting:
-            first = self._waiting[0]
+        """Gives places to those that wait, the first first. Who waits for few endpoints does not hold up the others."""
+        awaited: set[str] = set()
+        passed: list[_Waiting] = []
+        while self._waiting and (room := [one for one in self._with_room() if one.url not in awaited]):
+            first = self._waiting.popleft()
             if first.place.done():  # cancelled
-                self._waiting.popleft()
                 continue
-            endpoint = self._choose(first)
-            if endpoint is None:
-                return
-            self._waiting.popleft()
+            wanted = self._wanted(first)
+            free = [one for one in room if one.url in wanted and (one.load == 0 or one.adapted == first.adapted)]
+            if not free:
+                awaited |= wanted
+                passed.append(first)
+                continue
+            endpoint = min(free, key=lambda one: self._score(one, first.prefix))
             endpoint.load += 1
             endpoint.adapted = first.adapted
             endpoint.prefixes[first.prefix] = None
@@ -181,23 +203,34 @@ class Fleet:
             if endpoint.load >= endpoint.limit and endpoint.began is None:
                 endpoint.began, endpoint.round = self._loop.time(), 0
             first.place.set_result(endpoint.url)
+        self._waiting.extendleft(reversed(passed))
+        if self._waiting:
+            self._wake()
 
-    def _choose(self, waiting: _Waiting) -> _Endpoint | None:
-        """The least loaded for its limit that is up and has room; None: none has, or none may be asked yet."""
+    def _wake(self) -> None:
+        """Sees that places are given out again once the next endpoint may be asked."""
         now = self._loop.time()
-        everyone = self._endpoints.values()
-        if self._most is not None and sum(one.load for one in everyone) >= self._most:
-            return None
-        up = [one for one in everyone if one.down_until <= now] or list(everyone)
-        up = [one for one in up if one.url not in waiting.avoid] or up
-        free = [one for one in up if one.load < one.limit and one.paused_until <= now]
-        free = [one for one in free if one.load == 0 or one.adapted == waiting.adapted]
-        if free:
-            return min(free, key=lambda one: self._score(one, waiting.prefix))
-        paused = [one.paused_until for one in up if one.paused_until > now]
-        if paused and (self._timer is None or self._timer.when() <= now):
-            self._timer = self._loop.call_at(min(paused), self._assign)
-        return None
+        soonest = min((one.back for one in self._endpoints.values() if one.back > now), default=None)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None if soonest is None else self._loop.call_at(soonest, self._assign)
+
+    def _up(self) -> list[_Endpoint]:
+        """Those that could be connected to; all where none could: the next try finds out."""
+        everyone = list(self._endpoints.values())
+        return [one for one in everyone if one.down_until <= self._loop.time()] or everyone
+
+    def _wanted(self, waiting: _Waiting) -> set[str]:
+        """Of those that are up: what may be asked now and did not fail the request, or else all."""
+        now, up = self._loop.time(), self._up()
+        wanted = {one.url for one in up if one.paused_until <= now and one.url not in waiting.avoid}
+        return wanted or {one.url for one in up}
+
+    def _with_room(self) -> list[_Endpoint]:
+        """Those that may be asked now and take another request."""
+        if self._most is not None and sum(one.load for one in self._endpoints.values()) >= self._most:
+            return []
+        return [one for one in self._up() if one.load < one.limit and one.paused_until <= self._loop.time()]
 
     def _score(self, endpoint: _Endpoint, prefix: str) -> float:
         anew = 0.0 if prefix in endpoint.prefixes else NEW_PREFIX

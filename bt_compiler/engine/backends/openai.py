@@ -20,7 +20,7 @@ from bt_compiler.canonical import canonical_json, digest
 from bt_compiler.diagnostics import did_you_mean
 from bt_compiler.engine.backends.fleet import Fleet
 from bt_compiler.engine.backends.pace import waited
-from bt_compiler.engine.backends.served_adapters import ServedAdapters
+from bt_compiler.engine.backends.served_adapters import NotNow, ServedAdapters
 from bt_compiler.engine.backends.wire import (
     LONGEST_WAIT,
     MAX_TOKENS,
@@ -46,9 +46,10 @@ class Patience(NamedTuple):
     attempts: int = 6
     """Tries of one request; half as many where the server hangs."""
     waits: int = 60
-    """Times that a request may be refused for the server's load, which are no tries."""
+    """Times that a request may be refused for the server's load, which are no tries; and times in a row that a server
+    may refuse all of them."""
     backoff: float = 0.5
-    """Seconds before the second try, doubled for each further one, unless the server says how long."""
+    """Seconds before the second try, doubled for each further one, unless the server says how long it is at least."""
     timeout: float = 300.0
     """Seconds without a byte of the answer."""
 
@@ -113,6 +114,7 @@ class OpenAIBackend:
         self._answered = 0
         self._tasks: dict[str, Future[Result]] = {}
         self._ended: SimpleQueue[tuple[str, Future[Result]] | None] = SimpleQueue()  # None: an interruption
+        self._failed: tuple[str, Future[Result]] | None = None
         self._connections = Connections(headers=self._headers, timeout=self._patience.timeout)
         self._adapters = ServedAdapters(self._connections, model)
         self._loop = asyncio.new_event_loop()
@@ -164,12 +166,15 @@ class OpenAIBackend:
         found: list[Finished] = []
         over = False
         while self._tasks and not ((found or over) and self._ended.empty()):
-            ended = waited(self._ended, seconds)
+            ended, self._failed = self._failed or waited(self._ended, seconds), None
             if ended is None:
                 over = True
                 continue
             id, task = ended
             if self._tasks.get(id) is task:
+                if found and task.exception() is not None:
+                    self._failed = ended  # the next call raises: what was answered before is stored first
+                    break
                 del self._tasks[id]
                 found.append(Finished(id, task.result()))
         return None if over and not found else found
@@ -190,7 +195,8 @@ class OpenAIBackend:
         if self._loop.is_closed():
             return
         self.cancel(list(self._tasks))
-        asyncio.run_coroutine_threadsafe(self._connections.close(), self._loop).result()
+        for part in (self._adapters, self._connections):
+            asyncio.run_coroutine_threadsafe(part.close(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -212,6 +218,8 @@ class OpenAIBackend:
                 self._answered += 1
                 return found
             answer = found
+            if answer.overloaded and self._fleet.refusals >= self._patience.waits:
+                raise _broken(endpoint, answer.why)
             avoid.add(endpoint)
             if answer.refused or self._fleet.others(avoid):
                 continue
@@ -228,10 +236,14 @@ class OpenAIBackend:
 
     async def _answers(self, request: Request) -> bool:
         """Whether a short prompt is answered that is otherwise asked for as the request is, in a place of its own."""
-        short = PromptText(messages=(Message(role="user", content="Hello."),))
-        asked = replace(request, prompt=short if request.prompt.text is None else PromptText(text="Hello."))
-        endpoint = await self._fleet.take(_prefix(asked), adapted=asked.adapter is not None)
-        return not isinstance(await self._once(asked, endpoint, _Tries(self._patience)), Again)
+        asked, tries = _short(request), _Tries(self._patience)
+        while True:
+            endpoint = await self._fleet.take(_prefix(asked), adapted=asked.adapter is not None)
+            found = await self._once(asked, endpoint, tries)
+            if not isinstance(found, Again):
+                return True
+            if not found.overloaded or self._fleet.refusals >= self._patience.waits:
+                return False
 
     async def _once(self, request: Request, endpoint: str, seen: _Tries) -> Result | Again:
         """One try at one endpoint, whose place is given back. Raises BackendError."""
@@ -244,8 +256,7 @@ class OpenAIBackend:
                 release = self._fleet.done
             elif answer.overloaded:
                 seen.limited += 1
-                wait = self._patience.backoff if answer.after is None else answer.after
-                release = partial(self._fleet.overloaded, wait=wait)
+                release = partial(self._fleet.overloaded, wait=answer.after or 0.0, backoff=self._patience.backoff)
                 return replace(answer, after=0.0)
             elif answer.after is None:
                 seen.failed += 1
@@ -272,8 +283,26 @@ class OpenAIBackend:
             release(endpoint)
 
     async def _answer(self, request: Request, endpoint: str) -> Result | Again:
+        """One answer. A 403 or 404 may be about what is in the request (moderation, routing) or about all of them,
+        which a short one at the same place tells; where that one is to be tried again, so is the request.
+        """
+        answer = await self._asked(request, endpoint)
+        if not isinstance(answer, Again) or answer.closed is None:
+            return answer
+        short = await self._asked(_short(request), endpoint)
+        if not isinstance(short, Again):
+            self._answered += 1
+            return answer
+        if short.closed is not None:
+            raise short.closed
+        return answer if short.refused else short
+
+    async def _asked(self, request: Request, endpoint: str) -> Result | Again:
         adapter = request.adapter
-        served = self._model if adapter is None else await self._adapters.served(adapter, endpoint)
+        try:
+            served = self._model if adapter is None else await self._adapters.served(adapter, endpoint)
+        except NotNow as error:
+            return error.again
         refused = self._refused
         body = body_of(request, served, refused)
         with self._connections.lent() as client:
@@ -301,7 +330,7 @@ class OpenAIBackend:
                 errors.append(f"{endpoint}: {error or type(error).__name__}")
                 continue
             if response.status_code in (401, 403):
-                raise key_refused(endpoint, response.status_code)
+                raise key_refused(response)
             windows += _windows(response, self._model, endpoint)
         if len(errors) == len(self._endpoints):
             raise _unreachable(self._endpoints, "; ".join(errors))
@@ -317,6 +346,13 @@ def _prefix(request: Request) -> str:
         else canonical_json([[turn.role, turn.content] for turn in prompt.messages[: prompt.shared]])
     )
     return digest([request.adapter.sha256 if request.adapter else None, shared])
+
+
+def _short(request: Request) -> Request:
+    """One of a single word that is otherwise asked for as `request` is."""
+    if request.prompt.text is not None:
+        return replace(request, prompt=PromptText(text="Hello."))
+    return replace(request, prompt=PromptText(messages=(Message(role="user", content="Hello."),)))
 
 
 def _windows(response: httpx.Response, model: str, endpoint: str) -> list[int]:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bt_compiler.engine.backends.wire import key_refused
+from bt_compiler.engine.backends.wire import Again, key_refused, passing, said
 from bt_compiler.errors import BackendError
 from bt_compiler.graph.candidate import Adapter
 
@@ -32,9 +32,19 @@ _ANOTHER_MODEL = 0.5
 """Mean difference, in nats a token, beyond which two base models are not the same one in another precision."""
 _PRECISION = 0.02
 """Mean difference that another precision or another batch makes."""
+_PASSING = frozenset({408, 425, 429, 502, 503, 504})
+"""Statuses of a server under load and of a proxy before it. Not 500: so vLLM says that it cannot load an adapter."""
 
 Print = tuple[float, ...]
 """Log probability of each token of the probe but the first."""
+
+
+class NotNow(Exception):
+    """The server may load the adapter another time, and another may now."""
+
+    def __init__(self, again: Again) -> None:
+        super().__init__(again.why)
+        self.again = again
 
 
 class _Proven(NamedTuple):
@@ -59,15 +69,22 @@ class ServedAdapters:
     async def served(self, adapter: Adapter, endpoint: str) -> str:
         """The name that `endpoint` answers with this adapter under, loaded and proven there by the first who asks.
 
-        Raises BackendError (BTC531, BTC595, BTC596) and httpx.RequestError.
+        Raises NotNow, BackendError (BTC529, BTC531, BTC595, BTC596) and httpx.RequestError.
         """
         name = f"{adapter.name}-{adapter.sha256[:12]}"
         loading = self._loading.get((endpoint, name))
         if loading is None or (loading.done() and (loading.cancelled() or loading.exception() is not None)):
             loading = asyncio.ensure_future(self._load(adapter, name, endpoint))
+            loading.add_done_callback(_seen)
             self._loading[(endpoint, name)] = loading
         await asyncio.shield(loading)
         return name
+
+    async def close(self) -> None:
+        """Ends what is being loaded."""
+        for loading in self._loading.values():
+            loading.cancel()
+        await asyncio.gather(*self._loading.values(), return_exceptions=True)
 
     def forget(self, endpoint: str) -> None:
         """The server does not know an adapter that it had: it was restarted, and has to be given all of them again."""
@@ -82,12 +99,14 @@ class ServedAdapters:
         with self._connections.lent() as client:
             response = await client.post(f"{endpoint}/load_lora_adapter", json=body)
         if response.status_code in (401, 403):
-            raise key_refused(endpoint, response.status_code)
+            raise key_refused(response)
+        if response.status_code in _PASSING:
+            raise NotNow(passing(response))
         if response.status_code != 200 and "already" not in response.text:
             raise BackendError.of(
                 "BTC531",
                 f"the server at {endpoint} does not load adapter `{name}` (status {response.status_code}): "
-                f"{response.text[:300]}",
+                f"{said(response)}",
                 help="start vLLM with `--enable-lora --max-lora-rank` at least the adapter's rank and "
                 "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, with the adapter's folder readable there",
             )
@@ -119,10 +138,12 @@ class ServedAdapters:
         return self._bases[endpoint]
 
     async def _print(self, model: str, endpoint: str) -> Print:
-        """Raises BackendError (BTC595) where the server gives no log probabilities."""
+        """Raises NotNow, and BackendError (BTC595) where the server gives no log probabilities."""
         body = {"model": model, "prompt": PROBE, "max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1}
         with self._connections.lent() as client:
             response = await client.post(f"{endpoint}/completions", json=body)
+        if response.status_code in _PASSING or response.status_code == 500:
+            raise NotNow(passing(response))
         found: Sequence[Any] = ()
         answered: Any = None
         try:
@@ -133,14 +154,20 @@ class ServedAdapters:
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError):
             values = ()
         if len(values) < 8 or answered not in (None, model):
-            said = f"it answered as `{answered}`" if values else f"status {response.status_code}: {response.text[:200]}"
+            why = f"it answered as `{answered}`" if values else f"status {response.status_code}: {said(response)}"
             raise BackendError.of(
                 "BTC595",
-                f"the server at {endpoint} does not show that `{model}` is what answers: {said}",
+                f"the server at {endpoint} does not show that `{model}` is what answers: {why}",
                 help="adapters need a server whose `/completions` gives log probabilities of the prompt (`echo` with "
                 "`logprobs`), as vLLM's does",
             )
         return values
+
+
+def _seen(loading: asyncio.Task[None]) -> None:
+    """Its error is that of those who wait for it; where nobody does any more, asyncio would print it."""
+    if not loading.cancelled():
+        loading.exception()
 
 
 def changes_nothing(adapter: Adapter) -> bool:

@@ -42,6 +42,8 @@ class Again:
     """Whether the server was asked too much."""
     refused: bool = False
     """Whether this server will not answer the request however often it is asked."""
+    closed: BackendError | None = None
+    """What is wrong if a short request is answered so too: it is no matter of this request then."""
 
 
 def path_of(request: Request) -> str:
@@ -92,7 +94,7 @@ def read(response: httpx.Response, request: Request, served: str) -> Completion 
     if not isinstance(data, dict):
         return Again(why="the answer is not a JSON object")
     if data.get("error"):
-        return Again(why=f"the answer is an error with status 200: {_error_text(data)}")
+        return Again(why=f"the answer is an error with status 200: {said(response)}")
     if request.adapter is not None and data.get("model") not in (None, served):
         raise BackendError.of(
             "BTC531",
@@ -105,15 +107,20 @@ def read(response: httpx.Response, request: Request, served: str) -> Completion 
 def _completion(data: Mapping[str, Any], request: Request) -> Completion | Again | ExampleError:
     try:
         choice = data["choices"][0]
-        text = choice["text"] if request.prompt.text is not None else choice["message"]["content"]
+        message = {"content": choice["text"]} if request.prompt.text is not None else choice["message"]
+        text, refusal = message.get("content"), message.get("refusal")
         reason = choice.get("finish_reason") or "stop"
     except (KeyError, IndexError, TypeError, AttributeError):
         return Again(why=f"the answer is no completion: {json.dumps(data)[:_SHOWN]}")
-    if not isinstance(text, str):
-        return Again(why="the answer has no text")
     ended = str(reason).lower()
     if ended not in _STOPPED | _CUT:
         return ExampleError("BTC534", f"the server ended a completion for the reason {json.dumps(reason)[:_SHOWN]}")
+    if not text and isinstance(refusal, str) and refusal:
+        return ExampleError("BTC534", f"the model refused to answer: {whole(refusal)[:_SHOWN]}")
+    if text is None and ended in _CUT:
+        text = ""  # all tokens went into reasoning, which is no part of the answer
+    if not isinstance(text, str):
+        return Again(why="the answer has no text")
     return Completion(
         text=whole(text),
         finish="stop" if ended in _STOPPED else "length",
@@ -142,34 +149,43 @@ def _estimated(text: str) -> int:
 
 
 def _refusal(response: httpx.Response, request: Request, served: str) -> Again:
-    status, said = response.status_code, _moved(response, request) or _said(response)
-    if status in (401, 403):
-        raise key_refused(str(response.request.url), status)
-    if status == 404:
-        raise BackendError.of(
-            "BTC530",
-            f"the server at {response.request.url} knows no model `{served}`: {said}",
-            help="`model.id` has to be a name that its `/models` lists, and the endpoint usually ends in `/v1`",
-        )
+    status, why = response.status_code, _moved(response, request) or said(response)
+    if status == 401:
+        raise key_refused(response)
     if status in _RETRIED or status >= 500:
-        after = _retry_after(response)
-        overloaded = status == 429 or (status == 503 and after is not None)
-        return Again(why=f"status {status}: {said}", after=after if overloaded else None, overloaded=overloaded)
-    unsupported = "unsupported" in said.lower() or "not supported" in said.lower()
-    if status in (400, 422) and unsupported and MAX_TOKENS in said and _MAX_TOKENS_TOO in said:
-        return Again(why=f"status {status}: {said}", after=0.0, without=MAX_TOKENS)
+        return passing(response)
+    unsupported = "unsupported" in why.lower() or "not supported" in why.lower()
+    if status in (400, 422) and unsupported and MAX_TOKENS in why and _MAX_TOKENS_TOO in why:
+        return Again(why=f"status {status}: {why}", after=0.0, without=MAX_TOKENS)
     kind = constraint_kind(request.grammar)
     words = ("structured_outputs", "response_format", "regex", "grammar", "schema", "unrecognized", "extra_forbidden")
-    if status in (400, 422) and kind is not None and any(word in said.lower() for word in words):
-        return Again(why=f"status {status}: {said}", after=0.0, without=kind)
-    return Again(why=f"the server refused a request with status {status}: {said}", refused=True)
+    if status in (400, 422) and kind is not None and any(word in why.lower() for word in words):
+        return Again(why=f"status {status}: {why}", after=0.0, without=kind)
+    closed = {403: key_refused(response), 404: _unknown(response, served)}.get(status)
+    return Again(why=f"the server refused a request with status {status}: {why}", refused=True, closed=closed)
 
 
-def key_refused(url: str, status: int) -> BackendError:
+def passing(response: httpx.Response) -> Again:
+    """What a status means that is worth another try, with the time that the server asks for."""
+    status, after = response.status_code, _retry_after(response)
+    overloaded = status == 429 or (status == 503 and after is not None)
+    why = f"status {status}: {said(response)}"
+    return Again(why=why, after=after if overloaded else None, overloaded=overloaded)
+
+
+def _unknown(response: httpx.Response, served: str) -> BackendError:
+    return BackendError.of(
+        "BTC530",
+        f"the server at {response.request.url} knows no model `{served}`: {said(response)}",
+        help="`model.id` has to be a name that its `/models` lists, and the endpoint usually ends in `/v1`",
+    )
+
+
+def key_refused(response: httpx.Response) -> BackendError:
     """The error for 401 and 403; the key itself is never in it."""
     return BackendError.of(
         "BTC529",
-        f"the server at {url} refused access with status {status}",
+        f"the server at {response.request.url} refused access with status {response.status_code}: {said(response)}",
         help="write `api_key: {env: NAME}` in the spec's model and set that environment variable",
     )
 
@@ -182,20 +198,23 @@ def _moved(response: httpx.Response, request: Request) -> str | None:
     return f"it redirects to {there}, and `endpoints` has to name the place itself"
 
 
-def _said(response: httpx.Response) -> str:
+def said(response: httpx.Response) -> str:
+    """What the server says is wrong, cut to what can be shown; the key that it was asked with is never in it."""
     try:
         data = response.json()
     except (ValueError, RecursionError):
-        return response.text[:_SHOWN].strip() or "no text"
-    return _error_text(data if isinstance(data, dict) else {"error": data})
+        text = response.text.strip() or "no text"
+    else:
+        text = _error_text(data if isinstance(data, dict) else {"error": data})
+    key = response.request.headers.get("authorization", "").removeprefix("Bearer ")
+    return (text.replace(key, "…") if key else text)[:_SHOWN]
 
 
 def _error_text(data: Mapping[str, Any]) -> str:
     error = data.get("error", data.get("detail", data))
     if isinstance(error, dict) and isinstance(error.get("message"), str):
         error = error["message"]
-    text: str = whole(error) if isinstance(error, str) else json.dumps(error)
-    return text[:_SHOWN]
+    return whole(error) if isinstance(error, str) else json.dumps(error)
 
 
 def _retry_after(response: httpx.Response) -> float | None:
