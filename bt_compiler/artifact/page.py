@@ -95,7 +95,7 @@ def template(name: str) -> Any:
     )
     environment.filters["svg"] = Markup  # our own drawings, whose text matplotlib has escaped
     environment.filters["score"] = lambda value: f"{value:.3f}".removeprefix("0") if 0 < value < 1 else f"{value:.3f}"
-    environment.filters["signed"] = lambda value: f"{value:+.3f}"
+    environment.filters["signed"] = lambda value: f"{value:+z.3f}"
     environment.filters["duration"] = duration
     return environment.get_template(name)
 

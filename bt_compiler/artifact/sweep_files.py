@@ -103,7 +103,7 @@ def cells_of(row: Mapping[str, Any], table: Mapping[str, Any]) -> tuple[str, ...
     against = "best single step" if best and best["steps"] == row["steps"] else ""
     if row["difference"] is not None:
         one = row["difference"]
-        against = f"{one['mean']:+.3f} [{one['low']:+.3f}, {one['high']:+.3f}]"
+        against = f"{one['mean']:+z.3f} [{one['low']:+z.3f}, {one['high']:+z.3f}]"
     sd = "" if row["sd"] is None else score(row["sd"])
     return (name, score(row["mean"]), sd, by_seed, against, score(row["shipped"]))
 

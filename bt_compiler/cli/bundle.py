@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -14,6 +15,7 @@ from bt_compiler.cli.output import (
     agreement_text,
     diagnostics_json,
     json_option,
+    print_diagnostics,
     print_json,
     scores_text,
     set_option,
@@ -23,6 +25,8 @@ from bt_compiler.cli.progress import TerminalProgress
 from bt_compiler.errors import CompileError, UsageError
 
 if TYPE_CHECKING:
+    from bt_compiler.compiler.changed_data import ChangedSplit
+    from bt_compiler.diagnostics import Diagnostic
     from bt_compiler.engine.trace import Report
     from bt_compiler.runtime import Predictor
 
@@ -109,7 +113,7 @@ def diff_command(before: Path, after: Path, as_json: bool) -> None:
     for split in change.splits:
         click.echo(f"\n{split.split}: {split.before:.3f} -> {split.after:.3f}")
         if split.interval is not None:
-            bounds = f"{split.difference:+.3f}  [{split.interval.low:+.3f}, {split.interval.high:+.3f}]"
+            bounds = f"{split.difference:+z.3f}  [{split.interval.low:+z.3f}, {split.interval.high:+z.3f}]"
             click.echo(f"  on the {split.shared} examples that both were scored on: {bounds}")
         click.echo(f"  {len(split.examples)} of {split.shared} shared examples are scored otherwise")
         for example, first, second in split.examples:
@@ -143,24 +147,33 @@ def eval_command(
     as_json: bool,
 ) -> None:
     """Score BUNDLE on a split of its own data, or on a data file."""
-    from bt_compiler.artifact.report import summary
     from bt_compiler.compiler.evaluate import SplitName, evaluate_bundle
+
+    changes: list[Diagnostic] = []
+
+    def on_change(change: ChangedSplit) -> None:
+        gate = at_least is not None and change.seen > 0
+        changes.append(change.finding(gate=gate))
+        if gate:
+            raise CompileError(changes)
 
     progress = TerminalProgress()
     try:
-        name = cast("SplitName", split)
-        report = evaluate_bundle(bundle, split=name, data=data, overrides=overrides, progress=progress, tools=tools)
+        report = evaluate_bundle(
+            bundle,
+            split=cast("SplitName", split),
+            data=data,
+            overrides=overrides,
+            progress=progress,
+            tools=tools,
+            on_change=on_change,
+        )
     finally:
         progress.end()
     missed = None if at_least is None or report.mean >= at_least else _missed(bundle, report, at_least)
     if as_json:
-        scores = [{"example": example, "score": score} for example, score in report.scores]
-        failures = [{"example": example, **asdict(failure)} for example, failure in report.failures]
-        judge = {} if report.agreement is None else {"judge": asdict(report.agreement)}
-        body = {"split": report.split, **summary(report), **judge, "scores": scores, "failed": failures}
-        gate = {} if at_least is None else {"at_least": at_least}
-        found = {} if missed is None else diagnostics_json(missed.diagnostics)
-        print_json("eval", {**body, **gate, **found}, ok=missed is None)
+        found = [*changes, *(() if missed is None else missed.diagnostics)]
+        print_json("eval", _scored(report, at_least, changed=bool(changes), found=found), ok=missed is None)
         if missed is not None:
             sys.exit(missed.exit_code)
         return
@@ -172,10 +185,27 @@ def eval_command(
     )
     if report.agreement is not None:
         click.echo(agreement_text(report.agreement))
+    print_diagnostics(changes)
     for example, failure in report.failures[:10]:
         click.echo(f"  {example} failed: {failure.code} {failure.message}", err=True)
     if missed is not None:
         raise missed
+
+
+def _scored(report: Report, at_least: float | None, *, changed: bool, found: Sequence[Diagnostic]) -> dict[str, Any]:
+    """What `eval --json` says."""
+    from bt_compiler.artifact.report import summary
+
+    return {
+        "split": report.split,
+        **summary(report),
+        **({} if report.agreement is None else {"judge": asdict(report.agreement)}),
+        "scores": [{"example": example, "score": score} for example, score in report.scores],
+        "failed": [{"example": example, **asdict(failure)} for example, failure in report.failures],
+        **({} if at_least is None else {"at_least": at_least}),
+        **({"data_changed": True} if changed else {}),
+        **(diagnostics_json(found) if found else {}),
+    }
 
 
 def _missed(bundle: Path, report: Report, at_least: float) -> CompileError:

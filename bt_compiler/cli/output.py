@@ -111,11 +111,11 @@ def scores_text(scores: Mapping[str, Mapping[str, Any]], rows: Mapping[str, int]
             if score is None:
                 continue
             interval = (
-                f"[{score['low']:+.3f}, {score['high']:+.3f}]"
+                f"[{score['low']:+z.3f}, {score['high']:+z.3f}]"
                 if who == "difference"
                 else (f"[{score['low']:.3f}, {score['high']:.3f}]")
             )
-            mean = f"{score['mean']:+.3f}" if who == "difference" else f"{score['mean']:.3f}"
+            mean = f"{score['mean']:+z.3f}" if who == "difference" else f"{score['mean']:.3f}"
             count = f"  n={score['n']}" if "n" in score else ""
             failed = f"  {score['failures']} failed" if score.get("failures") else ""
             tools = f"  {score['tool_errors']} tool calls failed" if score.get("tool_errors") else ""

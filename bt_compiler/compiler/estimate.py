@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from statistics import mean
 from typing import Any
@@ -67,12 +67,16 @@ class CallEstimate:
     """False where labels are weighed: nothing is written that training could learn."""
 
 
-def estimate_calls(program: Program, sections: Sections, examples: Sequence[Example]) -> tuple[CallEstimate, ...]:
-    """One estimate a call node, in the order of the program. Raises what loading a format raises."""
+def estimate_calls(
+    program: Program, sections: Sections, examples: Sequence[Example]
+) -> dict[str, tuple[CallEstimate, ...]]:
+    """The estimates of each call node by its path, in the order of the program: the call itself, and one for each
+    output whose labels are weighed. Raises what loading a format raises.
+    """
     times = visits(program)
     passages = _Passages(program, sections)
     prompts = spec_candidate(program).prompts
-    found = []
+    found = {}
     for path, node in nodes(program):
         if not isinstance(node, Call):
             continue
@@ -81,30 +85,32 @@ def estimate_calls(program: Program, sections: Sections, examples: Sequence[Exam
         rows = [_inputs(node, module, example, passages.seen_by(path)) for example in examples[:_EXAMPLES]]
         rows = [{**row, **earlier} for row in rows or [_inputs(node, module, None, [])]]
         prompt, demo = _rendered(module, prompts[module.name], rows)
-        found.append(
-            CallEstimate(
-                node=path,
-                module=module.name,
-                visits=times[path] * (module.at_most + 1),
-                prompt_tokens=prompt,
-                demo_tokens=demo,
-                completion_tokens=_tokens(_completion_text(module)),
-            )
+        call = CallEstimate(
+            node=path,
+            module=module.name,
+            visits=times[path] * (module.at_most + 1),
+            prompt_tokens=prompt,
+            demo_tokens=demo,
+            completion_tokens=_tokens(_completion_text(module)),
         )
-        for item in module.signature.confidences:
-            about = next(output for output in module.outputs if output.name == item.type.probability_of)
-            found.append(
-                CallEstimate(
-                    node=f"{path}: {item.name}",
-                    module=module.name,
-                    visits=times[path],
-                    prompt_tokens=prompt,
-                    demo_tokens=demo,
-                    completion_tokens=sum(_tokens(str(value)) for value in label_values(about.type)),
-                    learnt=False,
-                )
-            )
-    return tuple(found)
+        found[path] = (call, *_weighed(call, module, times[path]))
+    return found
+
+
+def _weighed(call: CallEstimate, module: Module, visits: int) -> list[CallEstimate]:
+    """The calls that weigh labels of what `call` wrote."""
+    types = {output.name: output.type for output in module.outputs}
+    abouts = [(item.name, types[str(item.type.probability_of)]) for item in module.signature.confidences]
+    return [
+        replace(
+            call,
+            node=f"{call.node}: {name}",
+            visits=visits,
+            completion_tokens=sum(_tokens(str(value)) for value in label_values(about)),
+            learnt=False,
+        )
+        for name, about in abouts
+    ]
 
 
 def estimate_judges(judges: Judges, program: Program, examples: Sequence[Example]) -> tuple[CallEstimate, ...]:

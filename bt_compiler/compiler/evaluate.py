@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from bt_compiler.artifact.format_files import with_formats
+from bt_compiler.compiler.changed_data import ChangedSplit, changed_split
 from bt_compiler.compiler.check import label_fields, optional_label_fields
 from bt_compiler.data import load_splits
 from bt_compiler.data.example import Example
@@ -38,14 +39,18 @@ def evaluate_bundle(
     progress: Progress | None = None,
     opener: OpenBackend | None = None,
     tools: Path | None = None,
+    on_change: Callable[[ChangedSplit], None] | None = None,
 ) -> Report:
     """The shipped program's report on `split` of the bundle's own data, or on all rows of `data`: a file, or a name as
     in a spec (`sklearn:NAME`, `hf://owner/name:split`), from the working folder.
 
-    `overrides` are applied to the bundle's spec, for paths and endpoints of this machine. Raises BundleError,
-    SpecError, DataError, BackendError, and CompileError (BTC452) where the split has no examples.
+    `overrides` are applied to the bundle's spec, for paths and endpoints of this machine. `on_change` is told,
+    before anything runs, where `split` does not hold the examples that it held at the compile, and may raise; without
+    it `progress` is. Raises BundleError, SpecError, DataError, BackendError, and CompileError (BTC452) where the split
+    has no examples.
     """
     told = Silent() if progress is None else progress
+    tell = on_change or (lambda change: told.say(change.finding(gate=False).message))
     root = cache_root(os.environ) if cache is None else cache
     with (
         load(folder, overrides=overrides, progress=told, cache_root=root, opener=opener, tools=tools) as predictor,
@@ -54,7 +59,7 @@ def evaluate_bundle(
     ):
         bundle, name = predictor.bundle, split if data is None else data
         judges = with_formats(_judges(predictor, overrides), bundle.judge_formats)
-        examples = _examples(predictor, split, data, judges)
+        examples = _examples(predictor, split, data, judges, tell)
         engine = replace(predictor.engine(), stores=(store,))
         for model in sorted({judge.module.model for judge in judges.values()} - set(engine.backends)):
             backend = predictor.backend(model)
@@ -86,7 +91,13 @@ def _judges(predictor: Predictor, overrides: Sequence[str]) -> Judges:
     return lower_with_warnings(load_spec(predictor.bundle.spec, overrides=overrides), sections).judges
 
 
-def _examples(predictor: Predictor, split: SplitName, data: str | None, judges: Judges) -> tuple[Example, ...]:
+def _examples(
+    predictor: Predictor,
+    split: SplitName,
+    data: str | None,
+    judges: Judges,
+    tell: Callable[[ChangedSplit], None],
+) -> tuple[Example, ...]:
     program, section = predictor.bundle.program, predictor.sections.data
     labels = label_fields(program, predictor.sections, judges)
     optional = optional_label_fields(program, predictor.sections, judges)
@@ -102,7 +113,10 @@ def _examples(predictor: Predictor, split: SplitName, data: str | None, judges: 
             optional=optional,
         )
     else:
-        examples = getattr(load_splits(section, inputs=program.inputs, labels=labels, optional=optional), split)
+        splits = load_splits(section, inputs=program.inputs, labels=labels, optional=optional)
+        examples = getattr(splits, split)
+        if examples and (change := changed_split(predictor.bundle.manifest, splits, split)) is not None:
+            tell(change)
     if not examples:
         what = (
             f"bundle `{predictor.bundle.folder}` has no {split} examples" if data is None else f"`{data}` has no rows"

@@ -1,22 +1,22 @@
 """`btc plan`: the graph, and what a compile will have to do: LM calls, tokens, training steps; and what is there.
 
 Counts are upper bounds: equal prompts are asked once, and a source of rows is asked only for what earlier ones could
-not solve. Training rows are the exception: one a call and example, where `sampled` may accept several, and rows of rare
-answers are copied. No model is loaded.
+not solve; a switch is taken to run its dearest case. Training rows are the exception: one a call and example, where
+`sampled` may accept several, and rows of rare answers are copied. No model is loaded.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bt_compiler.compiler.check import CheckedSpec
 from bt_compiler.compiler.estimate import CallEstimate, estimate_calls, estimate_judges
 from bt_compiler.engine.cache import CompletionCache, cache_path, cache_root
-from bt_compiler.graph import program_text
+from bt_compiler.graph import Program, dearest, program_text
 from bt_compiler.optimize.cold_start import runs_of
 from bt_compiler.optimize.inner import inner_split
 from bt_compiler.optimize.journal import journal_folder
@@ -25,8 +25,8 @@ from bt_compiler.spec.sections import WeightsSection
 
 SCHEMA = 1
 _BOUNDS = (
-    "counts are upper bounds, tokens are estimates; training rows may be more: several samples of an example, and rows "
-    f"of rare answers up to {MAX_COPIES} times"
+    "counts are upper bounds (a switch runs its dearest case), tokens are estimates; training rows may be more: "
+    f"several samples of an example, and rows of rare answers up to {MAX_COPIES} times"
 )
 
 
@@ -46,6 +46,25 @@ class Stage:
     training_steps: int = 0
     """Optimiser steps, at most."""
     detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """The calls of one run of the program."""
+
+    program: Program
+    by_node: Mapping[str, tuple[CallEstimate, ...]]
+    judging: tuple[CallEstimate, ...]
+
+    @property
+    def calls(self) -> tuple[CallEstimate, ...]:
+        """All that may happen, of a switch those of every case."""
+        return (*(call for calls in self.by_node.values() for call in calls), *self.judging)
+
+    def most(self, cost: Callable[[CallEstimate], float]) -> float:
+        """The sum of `cost` over the calls that happen, at most."""
+        own = {path: sum(map(cost, calls)) for path, calls in self.by_node.items()}
+        return dearest(self.program, own) + sum(map(cost, self.judging))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,14 +152,15 @@ def plan(checked: CheckedSpec, *, out: Path | None = None) -> Plan:
     names = {module.model for module in (*program.modules, *(judge.module for judge in checked.judges.values()))}
     folder = (out or Path("artifacts") / program.name).absolute()
     judging = estimate_judges(checked.judges, program, checked.splits.train)
-    calls = estimate_calls(program, sections, checked.splits.train) + judging
+    by_node = estimate_calls(program, sections, checked.splits.train)
+    run = _Run(program=program, by_node=by_node, judging=judging)
     return Plan(
         name=program.name,
         graph=program_text(program),
         splits={name: len(part) for name, part in checked.splits._asdict().items()},
         models={model.name: model.id for model in sections.models if model.name in names},
-        calls=calls,
-        stages=(*_stages(checked, calls), *_ratings(checked, judging)),
+        calls=run.calls,
+        stages=(*_stages(checked, run), *_ratings(checked, run)),
         cache=_stored(cache_path(cache_root(os.environ))),
         journal=_unfinished(journal_folder(folder)),
     )
@@ -161,40 +181,42 @@ def _unfinished(journal: Path) -> Stored | None:
     return None if (journal / "finished.json").exists() else _stored(journal / "completions.sqlite")
 
 
-def _stages(checked: CheckedSpec, calls: Sequence[CallEstimate]) -> list[Stage]:
+def _stages(checked: CheckedSpec, run: _Run) -> list[Stage]:
     strategy, splits = checked.sections.optimize.strategy, checked.splits
     stages = []
     if splits.dev:
-        stages.append(_runs("zero-shot on dev", len(splits.dev), calls))
+        stages.append(_runs("zero-shot on dev", len(splits.dev), run))
     most_demos = 0
     for index, kind in enumerate(strategy, 1):
         if kind == "prompts":
             settings = checked.sections.optimize.prompts
             most_demos = max(settings.max_bootstrapped_demos, settings.max_labeled_demos)
-            stages.append(_prompts_stage(checked, calls, index, most_demos))
+            stages.append(_prompts_stage(checked, run, index, most_demos))
         else:
-            stages.append(_weights_stage(checked, calls, index, most_demos))
+            stages.append(_weights_stage(checked, run, index, most_demos))
         if splits.dev:
-            stages.append(_runs(f"prefix {index} on dev", len(splits.dev), calls, demos=most_demos))
+            stages.append(_runs(f"prefix {index} on dev", len(splits.dev), run, demos=most_demos))
     if splits.test:
         detail = "zero-shot and shipped"
-        stages.append(_runs("test", 2 * len(splits.test), calls, demos=most_demos / 2, detail=detail))
+        stages.append(_runs("test", 2 * len(splits.test), run, demos=most_demos / 2, detail=detail))
     return stages
 
 
-def _ratings(checked: CheckedSpec, judging: Sequence[CallEstimate]) -> list[Stage]:
+def _ratings(checked: CheckedSpec, run: _Run) -> list[Stage]:
     """A judge is asked about the outputs that people have rated too."""
-    asked = zip(judging, checked.judges.values(), strict=True)
-    return [_runs("judge on ratings", rated, [call]) for call, judge in asked if (rated := checked.rated(judge))]
+    asked = zip(run.judging, checked.judges.values(), strict=True)
+    return [
+        _runs("judge on ratings", rated, replace(run, by_node={}, judging=(call,)))
+        for call, judge in asked
+        if (rated := checked.rated(judge))
+    ]
 
 
-def _runs(
-    name: str, runs: int, calls: Sequence[CallEstimate], *, demos: float = 0, detail: str = "", more: int = 0
-) -> Stage:
+def _runs(name: str, runs: int, run: _Run, *, demos: float = 0, detail: str = "", more: int = 0) -> Stage:
     """`runs` runs of the program with `demos` demos a module, and `more` calls of its mean size."""
-    each = sum(call.visits for call in calls)
-    prompt = sum(call.visits * (call.prompt_tokens + demos * call.demo_tokens) for call in calls)
-    completion = sum(call.visits * call.completion_tokens for call in calls)
+    each = round(run.most(lambda call: call.visits))
+    prompt = run.most(lambda call: call.visits * (call.prompt_tokens + demos * call.demo_tokens))
+    completion = run.most(lambda call: call.visits * call.completion_tokens)
     scale = runs + more / max(1, each)
     return Stage(
         name=name,
@@ -206,7 +228,7 @@ def _runs(
     )
 
 
-def _prompts_stage(checked: CheckedSpec, calls: Sequence[CallEstimate], index: int, demos: int) -> Stage:
+def _prompts_stage(checked: CheckedSpec, run: _Run, index: int, demos: int) -> Stage:
     settings = checked.sections.optimize.prompts
     inner = inner_split(checked.splits.train, settings, seed=0)
     candidates = 3 + settings.candidates
@@ -214,10 +236,10 @@ def _prompts_stage(checked: CheckedSpec, calls: Sequence[CallEstimate], index: i
     teacher = len(inner.train) if settings.max_bootstrapped_demos or inside else 0
     detail = f"bootstrap {teacher} + {candidates} candidates x {len(inner.val)}"
     runs = teacher + candidates * len(inner.val)
-    return _runs(f"step {index} prompts", runs, calls, demos=demos * (candidates - 1) / candidates, detail=detail)
+    return _runs(f"step {index} prompts", runs, run, demos=demos * (candidates - 1) / candidates, detail=detail)
 
 
-def _weights_stage(checked: CheckedSpec, calls: Sequence[CallEstimate], index: int, demos: int) -> Stage:
+def _weights_stage(checked: CheckedSpec, run: _Run, index: int, demos: int) -> Stage:
     optimize, train = checked.sections.optimize, len(checked.splits.train)
     weights = optimize.weights
     inner = inner_split(checked.splits.train, optimize.prompts, seed=0)
@@ -229,11 +251,11 @@ def _weights_stage(checked: CheckedSpec, calls: Sequence[CallEstimate], index: i
     hints = train * runs_of("hinted", weights) * len(reasoning) if "hinted" in weights.sources else 0
     written = any(module.demos for module in checked.program.modules)
     scoring = (2 if index > 1 or written else 1) * len(inner.val)
-    rows, steps = _training(checked, calls, weights)
+    rows, steps = _training(checked, run, weights)
     stage = _runs(
         f"step {index} weights",
         tracing + scoring,
-        calls,
+        run,
         demos=demos,
         more=hints,
         detail=f"traces {tracing}, scoring {scoring}, {rows} rows x {weights.epochs} epochs"
@@ -245,14 +267,19 @@ def _weights_stage(checked: CheckedSpec, calls: Sequence[CallEstimate], index: i
     return Stage(**{**asdict(stage), "training_rows": rows, "training_steps": steps})
 
 
-def _training(checked: CheckedSpec, calls: Sequence[CallEstimate], weights: WeightsSection) -> tuple[int, int]:
+def _training(checked: CheckedSpec, run: _Run, weights: WeightsSection) -> tuple[int, int]:
     """(rows, optimiser steps) if every train example gives all its rows; copies for balance are not counted."""
     learnt = len(checked.splits.train) - round(len(checked.splits.train) * weights.validation)
     trainable = {module.name for module in checked.program.modules if "weights" in module.train}
-    by_module: dict[str, int] = {}
-    for call in calls:
-        if call.learnt and call.module in trainable:
-            by_module[call.module] = by_module.get(call.module, 0) + call.visits * learnt
-    lessons = list(by_module.values()) if weights.adapters == "per_module" else [sum(by_module.values())]
-    steps = sum(-(-rows // weights.batch) for rows in lessons) * weights.epochs
-    return sum(lessons), steps
+
+    def rows_of(modules: Collection[str]) -> int:
+        return learnt * round(run.most(lambda call: call.visits * (call.learnt and call.module in modules)))
+
+    rows = rows_of(trainable)
+    lessons = [rows_of({module}) for module in trainable] if weights.adapters == "per_module" else [rows]
+    lessons = [one for one in lessons if one]
+    # adapters of different cases cannot all have all the rows: each has one batch that is not full, at most
+    batches = min(
+        sum(-(-one // weights.batch) for one in lessons), (rows + len(lessons) * (weights.batch - 1)) // weights.batch
+    )
+    return rows, batches * weights.epochs

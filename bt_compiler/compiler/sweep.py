@@ -1,6 +1,6 @@
 """`btc sweep`: the table of all strategies of one spec, over seeds and models.
 
-    variants ─> check each ─> for each: journal ─> models, retrievers ─> trie of strategies ─> table ─> files
+    variants ─> check each ─> journals ─> for each: models, retrievers ─> trie of strategies ─> table ─> files
 
 A journal a model, so that another model, seed or strategy can be added later and what is there is taken over. Knows the
 order of things; what they are is said elsewhere.
@@ -12,6 +12,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -76,6 +77,8 @@ class Variant(NamedTuple):
 
     label: str
     """Ids of the program's models and of its judges'."""
+    models: str
+    """As `label`, with that of the teacher of a weights step: no two journals have the same."""
     spec: CheckedSpec
     identity: dict[str, Any]
 
@@ -83,13 +86,16 @@ class Variant(NamedTuple):
 def sweep_spec(path: Path, settings: SweepSettings) -> Swept:
     """Runs every strategy at every seed on every model, and writes `sweep.json`, `sweep.md` and `report.html`.
 
-    The same command resumes. All specs are checked, and all models found, before anything runs. Raises SpecError,
-    DataError, BackendError, UsageError, BundleError BTC560 where `out` holds something else, and CompileError BTC460 to
-    BTC464 of the journal.
+    The same command resumes. All specs are checked, all models found and all journals taken before anything runs.
+    Raises SpecError, DataError, BackendError, UsageError, BundleError BTC560 where `out` holds something else, and
+    CompileError BTC460 to BTC464 of the journals.
     """
     root = cache_root(os.environ) if settings.cache is None else settings.cache
-    variants = [_variant(path, overrides, root, settings) for overrides in spread(settings.overrides)]
-    first = variants[0].spec
+    variants: dict[str, Variant] = {}
+    for overrides in spread(settings.overrides):
+        variant = _variant(path, overrides, root, settings)
+        variants.setdefault(variant.models, variant)  # a model that nothing calls makes no other table
+    first = next(iter(variants.values())).spec
     out = (settings.out or ARTIFACTS / f"{first.program.name}-sweep").absolute()
     with disk_errors(out):
         refuse_other_folder(out)
@@ -101,11 +107,15 @@ def sweep_spec(path: Path, settings: SweepSettings) -> Swept:
         "metric": first.sections.metric.kind,
         "tables": [],
     }
-    with disk_errors(out):
+    with disk_errors(out), ExitStack() as held:
         refused: list[SpecError] = []
-        for variant in variants:
+        # before anything is paid for: a journal that another process holds would end this after hours
+        opened = [
+            (variant, held.enter_context(_journal(variant, out, fresh=settings.fresh))) for variant in variants.values()
+        ]
+        for variant, journal in opened:
             try:
-                document["tables"].append(_table(variant, _journals(out), root, settings))
+                document["tables"].append(_table(variant, journal, root, settings))
             except SpecError as error:
                 refused.append(error)  # this model's window cannot hold a prompt; the others have their tables
             else:
@@ -181,8 +191,10 @@ def _variant(path: Path, overrides: Sequence[str], root: Path, settings: SweepSe
     # of all steps: a journal is not to start over because other strategies are named than the last time
     identity = compile_identity(every, seed=0, cache_root=root, progress=settings.progress, tools=settings.tools)
     identity |= {"seed": "any", "sweep": SWEEP_SCHEMA}
-    models = used_models(spec.sections, spec.program, spec.judges)
-    return Variant(", ".join(model.id for model in models), asked, identity)
+    shown, models = (
+        ", ".join(model.id for model in used_models(one.sections, spec.program, spec.judges)) for one in (spec, every)
+    )
+    return Variant(shown, models, asked, identity)
 
 
 def _with_steps(spec: CheckedSpec, steps: Strategy) -> CheckedSpec:
@@ -190,27 +202,24 @@ def _with_steps(spec: CheckedSpec, steps: Strategy) -> CheckedSpec:
     return replace(spec, sections=replace(spec.sections, optimize=optimize))
 
 
-def _journals(out: Path) -> Path:
-    """Where the journals of the sweep into `out` lie."""
-    return out.parent / f".{out.name}.journals"
-
-
-def _table(variant: Variant, journals: Path, root: Path, settings: SweepSettings) -> dict[str, Any]:
-    """The table of one model, from the journal where it was finished before."""
+def _journal(variant: Variant, out: Path, *, fresh: bool) -> Journal:
+    """The journal of one model in the sweep into `out`, locked. Raises CompileError BTC460, BTC462 and BTC464."""
     slug = re.sub(r"[^A-Za-z0-9.-]+", "-", variant.label.rstrip("/").rpartition("/")[2])[:40]
-    folder = journals / f"{slug}-{digest(variant.label)[:8]}"
+    folder = out.parent / f".{out.name}.journals" / f"{slug}-{digest(variant.models)[:8]}"
+    return Journal.open(folder, variant.identity, fresh=fresh)
+
+
+def _table(variant: Variant, journal: Journal, root: Path, settings: SweepSettings) -> dict[str, Any]:
+    """The table of one model, from the journal where it was finished before."""
     strategies, seeds = in_order(settings.strategies), sorted(set(settings.seeds))
     wanted = f"table of {', '.join(map(label, strategies))}; seeds {', '.join(map(str, seeds))}"
-    with Journal.open(folder, variant.identity, fresh=settings.fresh) as journal:
-        tell_opening(journal, settings.progress)
-        settings.progress.say(
-            f"model {variant.label}: {len(strategies)} strategies, seeds {', '.join(map(str, seeds))}"
-        )
-        table: dict[str, Any] = journal.memo(
-            wanted,
-            lambda: _swept(variant, journal, root, settings),
-            keep=lambda table: not table["failures"],  # what failed may have done so for want of memory or a server
-        )
+    tell_opening(journal, settings.progress)
+    settings.progress.say(f"model {variant.label}: {len(strategies)} strategies, seeds {', '.join(map(str, seeds))}")
+    table: dict[str, Any] = journal.memo(
+        wanted,
+        lambda: _swept(variant, journal, root, settings),
+        keep=lambda table: not table["failures"],  # what failed may have done so for want of memory or a server
+    )
     return table
 
 

@@ -34,7 +34,7 @@ from bt_compiler.graph.program import (
 from bt_compiler.graph.serial import program_from_json, program_to_json
 from bt_compiler.graph.serial_candidate import candidate_from_json, candidate_to_json, prompt_to_json
 from bt_compiler.graph.verify import InvalidProgram, verify
-from bt_compiler.graph.walk import nodes, visits
+from bt_compiler.graph.walk import dearest, nodes, visits
 from bt_compiler.graph.zero_shot import candidate_id, spec_candidate
 
 __all__ = [
@@ -71,6 +71,7 @@ __all__ = [
     "candidate_from_json",
     "candidate_id",
     "candidate_to_json",
+    "dearest",
     "lower",
     "lower_with_warnings",
     "nodes",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 
 from bt_compiler.graph.program import (
@@ -62,6 +62,20 @@ def visits(program: Program) -> dict[str, int]:
             case Rerank():
                 times[path] = node.depth
     return found
+
+
+def dearest(program: Program, cost: Mapping[str, float]) -> float:
+    """What one run costs at most, of the costs of nodes by path: of a switch its dearest case alone."""
+
+    def of(body: Sequence[Node], prefix: str) -> float:
+        total = 0.0
+        for node in body:
+            path = prefix + node.name
+            inside = [of(steps, f"{path}/{inner}") for inner, steps in bodies(node)]
+            total += cost.get(path, 0) + (max(inside) if isinstance(node, Switch) else sum(inside))
+        return total
+
+    return of(program.nodes, "")
 
 
 def values_of(node: Node) -> list[Value]:

@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from bt_compiler.artifact import BundleContents, StepFacts, page
-from bt_compiler.artifact.page import drawings, duration, render_report, report_html
+from bt_compiler.artifact.page import drawings, duration, render_report, report_html, template
 from bt_compiler.artifact.report import report_json, shipped_rows, strategy_label
+from bt_compiler.artifact.sweep_files import cells_of
+from bt_compiler.cli.output import scores_text
 from bt_compiler.engine.request import Message, PromptText
 from bt_compiler.engine.scoring import Confusion
 
@@ -171,6 +173,17 @@ def test_labels_and_durations() -> None:
     assert strategy_label(()) == "zero-shot"
     assert strategy_label(("prompts", "weights", "prompts")) == "Π→Θ→Π"
     assert [duration(s) for s in (0.44, 41, 365, 7380)] == ["0.4 s", "41 s", "6 min 5 s", "2 h 3 min"]
+
+
+def test_a_difference_that_is_rounded_to_zero_has_one_sign() -> None:
+    """Sums of floats leave -1e-17 where nothing differs."""
+    nothing = {"mean": -1e-17, "low": -4e-4, "high": 4e-4}
+    assert template("report.html.jinja").environment.filters["signed"](nothing["mean"]) == "+0.000"
+    row = {"strategy": "Π", "supervised": False, "mean": 0.5, "sd": None, "by_seed": [], "shipped": 0.5, "steps": []}
+    assert cells_of({**row, "difference": nothing}, {"best_single": None})[4] == "+0.000 [+0.000, +0.000]"
+    assert scores_text({"difference": {"dev": nothing}}, {}) == "dev  difference  +0.000  [+0.000, +0.000]"
+    less = {"mean": -0.0005001, "low": -1, "high": 0.25}
+    assert scores_text({"difference": {"dev": less}}, {}).endswith("-0.001  [-1.000, +0.250]")
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

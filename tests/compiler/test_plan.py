@@ -140,6 +140,54 @@ def test_weighing_labels_is_a_call_that_nothing_is_learnt_from(folder: Path) -> 
     assert (weights.calls, weights.training_rows) == (90 * 5 + 80, 16 * 4)
 
 
+ROUTED = """
+version: 1
+data: {path: qa.jsonl, split: {train: 20, dev: 10, test: 5}}
+modules:
+  route: {signature: "question -> way: bool"}
+  short: {signature: "question -> answer"}
+  long: {kind: chain_of_thought, signature: "question -> answer"}
+program:
+  inputs: {question: str}
+  steps:
+    way: {call: route, in: [question]}
+    tries:
+      sample: 3
+      temperature: 1
+      pick: majority
+      steps:
+        one:
+          switch: $way.way
+          cases:
+            "true":
+              steps: {a: {call: short, in: [question]}, b: {call: short, in: {question: $a.answer}}}
+              out: {answer: $b.answer}
+          else:
+            steps: {a: {call: long, in: [question]}}
+            out: {answer: $a.answer}
+      out: {answer: $one.answer}
+  out: {answer: $tries.answer}
+metric: exact_match
+optimize: {strategy: [weights], weights: {batch: 4, epochs: 1, validation: 0.2, sources: [self], ADAPTERS}}
+"""
+
+
+@pytest.mark.parametrize(("adapters", "steps"), [("", 28), ("adapters: per_module", 30)])
+def test_of_a_switch_the_dearest_case_counts(folder: Path, adapters: str, steps: int) -> None:
+    (folder / "routed.yaml").write_text(ROUTED.replace(", ADAPTERS", f", {adapters}" if adapters else ""))
+    found = plan(checked(folder / "routed.yaml"))
+    way, first, second, long = found.calls
+    assert [call.visits for call in found.calls] == [1, 3, 3, 3]
+    stages = {stage.name: stage for stage in found.stages}
+    assert stages["zero-shot on dev"].calls == 10 * (1 + 6)
+    short, thought = (6 * first.completion_tokens, 3 * long.completion_tokens)
+    assert stages["zero-shot on dev"].completion_tokens == 10 * (way.completion_tokens + max(short, thought))
+    assert thought < short + thought and second.completion_tokens == first.completion_tokens
+    weights = stages["step 1 weights"]
+    assert (weights.training_rows, weights.training_steps) == (16 * 7, steps)
+    assert "a switch runs its dearest case" in found.to_text()
+
+
 def test_a_judge_of_a_program_that_calls_no_module(folder: Path) -> None:
     (folder / "search.yaml").write_text("""
 version: 1

@@ -18,6 +18,7 @@ from bt_compiler.compiler.compile import CompileSettings, compile_with
 from bt_compiler.compiler.sweep import SweepSettings, Swept, parse_seeds, parse_strategies, spread, sweep_spec
 from bt_compiler.errors import BundleError, CompileError, SpecError, UsageError
 from bt_compiler.graph.candidate import Candidate
+from bt_compiler.optimize.journal import Journal
 from bt_compiler.optimize.prompts import prompts_step
 from bt_compiler.optimize.step import StepContext, StepResult
 from bt_compiler.optimize.sweep import PAPER
@@ -104,6 +105,30 @@ def test_strategies_with_weights_that_a_teacher_helps_are_added_to_those_without
     assert {table["model"] for table in (*first.document["tables"], *more.document["tables"])} == {"rule"}
     (journal,) = (tmp_path / ".moods-sweep.journals").iterdir()
     assert journal.name.startswith("rule-")
+
+
+def test_each_of_several_teachers_has_a_journal_of_its_own_and_a_model_that_nothing_calls_none(
+    sweep: Sweep, tmp_path: Path
+) -> None:
+    taught = "optimize.weights={sources: [self, teacher], teacher: big}"
+    spare = ("models={big: {id: big, engine: scripted}, spare: {id: spare, engine: scripted}}", taught)
+    lists = ("models.big.id=big,huge", "models.spare.id=one,two")
+    swept, opened = sweep(strategies=(("weights",),), seeds=(0,), overrides=(*spare, *lists))
+    assert len(swept.document["tables"]) == len(list((tmp_path / ".moods-sweep.journals").iterdir())) == 2
+    assert len(opened) == 4
+    assert sweep(strategies=(("weights",),), seeds=(0,), overrides=(*spare, *lists))[1] == []
+
+
+def test_a_model_that_another_sweep_is_at_work_on_ends_it_before_anything_runs(sweep: Sweep, tmp_path: Path) -> None:
+    few = {"strategies": PAPER[:2], "seeds": (0,)}
+    sweep(**few, overrides=["model.id=two"])
+    (busy,) = (tmp_path / ".moods-sweep.journals").iterdir()
+    held = json.loads((busy / "identity.json").read_text())["identity"]
+    with Journal.open(busy, held), pytest.raises(CompileError, match="BTC460"):
+        sweep(**few, overrides=["model.id=one,two"])
+    both, opened = sweep(**few, overrides=["model.id=one,two"])
+    assert [table["model"] for table in both.document["tables"]] == ["one", "two"]
+    assert len(opened) == 1  # nothing of `one` was there yet
 
 
 def numbers(document: dict[str, Any]) -> Any:

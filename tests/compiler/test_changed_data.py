@@ -1,0 +1,139 @@
+"""`btc eval` on data that is not what it was at the compile: told, and no gate passes on what may have been learnt."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from answering import Asked, RuleBackend, truth
+
+from bt_compiler.artifact.bundle import read_bundle
+from bt_compiler.cli.main import main
+from bt_compiler.compiler import evaluate
+from bt_compiler.compiler.changed_data import ChangedSplit
+from bt_compiler.compiler.compile import CompileSettings, compile_with
+
+SPEC = """\
+version: 1
+name: moods
+model: {id: rule, engine: scripted}
+data: DATA
+modules: {classify: {signature: "text -> mood"}}
+metric: {kind: exact_match, output: mood}
+optimize: {strategy: [], accept: {metric: {kind: contains, output: mood, label: part}}}
+"""
+FILES = "{train: train.jsonl, dev: dev.jsonl, test: test.jsonl}"
+
+Scored = Callable[..., tuple[int, dict[str, Any], str]]
+
+
+def write(path: Path, numbers: range) -> None:
+    rows = [{"text": f"{'gb'[n % 2]} {n}", "mood": ("good", "bad")[n % 2], "part": "od"} for n in numbers]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def answer(asked: Asked) -> str:
+    return f"Mood: {truth(asked.value('Text'))}"
+
+
+def opened(*_: Any) -> RuleBackend:
+    return RuleBackend(rule=answer)
+
+
+@pytest.fixture
+def compiled(tmp_path: Path) -> Callable[[str], Path]:
+    def run(data: str) -> Path:
+        (tmp_path / "moods.yaml").write_text(SPEC.replace("DATA", data))
+        settings = CompileSettings(out=tmp_path / "bundle", cache=tmp_path / "cache", opener=opened)
+        return compile_with(tmp_path / "moods.yaml", settings)
+
+    for name, numbers in (("train", range(12)), ("dev", range(20, 26)), ("test", range(30, 36)), ("all", range(40))):
+        write(tmp_path / f"{name}.jsonl", numbers)
+    return run
+
+
+@pytest.fixture
+def scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Scored:
+    """`btc eval --json` in this process: exit code, document, and stderr without `--json`."""
+    known = partial(evaluate.evaluate_bundle, cache=tmp_path / "cache", opener=opened)
+    monkeypatch.setattr(evaluate, "evaluate_bundle", known)
+
+    def run(*arguments: str) -> tuple[int, dict[str, Any], str]:
+        codes, said = [], []
+        for more in ((), ("--json",)):
+            with pytest.raises(SystemExit) as left:
+                main(["eval", str(tmp_path / "bundle"), *arguments, *more])
+            codes.append(int(left.value.code or 0))
+            said.append(capsys.readouterr())
+        assert codes[0] == codes[1]
+        return codes[0], json.loads(said[1].out), said[0].err
+
+    return run
+
+
+@pytest.mark.parametrize("split", ["{train: 20, dev: 10, test: 10}", "{train: 0.6, dev: 0.2, test: 0.2}"])
+def test_rows_added_to_a_file_that_is_split_pass_no_gate(
+    split: str, compiled: Callable[[str], Path], scored: Scored, tmp_path: Path
+) -> None:
+    folder = compiled(f"{{path: all.jsonl, split: {split}}}")
+    code, document, err = scored("--at-least", "0.9")
+    assert (code, document["mean"], "data_changed" in document, "BTC455" in err) == (0, 1.0, False, False)
+    write(tmp_path / "all.jsonl", range(80))
+    told: list[ChangedSplit] = []
+    report = evaluate.evaluate_bundle(folder, on_change=told.append)
+    before = {id for id, _ in read_bundle(folder).manifest.identity["scores"]["shipped"]["test"]}
+    new = {id for id, _ in report.scores} - before
+    assert [(one.examples, one.before, one.new, one.seen) for one in told] == [
+        (len(report.scores), len(before), len(new), len(new))
+    ]
+    code, document, err = scored()
+    assert (code, document["ok"], document["data_changed"]) == (0, True, True)
+    assert [(one["code"], one["severity"]) for one in document["diagnostics"]] == [("BTC455", "warning")]
+    assert f"warning[BTC455]: `test` is not what it was at the compile: {len(report.scores)} examples" in err
+    assert f"the compile may have learnt from {len(new)} of these" in err and "`--data FILE`" in err
+    code, document, err = scored("--at-least", "0.9")
+    assert (code, document["ok"], "error[BTC455]" in err) == (1, False, True)
+    assert [one["code"] for one in document["diagnostics"]] == ["BTC455"]
+    write(tmp_path / "held.jsonl", range(100, 104))
+    assert scored("--at-least", "0.9", "--data", str(tmp_path / "held.jsonl"))[0] == 0
+
+
+def test_test_rows_beside_an_unchanged_train_pass_a_gate_and_are_told_of(
+    compiled: Callable[[str], Path], scored: Scored, tmp_path: Path
+) -> None:
+    compiled(FILES)
+    assert "BTC455" not in scored("--split", "train", "--at-least", "0.9")[2]
+    for numbers, said in ((range(30, 40), "10 examples, there were 6; 4 are new\n"), (range(30, 34), "4 examples, ")):
+        write(tmp_path / "test.jsonl", numbers)
+        code, document, err = scored("--at-least", "0.9")
+        assert (
+            code,
+            document["data_changed"],
+            f"warning[BTC455]: `test` is not what it was at the compile: {said}" in err,
+        ) == (
+            0,
+            True,
+            True,
+        )
+    turned = (tmp_path / "dev.jsonl").read_text().splitlines(keepends=True)[::-1]
+    (tmp_path / "dev.jsonl").write_text("".join(turned))
+    assert "data_changed" not in scored("--split", "dev")[1]
+
+
+def test_rows_that_chose_or_that_come_with_another_train_pass_no_gate(
+    compiled: Callable[[str], Path], scored: Scored, tmp_path: Path
+) -> None:
+    compiled(FILES)
+    write(tmp_path / "dev.jsonl", range(50, 56))
+    write(tmp_path / "test.jsonl", range(24, 36))  # two of dev's, which chose
+    code, _, err = scored("--at-least", "0.9")
+    assert (code, "6 are new, and the compile may have learnt from 2 of these" in err) == (1, True), err
+    write(tmp_path / "test.jsonl", range(30, 38))
+    assert scored("--at-least", "0.9")[0] == 0
+    write(tmp_path / "train.jsonl", range(11))
+    code, _, err = scored("--at-least", "0.9")
+    assert (code, "2 are new, and the compile may have learnt from 2 of these" in err) == (1, True), err
