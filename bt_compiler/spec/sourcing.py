@@ -25,7 +25,7 @@ from bt_compiler.spec.type_syntax import TypeSyntaxError, parse_fields
 from bt_compiler.spec.types import Field, Type
 
 DEFAULT_SPLIT: Mapping[str, float] = {"train": 0.6, "dev": 0.2, "test": 0.2}
-_OWN = ("kind", "corpus", "of", "k", "description")
+RETRIEVER_KEYS = ("kind", "corpus", "of", "k", "description")
 """Keys of a retriever that every kind may have; the rest are its options."""
 
 
@@ -227,7 +227,7 @@ def _reaches(start: str, goal: str, by_name: Mapping[str, RetrieverSection]) -> 
 def _retriever(spec: Spec, name: str) -> RetrieverSection:
     place: Place = ("retrievers", name)
     written = spec.get(place)
-    options = {key: value for key, value in written.items() if key not in _OWN}
+    options = {key: value for key, value in written.items() if key not in RETRIEVER_KEYS}
     if isinstance(options.get("model"), str):
         options["model"] = model_id(spec, (*place, "model"), options["model"])
     return RetrieverSection(

@@ -365,6 +365,7 @@ def test_files_that_are_not_there_or_nothing(tmp_path: Path) -> None:
     ("options", "code", "words"),
     [
         ({"stemer": "english"}, "BTC371", "did you mean `stemmer`?"),
+        ({"top_k": 4}, "BTC371", "its keys: `b`, `corpus`, `description`, `k`, `k1`, `stemmer`, `stopwords`"),
         ({"stemmer": "klingon"}, "BTC372", "languages"),
         ({"stopwords": "englisch"}, "BTC372", "did you mean `english`?"),
         ({"stopwords": [1]}, "BTC372", "does not know"),

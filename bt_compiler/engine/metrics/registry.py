@@ -29,6 +29,7 @@ from bt_compiler.engine.metrics.runs import (
 from bt_compiler.engine.metrics.texts import contains, exact_match, f1
 from bt_compiler.errors import ExampleError, SpecError
 from bt_compiler.graph.judges import Judges, judge_key
+from bt_compiler.spec.judging import OF_NO_LABEL, OF_NO_OUTPUT
 from bt_compiler.spec.sections import MetricSection
 
 if TYPE_CHECKING:
@@ -140,7 +141,8 @@ def build_metric(section: MetricSection, judges: Judges = MappingProxyType({})) 
         raise _unknown_kind(section, [*metric_kinds(), *plugins])
     unknown = [name for name in section.options if name not in kind.options]
     if unknown:
-        raise SpecError([_unknown_option(section, name, kind.options) for name in unknown])
+        keys = [*kind.options, *_common_keys(section.kind)]
+        raise SpecError([_unknown_option(section, name, keys) for name in unknown])
     try:
         return kind.build(section)
     except OptionError as error:
@@ -184,10 +186,18 @@ def _unknown_kind(section: MetricSection, known: list[str]) -> SpecError:
     return SpecError.of("BTC350", f"unknown metric kind `{section.kind}`", span=section.span, help=help)
 
 
-def _unknown_option(section: MetricSection, name: str, allowed: tuple[str, ...]) -> Diagnostic:
+def _common_keys(kind: str) -> list[str]:
+    """What may be written beside `kind` and is no option: kinds of a sort have it in common."""
+    keys = ["output"] if kind not in OF_NO_OUTPUT or kind == "weighted" else []
+    keys += ["label"] if kind not in OF_NO_LABEL or kind == "weighted" else []
+    keys += ["parts"] if kind == "weighted" else []
+    return [*keys, "weight"]
+
+
+def _unknown_option(section: MetricSection, name: str, keys: Sequence[str]) -> Diagnostic:
     return Diagnostic(
         code="BTC351",
         message=f"metric `{section.kind}` has no option `{name}`",
         span=section.span,
-        help=did_you_mean(name, allowed, what="its options") if allowed else "it takes `output` and `label` alone",
+        help=did_you_mean(name, keys, what="its keys"),
     )

@@ -20,6 +20,7 @@ from bt_compiler.engine.retrieval.template import template_fields
 from bt_compiler.errors import SpecError
 from bt_compiler.spec.schema import PLAIN_URL, is_plain_url, may_hold_key
 from bt_compiler.spec.sections import RetrieverSection
+from bt_compiler.spec.sourcing import RETRIEVER_KEYS
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +157,7 @@ def _check_option(section: RetrieverSection, kind: _Kind, name: str, value: Any)
             code="BTC371",
             message=f"retriever kind `{section.kind}` has no option `{name}`",
             span=section.span,
-            help=did_you_mean(name, kind.options, what="its options"),
+            help=did_you_mean(name, _keys(kind), what="its keys"),
         )
     wrong = kind.options[name](value)
     if wrong is None:
@@ -164,6 +165,14 @@ def _check_option(section: RetrieverSection, kind: _Kind, name: str, value: Any)
     return Diagnostic(
         code="BTC372", message=f"option `{name}` of retriever `{section.name}` {wrong}", span=section.span
     )
+
+
+def _keys(kind: _Kind) -> list[str]:
+    """All that is written beside `kind`: its options, and what retrievers that search the like have in common."""
+    elsewhere = {"kind"}
+    elsewhere |= {"corpus"} if kind.needs != "corpus" else set()
+    elsewhere |= {"of"} if kind.needs not in ("several", "one") else set()
+    return [*(key for key in RETRIEVER_KEYS if key not in elsewhere), *kind.options]
 
 
 def _open_bm25(opening: Opening) -> Retriever:
