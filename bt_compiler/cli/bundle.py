@@ -93,9 +93,18 @@ def diff_command(before: Path, after: Path, as_json: bool) -> None:
     from bt_compiler.artifact.bundle import read_bundle
     from bt_compiler.artifact.compare import compare
 
-    change = compare(read_bundle(before), read_bundle(after))
+    bundles = (read_bundle(before), read_bundle(after))
+    change = compare(*bundles)
+    places: dict[str, str] = {}
+    if any(split.examples for split in change.splits):
+        from bt_compiler.compiler.places import example_places
+
+        for bundle in bundles:
+            places |= example_places(bundle)
     if as_json:
-        print_json("diff", {"diff": asdict(change)})
+        changed = sorted(example for split in change.splits for example, *_ in split.examples)
+        at = {example: places[example] for example in changed if example in places}
+        print_json("diff", {"diff": asdict(change), "places": at})
         return
     if change.same:
         click.echo("the bundles are the same")
@@ -117,7 +126,8 @@ def diff_command(before: Path, after: Path, as_json: bool) -> None:
             click.echo(f"  on the {split.shared} examples that both were scored on: {bounds}")
         click.echo(f"  {len(split.examples)} of {split.shared} shared examples are scored otherwise")
         for example, first, second in split.examples:
-            click.echo(f"  {example}: {first:g} -> {second:g}")
+            at = f"  {places[example]}" if example in places else ""
+            click.echo(f"  {example}: {first:g} -> {second:g}{at}")
 
 
 def _short(value: Any) -> str:
@@ -146,7 +156,9 @@ def eval_command(
     tools: Path | None,
     as_json: bool,
 ) -> None:
-    """Score BUNDLE on a split of its own data, or on a data file."""
+    """Score BUNDLE on a split of its own data, or on a data file. `--json` has every example with its place in the
+    data, inputs, outputs and labels.
+    """
     from bt_compiler.compiler.evaluate import SplitName, evaluate_bundle
 
     changes: list[Diagnostic] = []
@@ -186,8 +198,9 @@ def eval_command(
     if report.agreement is not None:
         click.echo(agreement_text(report.agreement))
     print_diagnostics(changes)
+    places = {example.id: example.place for example in report.examples}
     for example, failure in report.failures[:10]:
-        click.echo(f"  {example} failed: {failure.code} {failure.message}", err=True)
+        click.echo(f"  {places[example]} failed: {failure.code} {failure.message}", err=True)
     if missed is not None:
         raise missed
 
@@ -200,7 +213,17 @@ def _scored(report: Report, at_least: float | None, *, changed: bool, found: Seq
         "split": report.split,
         **summary(report),
         **({} if report.agreement is None else {"judge": asdict(report.agreement)}),
-        "scores": [{"example": example, "score": score} for example, score in report.scores],
+        "scores": [
+            {
+                "example": example.id,
+                "place": example.place,
+                "score": trace.score,
+                "inputs": dict(example.inputs),
+                "outputs": None if trace.outputs is None else dict(trace.outputs),
+                "labels": dict(example.labels),
+            }
+            for example, trace in zip(report.examples, report.traces, strict=True)
+        ],
         "failed": [{"example": example, **asdict(failure)} for example, failure in report.failures],
         **({} if at_least is None else {"at_least": at_least}),
         **({"data_changed": True} if changed else {}),
@@ -212,7 +235,7 @@ def _missed(bundle: Path, report: Report, at_least: float) -> CompileError:
     return CompileError.of(
         "BTC453",
         f"`{bundle}` scores {report.mean:.6g} on {report.split}, less than the {at_least:g} asked for",
-        help="`btc diff` with an earlier bundle shows which examples changed",
+        help="`btc eval --json` shows each example with its answer, `btc diff` with an earlier bundle which changed",
     )
 
 

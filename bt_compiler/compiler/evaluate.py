@@ -77,7 +77,7 @@ def evaluate_bundle(
             seed=bundle.manifest.seed,
             progress=told,
         )
-        judge = judge_of(metric)
+        report, judge = replace(report, examples=examples), judge_of(metric)
         return report if judge is None else replace(report, agreement=judge.agreement(examples, engine))
 
 

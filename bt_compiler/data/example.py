@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from bt_compiler.canonical import digest
@@ -20,6 +20,8 @@ class Example:
     in `.2`, the third in `.3`, so that ids are unique within a split."""
     inputs: Mapping[str, Any]
     labels: Mapping[str, Any]
+    place: str | None = field(default=None, compare=False)
+    """`file:line` of the row, for people; no part of what the example is."""
 
     @property
     def content(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bt_compiler.data.example import Example, make_example
@@ -60,7 +60,8 @@ def examples_of(table: Table, wanted: Wanted) -> list[Located]:
         inputs = _read(row, wanted.inputs, "input", table, wanted, bad)
         outputs = _read(row, labels, "label", table, wanted, bad)
         if not bad:
-            found.append(Located(example=make_example(inputs, outputs), table=table, row=row))
+            example = replace(make_example(inputs, outputs), place=f"{table.name}:{row.line}")
+            found.append(Located(example=example, table=table, row=row))
     if bad:
         raise DataError(cut_short(bad, "cells that do not fit"))
     return found

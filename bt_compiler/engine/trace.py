@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from bt_compiler.data.example import Example
 from bt_compiler.engine.request import Completion, PromptText
 
 
@@ -118,3 +119,5 @@ class Report:
     agreement: Agreement | None = None
     """Of the judge among the metrics; None where there is none, or nothing to compare."""
     traces: tuple[Trace, ...] = field(default=(), compare=False, repr=False)
+    examples: tuple[Example, ...] = field(default=(), compare=False, repr=False)
+    """Of `btc eval`: what was scored, in the order of `scores` and `traces`."""

@@ -137,3 +137,45 @@ def test_rows_that_chose_or_that_come_with_another_train_pass_no_gate(
     write(tmp_path / "train.jsonl", range(11))
     code, _, err = scored("--at-least", "0.9")
     assert (code, "2 are new, and the compile may have learnt from 2 of these" in err) == (1, True), err
+
+
+def test_every_example_is_shown_with_its_place_and_answer(
+    compiled: Callable[[str], Path], scored: Scored, tmp_path: Path
+) -> None:
+    compiled(FILES)
+    _, document, _ = scored()
+    first = document["scores"][0]
+    assert Path(first.pop("place")).name == "test.jsonl:1"
+    assert first == {
+        "example": document["scores"][0]["example"],
+        "score": 1.0,
+        "inputs": {"text": "g 30"},
+        "outputs": {"mood": "good"},
+        "labels": {"mood": "good", "part": "od"},
+    }
+
+
+def test_a_difference_names_the_lines_of_what_changed(
+    compiled: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right = compiled(FILES).rename(tmp_path / "right")
+
+    def always_good(asked: Asked) -> str:
+        return "Mood: good"
+
+    settings = CompileSettings(
+        out=tmp_path / "wrong", cache=tmp_path / "empty", opener=lambda *_: RuleBackend(rule=always_good)
+    )
+    wrong = compile_with(tmp_path / "moods.yaml", settings)
+
+    def said(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as left:
+            main(["diff", str(right), str(wrong), *arguments])
+        assert not left.value.code
+        return capsys.readouterr().out
+
+    lines = [line for line in said().splitlines() if line.endswith(("test.jsonl:2", "test.jsonl:4", "test.jsonl:6"))]
+    assert len(lines) == 3 and all(": 1 -> 0  " in line for line in lines)
+    assert sum("dev.jsonl:" in place for place in json.loads(said("--json"))["places"].values()) == 3
+    (tmp_path / "test.jsonl").unlink()
+    assert "jsonl:" not in said()
