@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -19,7 +20,10 @@ from bt_compiler.errors import UsageError
 @click.command("init")
 @click.argument("name", type=click.Path(path_type=Path))
 def init_command(name: Path) -> None:
-    """Write a working classification spec, its data and a CI workflow into the new folder NAME."""
+    """Write a working classification spec and its data into the new folder NAME, and a CI workflow for it.
+
+    The workflow goes where GitHub reads it: the repository that NAME lies in, or the empty folder that is to be one.
+    """
     from bt_compiler.engine.templates import template_folder
     from bt_compiler.spec import schema_text
 
@@ -27,27 +31,69 @@ def init_command(name: Path) -> None:
     if program[0].isdigit():
         program = f"_{program}"
     starter = template_folder() / "starters" / "classify"
-    workflow = template_folder() / "ci" / "github.yml"
     try:
+        top = _repository(name)
+        workflow = top / ".github" / "workflows" / f"btc-{program}.yml"
+        _refuse_there(name, workflow)
         name.mkdir(parents=True)
         for source in sorted(starter.iterdir()):
-            text = source.read_text(encoding="utf-8").replace("__NAME__", program)
-            (name / source.name).write_text(text, encoding="utf-8")
+            _write(source, name / source.name, __NAME__=program)
         (name / "spec.schema.json").write_text(schema_text(), encoding="utf-8")
-        target = name / ".github" / "workflows" / "btc.yml"
-        target.parent.mkdir(parents=True)
-        shutil.copyfile(workflow, target)
+        spec = Path(os.path.relpath(name.resolve() / "spec.yaml", top)).as_posix()
+        workflow.parent.mkdir(parents=True, exist_ok=True)
+        _write(template_folder() / "ci" / "github.yml", workflow, __NAME__=f"btc-{program}", __SPEC__=json.dumps(spec))
+        ignored = _ignore(top / ".gitignore", "artifacts/")
     except FileExistsError as error:
-        raise UsageError.of(
-            "BTC580", f"`{name}` exists already", help="name a folder that does not exist; nothing was changed"
-        ) from error
+        raise _taken(name) from error
     except OSError as error:
         raise UsageError.of(
             "BTC581", f"cannot write into `{name}`: {error.strerror}", help="choose a folder that you may write to"
         ) from error
-    click.echo(f"wrote {name}/spec.yaml, {name}/tickets.csv and {name}/.github/workflows/btc.yml")
-    spec = shlex.quote(f"{name}/spec.yaml")
-    click.echo(f"next: btc check {spec} && btc compile {spec}")
+    click.echo(f"wrote {name}/spec.yaml, {name}/tickets.csv and {workflow}: say there where pip finds bt-compiler")
+    if not ignored:
+        click.echo(f"write `artifacts/` into {top / '.gitignore'}: bundles and journals lie there")
+    quoted = shlex.quote(f"{name}/spec.yaml")
+    click.echo(f"next: btc check {quoted} && btc compile {quoted}")
+
+
+def _repository(name: Path) -> Path:
+    """The top folder of the repository that the new folder lies in; without one an empty folder that it is made in, for
+    that becomes one, or else the new folder itself.
+    """
+    whole = name.resolve()
+    there = next(folder for folder in whole.parents if folder.is_dir())
+    found = next((folder for folder in (there, *there.parents) if (folder / ".git").exists()), None)
+    if found is None:
+        found = whole if any(there.iterdir()) else there
+    return Path(os.path.relpath(found))
+
+
+def _refuse_there(*paths: Path) -> None:
+    for path in paths:
+        if path.exists():
+            raise _taken(path)
+
+
+def _taken(path: Path) -> UsageError:
+    return UsageError.of(
+        "BTC580", f"`{path}` exists already", help="name a folder that does not exist; nothing was changed"
+    )
+
+
+def _write(source: Path, target: Path, **words: str) -> None:
+    """The template's text with these words filled in."""
+    text = source.read_text(encoding="utf-8")
+    for word, value in words.items():
+        text = text.replace(word, value)
+    target.write_text(text, encoding="utf-8")
+
+
+def _ignore(file: Path, line: str) -> bool:
+    """Whether git ignores what `line` names, for the file says so or is written now; one that is there stays."""
+    if not file.exists():
+        file.write_text(f"{line}\n", encoding="utf-8")
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    return any(one.strip().strip("/*") == line.strip("/") for one in lines)
 
 
 @click.command("explain")

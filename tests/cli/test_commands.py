@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from bt_compiler.cli.main import COMMANDS, main
 from bt_compiler.diagnostics import Diagnostic, foremost, known_codes
@@ -102,6 +103,46 @@ def test_what_init_says_next_can_be_pasted(tmp_path: Path) -> None:
     assert said.count("btc ") == 2
     words = [shlex.split(command) for command in said.split(" && ")]
     assert words == [["btc", command, "a b/c's/spec.yaml"] for command in ("check", "compile")]
+
+
+@pytest.mark.parametrize(
+    ("here", "work", "path"),
+    [("repository", "repository", "demo"), ("repository", "repository/sub", "sub/demo"), ("new", "new", "demo")],
+)
+def test_the_workflow_lies_where_github_reads_it_and_finds_the_spec(
+    tmp_path: Path, here: str, work: str, path: str
+) -> None:
+    top = tmp_path / here
+    (tmp_path / work).mkdir(parents=True)
+    if here == "repository":
+        (top / ".git").mkdir()
+    made = btc("init", "demo", cwd=tmp_path / work)
+    assert (made.returncode, made.stderr) == (0, "")
+    workflow = yaml.safe_load((top / ".github/workflows/btc-demo.yml").read_text())
+    assert workflow["env"]["SPEC"] == f"{path}/spec.yaml"
+    assert (top / workflow["env"]["SPEC"]).exists()
+    assert (top / ".gitignore").read_text() == "artifacts/\n"
+    again = btc("init", "../other/demo" if work.endswith("sub") else "other/demo", cwd=tmp_path / work)
+    assert (again.returncode, "BTC580" in again.stderr, "btc-demo.yml" in again.stderr) == (2, True, True)
+    assert not (tmp_path / work / "other").exists()
+
+
+def test_a_new_folder_among_others_is_a_repository_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    made = btc("init", "demo", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo", "notes.txt"]
+    workflow = yaml.safe_load((tmp_path / "demo/.github/workflows/btc-demo.yml").read_text())
+    assert workflow["env"]["SPEC"] == "spec.yaml"
+
+
+def test_init_leaves_a_gitignore_as_it_is_and_says_what_it_lacks(tmp_path: Path) -> None:
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".gitignore").write_text(".venv/\n")
+    assert "write `artifacts/` into .gitignore" in btc("init", "one", cwd=tmp_path).stdout
+    assert (tmp_path / ".gitignore").read_text() == ".venv/\n"
+    (tmp_path / ".gitignore").write_text(".venv/\n/artifacts/*\n")
+    assert ".gitignore" not in btc("init", "two", cwd=tmp_path).stdout
 
 
 @pytest.mark.parametrize("name", ["null", "true", "1e3"])
