@@ -278,11 +278,12 @@ def _answer_batch(predictor: Predictor, batch: Path, progress: TerminalProgress)
     """Results on stdout as they come; ends with 1 where a row failed."""
     from bt_compiler.runtime.batch import rows_of_file
 
+    rows = rows_of_file(batch)
     predictor.open()
     if not sys.stdout.isatty():  # else the answers themselves show how far it is
         progress.begin("rows answered", None)
     failed = 0
-    for result in predictor.batch(rows_of_file(batch)):
+    for result in predictor.batch(rows):
         failed += "error" in result
         click.echo(json.dumps(result, ensure_ascii=False))
         progress.advance()

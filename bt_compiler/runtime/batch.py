@@ -17,6 +17,9 @@ from bt_compiler.runtime.inputs import InputError, Problem, refuse_constant
 from bt_compiler.runtime.outputs import finished
 from bt_compiler.runtime.session import Session
 
+_TABLES = (".csv", ".tsv", ".parquet", ".gz", ".zst")
+"""Endings of files that data comes in, and that are not read here: each of their lines would be a broken row."""
+
 
 class BrokenRow:
     """A line of a file that is no JSON; its place in the results is kept."""
@@ -54,8 +57,16 @@ def predict_batch(
 def rows_of_file(path: Path) -> Iterator[Any]:
     """The JSON values of a JSONL file, blank lines left out; a broken line keeps its place as a failed row.
 
-    `-` is standard input. Raises UsageError (BTC567) where the file cannot be read.
+    `-` is standard input. Raises UsageError (BTC567) where the file is no JSONL by its name, or cannot be read.
     """
+    if path.suffix in _TABLES:
+        raise UsageError.of(
+            "BTC567", f"`{path}` is no JSONL file", help="write its rows as one JSON object of the inputs a line"
+        )
+    return _rows(path)
+
+
+def _rows(path: Path) -> Iterator[Any]:
     named = path != Path("-")
     try:
         with path.open("rb") if named else nullcontext(sys.stdin.buffer) as file:

@@ -218,8 +218,11 @@ def _enum_values(node: Any) -> tuple[str, ...]:
     return tuple(values)
 
 
-def _constrained(base: Type, node: Mapping[str, Any]) -> Type:
+def _constrained(base: Type, written: Mapping[str, Any]) -> Type:
+    node = dict(written)
     shown = show_type(base)
+    if base.kind == "union" and ("min" in node or "max" in node):
+        base = _bounded_option(base, {key: node.pop(key) for key in ("min", "max") if key in node})
     bounds = _bounds(base, node)
     inner = base.item if base.kind == "list" and base.item is not None else base
     if "max_tokens" in node:
@@ -251,6 +254,17 @@ def _constrained(base: Type, node: Mapping[str, Any]) -> Type:
         max_tokens=node.get("max_tokens", base.max_tokens),
         among=node.get("among", base.among),
     )
+
+
+def _bounded_option(union: Type, bounds: Mapping[str, Any]) -> Type:
+    """The union with the bounds on what it takes beside null."""
+    others = [option for option in union.options if option.kind != "null"]
+    if len(others) != 1:
+        key = next(iter(bounds))
+        help = "bound one of them: declare it in `types` and write its name in the union"
+        raise TypeSyntaxError(f"`{key}` does not say which of `{show_type(union)}` it bounds", help, (key,))
+    found = _constrained(others[0], bounds)
+    return replace(union, options=tuple(found if option == others[0] else option for option in union.options))
 
 
 def _bounds(base: Type, node: Mapping[str, Any]) -> Mapping[str, float]:

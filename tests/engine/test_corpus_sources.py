@@ -52,6 +52,18 @@ def write_parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
+@pytest.mark.parametrize("wanted", ["false", False])
+def test_a_filter_in_quotes_on_a_column_of_bools_is_told_how_to_write_it(wanted: str | bool, tmp_path: Path) -> None:
+    path = tmp_path / "kept.jsonl"
+    path.write_text("".join(json.dumps({**row, "archived": number == 0}) + "\n" for number, row in enumerate(ROWS)))
+    where = (Condition(column="archived", among=(wanted,)),)
+    if wanted is False:
+        assert opened(path, tmp_path, where=where)
+        return
+    code, words = code_of(path, tmp_path, where=where)
+    assert code == "BTC377" and "`archived` holds true and false: write false without quotes" in words
+
+
 def test_parquet(lines: Path, tmp_path: Path) -> None:
     # a column of bytes that nobody asks for is never looked at
     path = write_parquet(tmp_path / "corpus.parquet", [{**row, "picture": b"\xff\xd8"} for row in ROWS])

@@ -23,6 +23,7 @@ OUTPUTS: dict[str, dict[str, Type]] = {
     "text": {"answer": STR},
     "reasoned enum": {"reasoning": STR, "species": SPECIES},
     "numbers": {"a": INT, "b": FLOAT, "c": Type(kind="int", minimum=-3, maximum=250)},
+    "optional range": {"a": parse_type({"type": "float | null", "min": 0, "max": 1}), "b": INT},
     "ranges": {"a": Type(kind="float", minimum=0.5, maximum=20), "b": Type(kind="int", minimum=1)},
     "scalars": {"a": BOOL, "b": NULL, "c": MAYBE, "d": Type(kind="union", options=(STR, NULL))},
     "list": {"tags": Type(kind="list", item=STR, minimum=1, maximum=4), "n": Type(kind="list", item=INT)},

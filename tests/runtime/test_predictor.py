@@ -215,6 +215,16 @@ def test_rows_of_a_file_keep_the_place_of_a_broken_line(predictor: Predictor, tm
     ]
 
 
+def test_a_table_is_refused_at_once_as_a_file_of_json_lines(tmp_path: Path) -> None:
+    from bt_compiler.runtime.batch import rows_of_file
+
+    path = tmp_path / "support.csv"
+    path.write_text("number,note\n1,a\n")
+    with pytest.raises(UsageError, match="is no JSONL file") as caught:
+        rows_of_file(path)
+    assert caught.value.diagnostics[0].help == "write its rows as one JSON object of the inputs a line"
+
+
 def test_a_backend_that_fails_as_a_whole_raises_and_the_next_call_works(bundle: Path) -> None:
     broken = [True]
 

@@ -206,6 +206,26 @@ def test_bounds_that_an_answer_can_meet_stay(kind: str, bounds: dict[str, float]
     assert (t.minimum, t.maximum) == (bounds.get("min"), bounds.get("max"))
 
 
+@pytest.mark.parametrize("node", ["float | null", "null | int", "[str] | null"])
+def test_bounds_of_an_optional_type_are_those_of_what_it_takes_beside_null(node: str) -> None:
+    bounded = parse_type({"type": node, "min": 1, "max": 5, "description": "how good"})
+    plain = parse_type({"type": node, "description": "how good"})
+    (inner,) = (option for option in bounded.options if option.kind != "null")
+    assert inner == parse_type({"type": show_type(inner), "min": 1, "max": 5})
+    assert show_type(bounded) == show_type(plain) and (bounded.minimum, bounded.description) == (None, "how good")
+    assert convert(None, bounded) is None
+    with pytest.raises(ValueError, match="longer than 5" if inner.kind == "list" else "is more than 5"):
+        convert(["a"] * 6 if inner.kind == "list" else 6, bounded)
+    shape = next(one for one in json_schema(bounded)["anyOf"] if one["type"] != "null")
+    assert {1, 5} <= {value for value in shape.values() if isinstance(value, int | float)}
+
+
+def test_bounds_of_a_union_of_several_say_what_to_write() -> None:
+    with pytest.raises(TypeSyntaxError, match="does not say which") as caught:
+        parse_type({"type": "int | str", "max": 3})
+    assert caught.value.path == ("max",) and "declare it in `types`" in str(caught.value.help)
+
+
 @given(
     st.text()
     | st.recursive(

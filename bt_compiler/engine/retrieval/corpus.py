@@ -5,9 +5,9 @@ Streams: memory holds one row and the ids seen. Knows rows and templates, nothin
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bt_compiler.data.selecting import fits
 from bt_compiler.diagnostics import Diagnostic, did_you_mean
@@ -52,7 +52,7 @@ def read_corpus(section: CorpusSection) -> Iterator[Text]:
     looked_at = {*columns, section.id or "", section.title or "title", *(one.column for one in section.where)}
     findings: list[Diagnostic] = []
     first_line: dict[str, int] = {}
-    known: dict[str, None] = {}
+    known: dict[str, Any] = {}
     count = taken = 0
     for item in corpus_rows(section, looked_at):
         count += 1
@@ -60,7 +60,7 @@ def read_corpus(section: CorpusSection) -> Iterator[Text]:
             if isinstance(item, Diagnostic):
                 raise _BadRow(item)
             if section.where:
-                known |= dict.fromkeys(item.values)
+                known = {**item.values, **known}
                 if not all(fits(condition, item.values) for condition in section.where):
                     continue
             taken += 1
@@ -77,10 +77,11 @@ def read_corpus(section: CorpusSection) -> Iterator[Text]:
     if findings:
         raise DataError(findings)
     if taken == 0:
-        raise _nothing_taken(section, count, list(known))
+        raise _nothing_taken(section, count, known)
 
 
-def _nothing_taken(section: CorpusSection, rows: int, columns: list[str]) -> DataError:
+def _nothing_taken(section: CorpusSection, rows: int, columns: Mapping[str, Any]) -> DataError:
+    """`columns` have each a value of the first row that has it."""
     name = shown_corpus(section)
     absent = [condition.column for condition in section.where if condition.column not in columns]
     if rows == 0:
@@ -98,7 +99,15 @@ def _nothing_taken(section: CorpusSection, rows: int, columns: list[str]) -> Dat
             ]
         )
     place = section.spans.get(("where", section.where[0].column), section.span)
-    return DataError.of("BTC377", f"no passage of corpus `{name}` fits `where`", span=place)
+    quoted = [
+        f"`{condition.column}` holds true and false: write {value} without quotes"
+        for condition in section.where
+        for value in condition.among
+        if isinstance(value, str) and value in ("true", "false") and isinstance(columns[condition.column], bool)
+    ]
+    return DataError.of(
+        "BTC377", f"no passage of corpus `{name}` fits `where`", span=place, help=quoted[0] if quoted else None
+    )
 
 
 def template_columns(section: CorpusSection) -> tuple[str, ...]:
