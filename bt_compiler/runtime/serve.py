@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from copy import deepcopy
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
@@ -79,15 +81,15 @@ def serve_predictors(predictors: Mapping[str, Predictor], *, host: str, port: in
         failures.append(error)
         server.should_exit = True
 
-    app = create_app(predictors, on_failure=stop)
-    logging: dict[str, Any] = deepcopy(uvicorn.config.LOGGING_CONFIG)
-    logging["handlers"]["access"]["stream"] = "ext://sys.stderr"  # stdout is for results
+    app = create_app(predictors, on_failure=stop, on_ready=_log_ready)
+    log: dict[str, Any] = deepcopy(uvicorn.config.LOGGING_CONFIG)
+    log["handlers"]["access"]["stream"] = "ext://sys.stderr"  # stdout is for results
     config = uvicorn.Config(
         app,
         host=host,
         port=port,
         log_level="info",
-        log_config=logging,
+        log_config=log,
         server_header=False,
         timeout_graceful_shutdown=STOP_WITHIN,
     )
@@ -100,6 +102,11 @@ def serve_predictors(predictors: Mapping[str, Predictor], *, host: str, port: in
         signal.signal(signal.SIGTERM, before)
     if failures:
         raise failures[0]
+
+
+def _log_ready(name: str) -> None:
+    """A line among those of uvicorn, which tells only that the server listens."""
+    logging.getLogger("uvicorn.error").info("%s is ready: POST /v1/%s/predict", name, name)
 
 
 def _refuse_taken(host: str, port: int) -> None:
@@ -136,14 +143,19 @@ def create_app(
     max_body: int = MAX_BODY,
     max_under_way: int = MAX_UNDER_WAY,
     on_failure: Callable[[Exception], None] | None = None,
+    on_ready: Callable[[str], None] | None = None,
 ) -> FastAPI:
     """The application. Models are loaded when it starts; until then `/readyz` and predictions answer 503.
 
-    `on_failure` is told why a model could not be opened.
+    `on_failure` is told why a model could not be opened, `on_ready` the name of each bundle that takes requests now.
     """
     from fastapi import FastAPI
 
-    workers = {name: Worker(one, limit=max_under_way, on_failure=on_failure) for name, one in predictors.items()}
+    told = on_ready or (lambda name: None)
+    workers = {
+        name: Worker(one, limit=max_under_way, on_failure=on_failure, on_ready=partial(told, name))
+        for name, one in predictors.items()
+    }
 
     @asynccontextmanager
     async def running(_: FastAPI) -> AsyncIterator[None]:

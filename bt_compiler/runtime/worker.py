@@ -37,12 +37,20 @@ class Worker:
     """One predictor, one thread, a bounded number of requests under way."""
 
     def __init__(
-        self, predictor: Predictor, *, limit: int, on_failure: Callable[[Exception], None] | None = None
+        self,
+        predictor: Predictor,
+        *,
+        limit: int,
+        on_failure: Callable[[Exception], None] | None = None,
+        on_ready: Callable[[], None] | None = None,
     ) -> None:
-        """`limit`: requests waiting or running; `on_failure` is told why the model cannot be opened."""
+        """`limit`: requests waiting or running; `on_failure` is told why the model cannot be opened, `on_ready` that
+        requests are taken.
+        """
         self.predictor = predictor
         self._limit = limit
         self._on_failure = on_failure
+        self._on_ready = on_ready
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._session: Session | None = None
         self.under_way = 0
@@ -95,6 +103,8 @@ class Worker:
             self._on_failure(error)
             return
         self._session = session
+        if self._on_ready is not None:
+            self._on_ready()
         running: dict[int, _Job] = {}
         closing = False
         while True:

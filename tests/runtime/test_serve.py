@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 import pytest
-from server_process import server
+from server_process import SERVER, server
 
 from bt_compiler.engine.backends.scripted import ScriptedBackend
 from bt_compiler.engine.request import Request
@@ -222,8 +222,18 @@ async def ready(client: httpx.AsyncClient) -> None:
         await asyncio.sleep(0.01)
 
 
+def test_the_log_says_when_a_bundle_takes_requests(bundle: Path) -> None:
+    slow = "(time.sleep(1), ScriptedBackend(function=answer))[1]"
+    said: list[str] = []
+    code = SERVER.format(here=str(Path(__file__).parent), bundles=[str(bundle)])
+    with server(code="import time" + code.replace("ScriptedBackend(function=answer)", slow), said=said):
+        pass
+    assert "adder is ready: POST /v1/adder/predict" in said[0]
+
+
 def test_until_the_model_is_loaded_it_is_a_503(bundle: Path, backend: ScriptedBackend) -> None:
     loaded = threading.Event()
+    told: list[str] = []
 
     def opener(section: Any) -> ScriptedBackend:
         loaded.wait()
@@ -231,7 +241,7 @@ def test_until_the_model_is_loaded_it_is_a_503(bundle: Path, backend: ScriptedBa
 
     async def use(client: httpx.AsyncClient) -> None:
         try:
-            assert (await client.get("/healthz")).status_code == 200
+            assert (await client.get("/healthz")).status_code == 200 and told == []
             waiting = await client.get("/readyz")
             assert (waiting.status_code, waiting.json()) == (503, {"bundles": {"adder": "loading"}})
             refused = await client.post("/v1/predict", json={"number": 1, "note": None})
@@ -242,7 +252,8 @@ def test_until_the_model_is_loaded_it_is_a_503(bundle: Path, backend: ScriptedBa
         await ready(client)
         assert (await client.post("/v1/predict", json={"number": 1, "note": None})).status_code == 200
 
-    run_app(create_app({"adder": load(bundle, opener=opener)}), use)
+    run_app(create_app({"adder": load(bundle, opener=opener)}, on_ready=told.append), use)
+    assert told == ["adder"]
 
 
 def test_requests_that_come_together_are_run_together_and_more_than_the_bound_is_a_503(bundle: Path) -> None:
