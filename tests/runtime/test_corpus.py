@@ -67,6 +67,7 @@ def test_a_corpus_that_is_gone_or_changed_is_refused(made: tuple[Path, Path, Pat
     with pytest.raises(BundleError, match="retriever `wiki` has digest") as caught:
         opened(question="?")
     assert caught.value.diagnostics[0].code == "BTC563"
+    assert "compile again with documents that were added" in str(caught.value.diagnostics[0].help)
     corpus.unlink()
     with pytest.raises(BundleError, match="is gone"):
         opened(question="?")

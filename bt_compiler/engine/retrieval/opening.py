@@ -45,6 +45,6 @@ def mend(section: RetrieverSection) -> str:
     if section.corpus is None:
         return "use the settings and packages that the bundle was compiled with, or compile again"
     return (
-        f"put the file back, or give its place with `--set retrievers.{section.name}.corpus.path=…`; a bundle that was "
-        "compiled with `--with-index` needs no corpus"
+        "compile again with documents that were added or changed; else put the file back, or give its place with "
+        f"`--set retrievers.{section.name}.corpus.path=…`; a bundle compiled with `--with-index` needs no corpus"
     )
