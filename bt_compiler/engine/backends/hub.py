@@ -38,8 +38,13 @@ class ResolvedModel:
     how: Literal["folder", "hub", "package"]
 
 
-def resolve_model(model_id: str, *, revision: str | None, cache_root: Path, progress: Progress) -> ResolvedModel:
-    """Finds `model_id`. Raises BackendError (BTC500 to BTC503, BTC506), naming what was tried."""
+def resolve_model(
+    model_id: str, *, revision: str | None, cache_root: Path, progress: Progress, shipped: str | None = None
+) -> ResolvedModel:
+    """Finds `model_id`. `shipped`: what the help says of packages, where they are not those of language models.
+
+    Raises BackendError (BTC500 to BTC503, BTC506), naming what was tried.
+    """
     folder = Path(model_id).expanduser()
     if folder.is_dir():
         return _resolved(folder.resolve(), model_id, "folder", cache_root)
@@ -57,7 +62,7 @@ def resolve_model(model_id: str, *, revision: str | None, cache_root: Path, prog
         "BTC500",
         f"model `{model_id}` is nowhere to be found: {'; '.join(tried)}",
         help="give the path of a local model folder, or an id that the Hugging Face hub or its local cache holds, or "
-        f"install a package that ships it ({_shipped(model_id)})",
+        f"install a package that ships it ({shipped or _shipped(model_id)})",
     )
 
 

@@ -33,7 +33,22 @@ def find_encoder(section: RetrieverSection, *, cache_root: Path, progress: Progr
         found = find_spec(package)
         if found is not None and found.submodule_search_locations:
             model_id = str(Path(found.submodule_search_locations[0]) / folder)
-    return resolve_model(model_id, revision=section.options.get("revision"), cache_root=cache_root, progress=progress)
+    return resolve_model(
+        model_id,
+        revision=section.options.get("revision"),
+        cache_root=cache_root,
+        progress=progress,
+        shipped=", ".join(f"`{_distribution(package)}` ships `{id}`" for id, (package, _) in PACKAGES.items()),
+    )
+
+
+def shipped_by(package: str) -> str | None:
+    """The id of the model that the package of this name ships, for who writes its name instead."""
+    return next((id for id, (name, _) in PACKAGES.items() if package in (name, _distribution(name))), None)
+
+
+def _distribution(package: str) -> str:
+    return package.replace("_", "-")
 
 
 def library_version(kind: str) -> str:

@@ -253,6 +253,13 @@ def _text(value: Any) -> str | None:
     return None if isinstance(value, str) and value.strip() else f"expects a text, got `{value}`"
 
 
+def _model(value: Any) -> str | None:
+    from bt_compiler.engine.retrieval.encoder import shipped_by
+
+    id = shipped_by(value) if isinstance(value, str) else None
+    return _text(value) if id is None else f"names a package; write the id of the model that it ships, `{id}`"
+
+
 def _template(value: Any) -> str | None:
     if not isinstance(value, str):
         return _text(value)
@@ -296,7 +303,7 @@ def _whole(least: int, most: int) -> Callable[[Any], str | None]:
     return wrong
 
 
-_MODEL = {"model": _text, "revision": _text}
+_MODEL = {"model": _model, "revision": _text}
 _SERVER = {"endpoint": _url, "timeout": _number(0.001, 600), "api_key": _key, "revision": _text}
 _STORED = {"id": _text, "title": _text, "text": _template, "filter": _structure}
 _DEPTH = {"depth": _whole(1, 10000)}
