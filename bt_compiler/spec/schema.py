@@ -138,9 +138,22 @@ def shown(value: Any) -> str:
 def _say_unknown(finding: _Finding) -> Iterator[Diagnostic]:
     allowed = list(finding.error.schema.get("properties", {}))
     where = f" in `{dotted(finding.place)}`" if finding.place else ""
-    for key in [key for key in finding.error.instance if key not in allowed][:MAX_FINDINGS]:
+    unknown = [key for key in finding.error.instance if key not in allowed]
+    if (members := _members_help(finding, unknown)) is not None:
+        yield finding.of("BTC102", f"unknown key `{short(unknown[0])}`{where}", members, key=unknown[0])
+        return
+    for key in unknown[:MAX_FINDINGS]:
         help = did_you_mean(key, allowed, what="keys here")
         yield finding.of("BTC102", f"unknown key `{short(key)}`{where}", help, key=key)
+
+
+def _members_help(finding: _Finding, unknown: list[str]) -> str | None:
+    """Where names of one's own belong that are written one level too high; None where they are other mistakes."""
+    under = finding.error.schema.get("x-members")
+    instance, known = finding.error.instance, finding.error.schema.get("properties", {})
+    if under is None or {"type", "enum", under} & set(instance) or any(is_meant(key, unknown, known) for key in known):
+        return None
+    return f"write the fields of an object under `{under}`: `{{{under}: {{{short(unknown[0])}: str}}}}`"
 
 
 def _say_missing(finding: _Finding) -> Iterator[Diagnostic]:
