@@ -45,9 +45,7 @@ class CheckedSpec:
 
     def rated(self, judge: Judge) -> int:
         """Outputs in dev and test that `judge` is asked about beside those of the program."""
-        names = [field.name for field in judge.rated]
-        examples = (*self.splits.dev, *self.splits.test)
-        return sum(bool(names) and all(name in example.labels for name in names) for example in examples)
+        return sum(judge.is_rated(example.labels) for example in (*self.splits.dev, *self.splits.test))
 
 
 def checked(path: Path, overrides: Sequence[str] = ()) -> CheckedSpec:

@@ -39,6 +39,16 @@ class Judge:
     the label of the score's name."""
     outputs: tuple[str, ...] = ()
     """The outputs of the program that stand for `rated`, in its order."""
+    named: bool = False
+    """Whether the spec says where rated outputs are. Without that the right answer is no such output: it has the
+    output's own name in most data."""
+
+    def is_rated(self, labels: Mapping[str, Any]) -> bool:
+        """Whether an example with these labels holds outputs that people have rated: where the spec does not name
+        them, the rating has to be there.
+        """
+        held = all(field.name in labels for field in self.rated)
+        return bool(self.rated) and held and (self.named or self.score.name in labels)
 
     @property
     def program(self) -> Program:
@@ -190,7 +200,7 @@ def _with_rated(
             message = f"the judge looks at no output `{name}` of the program"
             findings.add("BTC253", message, (*place, "rated", name), key=True, help=help)
     fields = tuple(Field(name=rated.get(item.name, item.name), type=item.type) for item in outputs)
-    return replace(judge, rated=fields, outputs=tuple(names))
+    return replace(judge, rated=fields, outputs=tuple(names), named=bool(rated))
 
 
 def _score(module: Module, name: str, place: SpecPath, findings: Findings) -> Field | None:

@@ -225,6 +225,14 @@ optimize: {strategy: []}
 """)
     stages = {stage.name: stage.calls for stage in plan(checked(folder / "rated.yaml")).stages}
     assert stages == {"zero-shot on dev": 20, "test": 20, "judge on ratings": 15}
+    written = (folder / "rated.yaml").read_text()
+    (folder / "rated.yaml").write_text(written.replace(", rated: {answer: theirs}", ""))
+    stages = {stage.name: stage.calls for stage in plan(checked(folder / "rated.yaml")).stages}
+    assert stages["judge on ratings"] == 15, "the rating is there: the output of its own name is what people rated"
+    unrated = [{name: value for name, value in row.items() if name != "good"} for row in rows]
+    (folder / "rated.jsonl").write_text("".join(json.dumps(row) + "\n" for row in unrated))
+    stages = {stage.name: stage.calls for stage in plan(checked(folder / "rated.yaml")).stages}
+    assert stages == {"zero-shot on dev": 20, "test": 20}, "nobody rated the right answers"
 
 
 def test_labels_of_inner_modules_and_written_demos_need_runs_of_their_own(folder: Path) -> None:

@@ -164,6 +164,18 @@ def test_agreement_with_people_on_outputs_that_the_data_hold(tmp_path: Path) -> 
     assert partly is not None and (partly.mean, partly.rated, partly.equal, partly.kappa) == (0.75, 0, None, None)
 
 
+def test_right_answers_that_nobody_rated_are_not_judged(tmp_path: Path) -> None:
+    rows = [{**row, "answer": row["gold"]} for row in ROWS]
+    found = spec(tmp_path, metric=JUDGE.replace("  rated: {answer: theirs}\n", ""), rows=rows)
+    judge = judge_of(build_metric(found.sections.metric, found.judges))
+    assert judge is not None
+    engine = Engine(backends={"large": Counting(judging(), identity="judge")})
+    rated = judge.agreement(found.splits.test, engine)
+    assert rated is not None and rated.rated == rated.examples == 8
+    bare = [replace(one, labels={name: one.labels[name] for name in ("gold", "answer")}) for one in found.splits.test]
+    assert judge.agreement(bare, engine) is None
+
+
 def test_scales() -> None:
     stars = Type(kind="int", minimum=1, maximum=5)
     assert [on_scale(value, stars) for value in (1, 3, 5, 6, 0, True, "3")] == [0, 0.5, 1, None, None, None, None]

@@ -52,7 +52,7 @@ class JudgeMetric:
         where there is no such example.
         """
         names = [field.name for field in self.judge.rated]
-        labelled = [one for one in examples if names and all(name in one.labels for name in names)]
+        labelled = [one for one in examples if self.judge.is_rated(one.labels)]
         places = list(zip(self.judge.outputs, names, strict=True))
         asked = [(one, self._asked(one, {output: one.labels[name] for output, name in places})) for one in labelled]
         rated = [(example, one) for example, one in asked if isinstance(one, Example)]
