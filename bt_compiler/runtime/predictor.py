@@ -166,8 +166,14 @@ class Predictor:
         """The settings of the bundle's spec, overrides applied."""
         return self._sections
 
-    def __call__(self, **inputs: Any) -> Outputs:
-        """Outputs for one input. Raises InputError (a ValueError), PredictionError, BackendError."""
+    def __call__(self, /, *unnamed: Any, **inputs: Any) -> Outputs:
+        """Outputs for one input, whose values are given by name.
+
+        Raises TypeError for values without one, InputError (a ValueError), PredictionError, BackendError.
+        """
+        if unnamed:
+            names = ", ".join(f"{field.name}=…" for field in self.inputs)
+            raise TypeError(f"inputs are given by name: `({names})`, or in one mapping to `predict`")
         return self.predict(inputs)
 
     def predict(self, inputs: Mapping[str, Any]) -> Outputs:

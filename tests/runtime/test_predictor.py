@@ -215,6 +215,11 @@ def test_rows_of_a_file_keep_the_place_of_a_broken_line(predictor: Predictor, tm
     ]
 
 
+def test_values_without_a_name_are_told_how_to_be_given(predictor: Predictor) -> None:
+    with pytest.raises(TypeError, match=r"given by name: `\(number=…, note=…\)`, or in one mapping to `predict`"):
+        predictor(4)
+
+
 def test_a_table_is_refused_at_once_as_a_file_of_json_lines(tmp_path: Path) -> None:
     from bt_compiler.runtime.batch import rows_of_file
 
