@@ -126,8 +126,8 @@ def diff_command(before: Path, after: Path, as_json: bool) -> None:
             click.echo(f"  on the {split.shared} examples that both were scored on: {bounds}")
         click.echo(f"  {len(split.examples)} of {split.shared} shared examples are scored otherwise")
         for example, first, second in split.examples:
-            at = f"  {places[example]}" if example in places else ""
-            click.echo(f"  {example}: {first:g} -> {second:g}{at}")
+            where = f"  {places[example]}" if example in places else ""
+            click.echo(f"  {example}: {first:g} -> {second:g}{where}")
 
 
 def _short(value: Any) -> str:
