@@ -57,12 +57,14 @@ def init_command(name: Path) -> None:
 
 
 def _repository(name: Path) -> Path:
-    """The top folder of the repository that the new folder lies in; without one an empty folder that it is made in, for
-    that becomes one, or else the new folder itself.
+    """The top folder of the repository (with `.git` or `.github`) that the new folder lies in; without one an empty folder
+    that it is made in, for that becomes one, or else the new folder itself.
     """
     whole = name.resolve()
     there = next(folder for folder in whole.parents if folder.is_dir())
-    found = next((folder for folder in (there, *there.parents) if (folder / ".git").exists()), None)
+    found = next(
+        (one for one in (there, *there.parents) if (one / ".git").exists() or (one / ".github").is_dir()), None
+    )
     if found is None:
         found = whole if any(there.iterdir()) else there
     return Path(os.path.relpath(found))

@@ -102,9 +102,9 @@ class Worker:
                 raise
             self._on_failure(error)
             return
-        self._session = session
         if self._on_ready is not None:
-            self._on_ready()
+            self._on_ready()  # first, so that whoever was told by `/readyz` finds it in the log
+        self._session = session
         running: dict[int, _Job] = {}
         closing = False
         while True:
