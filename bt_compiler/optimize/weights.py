@@ -191,7 +191,9 @@ def _choose(
     kinds: Sequence[Mapping[str, Prompt]],
     val: Sequence[Example],
 ) -> list[tuple[Candidate, Report]]:
-    """The new weights with each kind of prompt, scored on the inner val."""
+    """The new weights with each kind of prompt, scored on the inner val; without the demo that an example itself gave,
+    for demos of an earlier step come from all of train.
+    """
     found: list[tuple[Candidate, Report]] = []
     for prompts in kinds:
         tuned = Candidate(
@@ -211,6 +213,7 @@ def _choose(
                 context.metric,
                 split="val",
                 seed=context.seed,
+                leave_own_demo_out=True,
                 progress=context.progress,
             )
         found.append((tuned, report))

@@ -110,6 +110,23 @@ def test_the_better_prompt_goes_on_and_ties_go_to_the_shorter(journal: Journal, 
     assert len(result.candidate.prompts["classify"].demos) == demos
 
 
+def test_no_example_that_chooses_sees_its_own_answer_as_a_demo(journal: Journal) -> None:
+    """Demos of an earlier step are of another inner split: here one of what chooses, and the candidate repeats it."""
+
+    def repeats(asked: Asked) -> str:
+        text = asked.value("Text")
+        return f"Mood: {truth(text) if any(text in shown for shown in asked.demo_texts) else wrong(text)}"
+
+    backend = LendingBackend(rule=repeats)
+    step = context(journal, backend)
+    shown = inner_split(TRAIN, step.settings.prompts, step.seed).val[0]
+    demo = Demo(inputs=shown.inputs, outputs=shown.labels, example=shown.id, origin="bootstrapped")
+    prompts = {"classify": replace(step.zero_shot.prompts["classify"], demos=(demo,))}
+    result = weights_step(step, replace(step.zero_shot, id="repeating", prompts=prompts))
+    assert [(choice["demos"], choice["score"]) for choice in result.evidence["choice"]] == [(False, 0.0), (True, 0.0)]
+    assert any(asked.demos for asked in backend.asked if asked.adapter)
+
+
 def test_the_written_demo_of_a_frozen_prompt_does_not_pass_for_a_found_one(journal: Journal) -> None:
     ask, classify = two_hops().modules
     program = replace(two_hops(), modules=(replace(ask, model="remote", train=()), classify))
