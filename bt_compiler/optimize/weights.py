@@ -30,7 +30,7 @@ from bt_compiler.errors import CompileError
 from bt_compiler.graph import candidate_id
 from bt_compiler.graph.candidate import SHARED, Adapter, Candidate, Prompt
 from bt_compiler.graph.program import Program
-from bt_compiler.optimize.cold_start import Collected, collect, start_of, unseen_values
+from bt_compiler.optimize.cold_start import Collected, Unseen, collect, start_of, unseen_values
 from bt_compiler.optimize.fitting import fitting
 from bt_compiler.optimize.inner import inner_split
 from bt_compiler.optimize.lessons import Lesson, plan_lessons, validation_examples, weight_hosts
@@ -59,11 +59,8 @@ def weights_step(context: StepContext, candidate: Candidate) -> StepResult:
     start = start_of(context, candidate)
     collected = _readable(context, collect(start), hosts)
     unseen = unseen_values(context, collected.rows)
-    for one in unseen if collected.rows else []:
-        context.progress.say(
-            f"no row shows `{one.output}: {one.value}`, the answer of {one.examples} train examples: it will hardly be "
-            "learnt; a `teacher` may give some"
-        )
+    if collected.rows:
+        _tell_missing(context, collected, unseen)
     pairs: Mapping[str, int] | None = None
     if settings.preference is not None and collected.rows:
         rows, pairs = prefer(start, collected.rows)
@@ -92,6 +89,19 @@ def weights_step(context: StepContext, candidate: Candidate) -> StepResult:
     if cut:
         evidence["cut_short"] = cut
     return StepResult(candidate=chosen, kind="weights", evidence={**evidence, "precision": precision})
+
+
+def _tell_missing(context: StepContext, collected: Collected, unseen: Sequence[Unseen]) -> None:
+    """Says what no row teaches."""
+    taught = {row.module for rows in collected.rows.values() for row in rows}
+    for module in trainable(context.program):
+        if module.name not in taught:
+            context.progress.say(f"no row is of module `{module.name}`: what it should say is not learnt")
+    for one in unseen:
+        context.progress.say(
+            f"no row shows `{one.output}: {one.value}`, the answer of {one.examples} train examples: it will hardly be "
+            "learnt; a `teacher` may give some"
+        )
 
 
 def _readable(context: StepContext, collected: Collected, hosts: Mapping[str, WeightHost]) -> Collected:
