@@ -5,7 +5,8 @@ adapter is trained over all modules (multi-task), or one a module; the new weigh
 and with the spec's, and the better goes on, ties to the shorter. Source: BootstrapFinetune in arXiv 2407.10930,
 section 3. Knows no tensors: the trainer is imported when there is something to train.
 
-Evidence of the step (JSON): `rows` {source: n}, `rows_by_module` {module: {source: n}}, `copies` n added by balancing,
+Evidence of the step (JSON): `rows` {source: n}, each answer to a prompt once, however many pairs it is in;
+`rows_by_module` {module: {source: n}}, `copies` n added by balancing, `start` "current" where that is asked for,
 `examples` {train, with_rows, validation}, `tried` [{source, examples, solved}], `unseen` answers that no row shows
 [{output, value, examples}], `precision`, `adapters` [{name, modules, method, rows, pairs, sha256}], `loss` [{adapter,
 step, epoch, train, preferred, validation, probability}], `choice` [{demos, id, score, interval [low, high], tokens
@@ -286,13 +287,15 @@ def _evidence(
     settings = context.settings.weights
     free = [module for module in context.program.modules if "prompt" in module.train]  # frozen prompts keep theirs
     unique = [row for lesson, _ in trained for row in deduplicate((*lesson.rows, *lesson.validation))]
+    answers = {(row.module, row.prompt, row.completion): row for row in reversed(unique)}  # the first of each stays
     by_module: dict[str, Counter[str]] = {}
-    for row in unique:
+    for row in answers.values():
         by_module.setdefault(row.module, Counter())[row.source] += 1
     return {
-        "rows": dict(sorted(Counter(row.source for row in unique).items())),
+        "rows": dict(sorted(Counter(row.source for row in answers.values()).items())),
         "rows_by_module": {module: dict(sorted(counts.items())) for module, counts in sorted(by_module.items())},
         "copies": sum(len(lesson.rows) + len(lesson.validation) for lesson, _ in trained) - len(unique),
+        **({} if settings.start == "base" else {"start": settings.start}),
         "examples": {"train": len(context.train), "with_rows": len(collected.rows), "validation": len(held_out)},
         "tried": [tried._asdict() for tried in collected.tried],
         "adapters": [
