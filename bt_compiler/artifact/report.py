@@ -105,7 +105,7 @@ def rows_by_source(contents: BundleContents) -> list[dict[str, Any]]:
 
 def _behind_shipped(contents: BundleContents) -> set[int]:
     """Indices of the weights steps whose adapters ship, of those that one of them went on from, and of those on whose
-    weights rows of one of them were written.
+    weights rows of one of them, or answers that it learnt to avoid, were written.
     """
     chosen = next((len(prefix.steps) for prefix in contents.prefixes if prefix.chosen), len(contents.steps))
     shipped = {adapter.sha256 for adapter in contents.candidate.adapters.values()}
@@ -116,7 +116,8 @@ def _behind_shipped(contents: BundleContents) -> set[int]:
         if step.index <= chosen and adapters and (leans or adapters & shipped):
             behind.add(step.index)
             shipped -= adapters
-            leans = leans or "start" in step.evidence or any(step.evidence["rows"].get(source) for source in OWN)
+            own = any(step.evidence["rows"].get(source) for source in OWN)
+            leans = leans or own or "start" in step.evidence or "preference" in step.evidence
     return behind
 
 

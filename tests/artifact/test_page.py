@@ -130,16 +130,17 @@ def test_labels_of_a_step_that_does_not_ship_make_no_result_supervised(evidence:
 
 
 @pytest.mark.parametrize(
-    ("rows", "start", "expected"),
+    ("rows", "more", "expected"),
     [
         ({"gold": 20}, {}, {"gold": 20}),
         ({"teacher": 20}, {}, {"teacher": 20}),
         ({"self": 12, "gold": 0}, {}, {"self": 12, "gold": 33, "sampled": 6}),
         ({"gold": 20}, {"start": "current"}, {"gold": 53, "self": 11, "sampled": 6}),
+        ({"gold": 20}, {"preference": {"pairs": 3}}, {"gold": 53, "self": 11, "sampled": 6}),
     ],
 )
 def test_rows_behind_the_shipped_weights_are_those_of_its_adapters_and_of_what_these_learnt_from(
-    evidence: BundleContents, rows: dict[str, int], start: dict[str, str], expected: dict[str, int]
+    evidence: BundleContents, rows: dict[str, int], more: dict[str, object], expected: dict[str, int]
 ) -> None:
     """Two weights steps, of which the adapter of the second ships; the first learnt 33 gold rows."""
     second = dict(evidence.steps[1].evidence)
@@ -148,7 +149,7 @@ def test_rows_behind_the_shipped_weights_are_those_of_its_adapters_and_of_what_t
         first = first | {"rows": {"sampled": 6, "gold": 33}}
     steps = (
         replace(evidence.steps[1], index=1, evidence=first),
-        replace(evidence.steps[1], index=2, evidence={**second, "rows": rows, **start}),
+        replace(evidence.steps[1], index=2, evidence={**second, "rows": rows, **more}),
     )
     assert shipped_rows(replace(evidence, steps=steps)) == expected
 
