@@ -15,6 +15,7 @@ import pytest
 
 from bt_compiler.artifact import BundleContents, StepFacts, page
 from bt_compiler.artifact.page import drawings, duration, render_report, report_html, template
+from bt_compiler.artifact.plots import loss_plot
 from bt_compiler.artifact.report import report_json, shipped_rows, strategy_label
 from bt_compiler.artifact.sweep_files import cells_of
 from bt_compiler.cli.output import scores_text
@@ -176,6 +177,14 @@ def test_each_adapter_has_a_loss_plot_of_its_own(evidence: BundleContents) -> No
     html = report_html(contents, digest=DIGEST)
     assert html.index("Adapter <code>plan</code>") < html.index("Adapter <code>&lt;b&gt;</code>")
     assert html.count("loss a token") == 2 and "adapter <b>" not in html
+
+
+def test_losses_with_preference_pairs_are_told_from_those_a_token(evidence: BundleContents) -> None:
+    points = evidence.steps[1].evidence["loss"]
+    plain = loss_plot("plain", points)
+    assert "loss a token" in plain and ">train<" in plain and ">validation<" in plain
+    paired = loss_plot("paired", [{**point, "preferred": 0.5} for point in points])
+    assert ">train: with pairs<" in paired and ">validation: a token<" in paired and "loss a token" not in paired
 
 
 def test_a_step_without_evidence_is_shown(evidence: BundleContents) -> None:
