@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
+from bt_compiler.compiler.unwritable import empty_answers
 from bt_compiler.data import Loaded, Splits, check_data
 from bt_compiler.diagnostics import Diagnostic
 from bt_compiler.errors import BtcError, DataError, SpecError
@@ -63,13 +64,14 @@ def checked(path: Path, overrides: Sequence[str] = ()) -> CheckedSpec:
     loaded = _check_files(sections, program, lowered.judges)
     if sections.optimize.strategy:
         inner_split(loaded.splits.train, sections.optimize.prompts, seed=0)  # the seed decides who, not how many
+    empty = empty_answers(program, loaded.splits, sections.data, _answer_labels(sections, lowered.judges))
     return CheckedSpec(
         spec=spec,
         sections=sections,
         program=program,
         judges=lowered.judges,
         splits=loaded.splits,
-        warnings=(*lowered.warnings, *loaded.notes),
+        warnings=(*lowered.warnings, *loaded.notes, *empty),
     )
 
 
@@ -115,6 +117,12 @@ def _metrics(sections: Sections) -> list[MetricSection]:
     """All that judge, the parts of weighted ones in their place."""
     accept = sections.optimize.accept.metric
     return [*sections.metric.leaves(), *(() if accept is None else accept.leaves())]
+
+
+def _answer_labels(sections: Sections, judges: Judges) -> dict[str, str]:
+    from bt_compiler.engine.metrics import answer_labels, build_metric
+
+    return answer_labels(*(build_metric(metric, judges) for metric in _metrics(sections)))
 
 
 def _check_settings(spec: Spec, sections: Sections, program: Program, judges: Judges) -> None:

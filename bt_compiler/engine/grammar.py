@@ -24,9 +24,11 @@ TEXT_IN_STRUCTURE = 32
 ITEMS = 16
 """Most elements of a generated list whose type gives no `max`: every completion has to end."""
 CHARACTERS_A_TOKEN = 4
-"""How budgets become lengths where an engine counts characters: inside JSON, and in regular expressions."""
+"""How budgets become lengths where a server counts characters: by JSON Schema, and in regular expressions."""
 
-_JSON_TEXT = r'[^"\\\x00-\x1f\x7f]'
+_JSON_TEXT = r'([^"\\\x00-\x1f\x7f]|\\["\\bfnrt]|\\u(00[01][0-9a-f]|007f|0085|202[89]))'
+"""A character as `json_text` writes it."""
+_UNWRITTEN = re.compile("[\x7f\x85\u2028\u2029]")
 _LINE_START = r"[^\s\x00-\x1f\x7f-\x9f]"
 _LINE_REST = r"[^\x00-\x1f\x7f-\x9f\x{2028}\x{2029}]"
 _DECIMALS = 8
@@ -60,14 +62,14 @@ class Rule(NamedTuple):
     options: str = ""
     """`[max_tokens=…]` of the rule."""
     prelude: str = ""
-    """Rules that the body names."""
+    """Rules that the body names, a line each; the same one may stand in several."""
     open_ended: bool = False
     """Whether the value may go on where it could also end: then a newline may end the completion."""
 
 
 def lines_grammar(parts: Sequence[OutputPart]) -> OutputGrammar:
     """The grammar of `Label: value` lines, in order. A text or number at the end may close with a newline."""
-    rules = [line_rule(part.type, part.budget, part.allowed) for part in parts]
+    rules = [line_rule(f"v{index}", part.type, part.budget, part.allowed) for index, part in enumerate(parts)]
     labels = [f"{'' if index == 0 else chr(10)}{part.label}: " for index, part in enumerate(parts)]
     start = " ".join(f"{literal(label)} v{index}" for index, label in enumerate(labels))
     ending = ' "\\n"?' if rules[-1].open_ended else ""
@@ -84,7 +86,7 @@ def lines_grammar(parts: Sequence[OutputPart]) -> OutputGrammar:
 def json_grammar(parts: Sequence[OutputPart]) -> OutputGrammar:
     """The grammar of one JSON object with these keys in order, separated as `json.dumps` does.
 
-    A text at the top level has neither quotes nor backslashes: so its token budget can end it anywhere.
+    A token budget ends a text anywhere, inside an escape too (`budget_ends`).
     """
     rules = [json_rule(f"v{index}", part.type, part.budget, part.allowed) for index, part in enumerate(parts)]
     pieces = [f"{'{' if index == 0 else ', '}{json.dumps(part.name)}: " for index, part in enumerate(parts)]
@@ -137,11 +139,11 @@ def bounded_schema(t: Type, budget: int = TEXT_IN_STRUCTURE, *, decimals: bool =
 
 
 def structure_tokens(t: Type, budget: int = TEXT_IN_STRUCTURE) -> int:
-    """Tokens that a JSON value of `t` may take, in all likelihood; a longer one ends as a failed example."""
+    """Tokens that a JSON value of `t` may take at most where the engine counts them; servers count characters."""
     if t.kind == "str":
         return (t.max_tokens or budget) + 2
     if t.kind == "enum":
-        return max((len(value.encode()) for value in t.values), default=0) + 2
+        return max((len(literal(value).encode()) for value in t.values), default=2)
     if t.kind == "list":
         return 2 + _most_items(t) * (structure_tokens(_nested(t.item), _inner(t, budget)) + 2)
     if t.kind == "object":
@@ -161,12 +163,23 @@ def fold(text: str) -> str:
 def _lark(start: str, rules: Sequence[Rule]) -> str:
     lines = [f"start: {start}"]
     lines += [f"{rule.prelude}v{index}{rule.options}: {rule.body}" for index, rule in enumerate(rules)]
-    return "\n".join(lines) + "\n"
+    return rules_once("\n".join(lines))
+
+
+def rules_once(lark: str) -> str:
+    """The grammar without repetitions of its rules, each of which is a line."""
+    return "\n".join(dict.fromkeys(lark.splitlines())) + "\n"
 
 
 def literal(text: str) -> str:
     """The text as a Lark literal, which is also its JSON."""
-    return json.dumps(text, ensure_ascii=False)
+    return json_text(text)
+
+
+def json_text(value: Any) -> str:
+    """The value as JSON in one line: what JSON may leave as it is and yet ends lines or is no text is escaped."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return _UNWRITTEN.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
 
 
 def escaped(text: str) -> str:
@@ -183,8 +196,8 @@ def _alternatives(values: Sequence[str]) -> Rule:
     )
 
 
-def line_rule(t: Type, budget: int, allowed: tuple[str, ...] | None) -> Rule:
-    """How a value is written after its label."""
+def line_rule(name: str, t: Type, budget: int, allowed: tuple[str, ...] | None) -> Rule:
+    """How a value is written after its label; `name` is that of the rule."""
     if t.kind in ("str", "enum") and allowed is not None:
         return _alternatives([fold(value) for value in allowed])
     if t.kind == "str" or any(option.kind == "str" for option in t.options):
@@ -198,16 +211,17 @@ def line_rule(t: Type, budget: int, allowed: tuple[str, ...] | None) -> Rule:
         )
     if t.kind == "enum":
         return _alternatives([fold(value) for value in t.values])
-    if t.kind == "union":
-        options = [line_rule(option, budget, allowed) for option in t.options]
+    if t.kind == "union" and not _starts_alike(t):
+        options = [line_rule(f"{name}_{index}", option, budget, allowed) for index, option in enumerate(t.options)]
         regexes = [rule.regex for rule in options]
         return Rule(
             body=" | ".join(rule.body for rule in options),
             regex=None if None in regexes else "|".join(f"({regex})" for regex in regexes),
             tokens=max(rule.tokens for rule in options),
+            prelude="".join(rule.prelude for rule in options),
             open_ended=any(rule.open_ended for rule in options),
         )
-    return _scalar_rule(t) or _schema_rule(t, budget, allowed)
+    return _scalar_rule(t) or _structure_rule(name, t, budget, allowed)
 
 
 def json_rule(name: str, t: Type, budget: int, allowed: tuple[str, ...] | None) -> Rule:
@@ -219,12 +233,12 @@ def json_rule(name: str, t: Type, budget: int, allowed: tuple[str, ...] | None) 
     if t.kind == "str":
         tokens = t.max_tokens or budget
         return Rule(
-            body=rf'"\"" {name}_text? "\""',
+            body=rf'"\"" text_{tokens}? "\""',
             regex=rf'"{_JSON_TEXT}{{0,{CHARACTERS_A_TOKEN * tokens}}}"',
             tokens=tokens + 2,
-            prelude=f"{name}_text[max_tokens={tokens}]: /{_JSON_TEXT}+/\n",
+            prelude=f"text_{tokens}[max_tokens={tokens}]: /{_JSON_TEXT}+/\n",
         )
-    if t.kind == "union":
+    if t.kind == "union" and not _starts_alike(t):
         options = [
             json_rule(f"{name}_{index}", option, t.max_tokens or budget, allowed)
             for index, option in enumerate(t.options)
@@ -235,7 +249,7 @@ def json_rule(name: str, t: Type, budget: int, allowed: tuple[str, ...] | None) 
             tokens=max(rule.tokens for rule in options),
             prelude="".join(rule.prelude for rule in options),
         )
-    return _scalar_rule(t) or _schema_rule(t, budget, allowed)
+    return _scalar_rule(t) or _structure_rule(name, t, budget, allowed)
 
 
 def _scalar_rule(t: Type) -> Rule | None:
@@ -248,6 +262,45 @@ def _scalar_rule(t: Type) -> Rule | None:
         return None
     number = _number_regex(t)
     return Rule(body=f"/{number}/", regex=number, tokens=_number_tokens(t), open_ended=True)
+
+
+def _structure_rule(name: str, t: Type, budget: int, allowed: tuple[str, ...] | None) -> Rule:
+    """A list or object. With texts in it, it is spelt out: a schema can bound characters, but only tokens are certain
+    to end before the completion has to. Whatever else there is, JSON Schema says.
+    """
+    if allowed is not None or t.kind == "union" or not _has_texts(t):
+        return _schema_rule(t, budget, allowed)
+    inner = _inner(t, budget)
+    if t.kind == "list":
+        named = f"{name}_item"
+        item = json_rule(named, _nested(t.item), inner, None)
+        least, most = int(t.minimum or 0), _most_items(t)
+        more = f' (", " {named}){{{max(least - 1, 0)},{most - 1}}}' if most > 1 else ""
+        filled = f"{named}{more}" if least else f"({named}{more})?"
+        body = f'"[" {filled} "]"' if most else '"[]"'
+        prelude = f"{item.prelude}{named}: {item.body}\n" if most else ""
+    else:
+        body, prelude = "", ""
+        for index, field in enumerate(t.fields):
+            named = f"{name}_{index}"
+            rule = json_rule(named, field.type, inner, None)
+            key = f"{'{' if index == 0 else ', '}{literal(field.name)}: "
+            body += f"{literal(key)} {named} "
+            prelude += f"{rule.prelude}{named}: {rule.body}\n"
+        body += '"}"'
+    return Rule(body=body, regex=None, tokens=structure_tokens(t, budget), prelude=prelude)
+
+
+def _starts_alike(union: Type) -> bool:
+    """Whether several options may begin with the same text: the first to bound its tokens would shut out the others."""
+    kinds = [option.kind for option in union.options if option.kind in ("list", "object") and _has_texts(option)]
+    return len(kinds) > len(set(kinds))
+
+
+def _has_texts(t: Type) -> bool:
+    """Whether a text of the model's own choice is in a value of `t`."""
+    parts = (*t.options, *(field.type for field in t.fields), *(() if t.item is None else (t.item,)))
+    return t.kind == "str" or (t.kind == "list" and t.item is None) or any(_has_texts(part) for part in parts)
 
 
 def _schema_rule(t: Type, budget: int, allowed: tuple[str, ...] | None) -> Rule:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bt_compiler.engine.budget_ends import without_half_escapes
 from bt_compiler.engine.values import one_line
 from bt_compiler.engine.wording import labels
 from bt_compiler.errors import ExampleError
@@ -31,7 +32,7 @@ def line_outputs(module: Module, text: str) -> dict[str, Any]:
             raise _unfit(module, text, f"a line does not start with `{names[output.name]}:`")
         try:
             type = _type_of(module, output, outputs)
-            outputs[output.name] = _whole(_from_line(value.strip().rstrip(_HALF).strip(), type), type, module)
+            outputs[output.name] = _whole(_from_line(value.strip().rstrip(_HALF).strip(), type), type)
         except ValueError as error:
             raise _unfit(module, text, f"`{output.name}`: {error}") from error
     return outputs
@@ -40,7 +41,7 @@ def line_outputs(module: Module, text: str) -> dict[str, Any]:
 def json_outputs(module: Module, text: str) -> dict[str, Any]:
     """Outputs from one JSON object with exactly the module's outputs as keys. Raises ExampleError."""
     try:
-        found = json.loads(text.strip())
+        found = json.loads(without_half_escapes(text.strip()))
     except (ValueError, RecursionError) as error:
         raise _unfit(module, text, "it is not JSON") from error
     wanted = {output.name for output in module.written}
@@ -50,7 +51,7 @@ def json_outputs(module: Module, text: str) -> dict[str, Any]:
     for output in module.written:
         try:
             type = _type_of(module, output, outputs)
-            outputs[output.name] = _whole(convert(found[output.name], type), type, module)
+            outputs[output.name] = _whole(convert(found[output.name], type), type)
         except ValueError as error:
             raise _unfit(module, text, f"`{output.name}`: {error}") from error
     return outputs
@@ -131,21 +132,29 @@ def _type_of(module: Module, output: Field, before: Mapping[str, Any]) -> Type:
     return Type(kind="object", fields=module.arguments(before[TOOL]))
 
 
-def _whole(value: Any, t: Type, module: Module | None) -> Any:
-    """A value without the half of a character that a text may end in where its token budget ends it: a text that is an
-    output itself, or an argument of a turn.
-    """
-    if module is not None and module.kind == "react" and t.kind == "object":
-        return {field.name: _whole(value[field.name], field.type, None) for field in t.fields}
-    budgeted = t.among is None and "str" in (t.kind, *(option.kind for option in t.options))
-    return value.rstrip(_HALF) if budgeted and isinstance(value, str) else value
+def _whole(value: Any, t: Type) -> Any:
+    """A value without the half of a character that a text in it may end in where its token budget ended it."""
+    if isinstance(value, str):
+        return value.rstrip(_HALF) if t.among is None and _may_be_text(t) else value
+    options = (t, *t.options)
+    if isinstance(value, list):
+        item = next((one.item for one in options if one.item is not None), None)
+        return value if item is None or t.among is not None else [_whole(element, item) for element in value]
+    if isinstance(value, dict):
+        types = {field.name: field.type for one in options for field in one.fields}
+        return {name: _whole(element, types[name]) for name, element in value.items()}
+    return value
 
 
 def _from_line(text: str, t: Type) -> Any:
     """A value as `values.written` writes it. Raises ValueError."""
     if text == "null" and takes_null(t):
         return None
-    return convert_text(text, t)
+    return convert_text(text if _may_be_text(t) else without_half_escapes(text), t)
+
+
+def _may_be_text(t: Type) -> bool:
+    return "str" in (t.kind, *(option.kind for option in t.options))
 
 
 def _unfit(module: Module, text: str, why: str) -> ExampleError:

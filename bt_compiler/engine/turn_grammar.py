@@ -18,6 +18,7 @@ from bt_compiler.engine.grammar import (
     line_rule,
     literal,
     restricted,
+    rules_once,
 )
 from bt_compiler.engine.request import OutputGrammar
 
@@ -42,7 +43,7 @@ def lines_turn(
     thought: OutputPart, tool: OutputPart, arguments: OutputPart, calls: Sequence[CallPart]
 ) -> OutputGrammar:
     """The grammar of three `Label: value` lines; the arguments are JSON in one line."""
-    rule = line_rule(thought.type, thought.budget, thought.allowed)
+    rule = line_rule("v0", thought.type, thought.budget, thought.allowed)
     head, second = f"{thought.label}: ", f"\n{tool.label}: "
     made = [_call(f"c{place}", call, call.tool, f"\n{arguments.label}: ") for place, call in enumerate(calls)]
     regexes = [call.regex for call in made]
@@ -75,7 +76,7 @@ def json_turn(thought: OutputPart, tool: OutputPart, arguments: OutputPart, call
 def _lark(start: str, thought: Rule, calls: Sequence[_Call]) -> str:
     lines = [f"start: {start}", f"{thought.prelude}v0{thought.options}: {thought.body}"]
     lines.append("call: " + " | ".join(call.body for call in calls))
-    return "\n".join(lines) + "\n" + "".join(call.rules for call in calls)
+    return rules_once("\n".join(lines) + "\n" + "".join(call.rules for call in calls))
 
 
 def _call(name: str, call: CallPart, tool: str, between: str) -> _Call:

@@ -11,14 +11,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
-from bt_compiler.engine.grammar import fold
+from bt_compiler.engine.grammar import fold, json_text
 from bt_compiler.spec.types import PASSAGE, SCORE, Type, is_passage
 
 _CONTROL = re.compile(
@@ -32,8 +31,9 @@ _CONTROL = re.compile(
 
 _SMALL = re.compile(r'"(?:[^"\\]|\\.)*"|-?[0-9.]+e-[0-9]+')
 """In JSON: a text, to be passed over, or a number below 1e-4."""
-_LINE_ENDS = re.compile("[\x85\u2028\u2029]")
-"""Line ends that JSON leaves as they are."""
+
+_UNSEEN = re.compile(r"[\x00-\x09\x0e-\x1b\x1f\x7f-\x84\x86-\x9f]")
+"""Control characters that end no line."""
 
 
 def neutral(text: str) -> str:
@@ -64,11 +64,9 @@ def shown(value: Any, t: Type) -> str:
 
 
 def as_json(value: Any) -> str:
-    """The value as JSON in one line, passages without their scores."""
-    text = json.dumps(neutral_value(_unscored(value)), ensure_ascii=False, allow_nan=False)
-    if "e-" in text:
-        text = _SMALL.sub(_without_exponent, text)
-    return _LINE_ENDS.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
+    """The value as JSON in one line, passages without their scores, zeros without a sign."""
+    text = json_text(neutral_value(_unscored(value)))
+    return _SMALL.sub(_without_exponent, text) if "e-" in text else text
 
 
 def _without_exponent(found: re.Match[str]) -> str:
@@ -76,10 +74,13 @@ def _without_exponent(found: re.Match[str]) -> str:
 
 
 def written(value: Any, t: Type) -> str:
-    """The value as a completion writes it after its label: always one line, read back by `Format.parse`."""
-    if isinstance(value, str):
-        return one_line(value)
-    return as_json(value)
+    """The value as a completion writes it after its label: always one line, read back by `Format.parse`. A tab or
+    another control character in a text is a blank: grammars have none there.
+    """
+    if not isinstance(value, str):
+        return as_json(value)
+    chosen = t.kind == "enum" or t.among is not None
+    return one_line(value if chosen else _UNSEEN.sub(" ", value))
 
 
 def one_line(text: str) -> str:
@@ -109,4 +110,4 @@ def _unscored(value: Any) -> Any:
         return {key: _unscored(item) for key, item in value.items() if not (bare and key == SCORE)}
     if isinstance(value, list | tuple):
         return [_unscored(item) for item in value]
-    return value
+    return value + 0.0 if isinstance(value, float) else value  # a range has no -0.0

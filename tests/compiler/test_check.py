@@ -158,3 +158,16 @@ def test_the_format_of_a_judge_is_looked_at(tmp_path: Path) -> None:
         checked(path)
     (found,) = caught.value.diagnostics
     assert found.code == "BTC520" and found.span is not None and found.span.line == 2
+
+
+@pytest.mark.parametrize(("format", "codes"), [("fields", ["BTC335"]), ("completion", ["BTC335"]), ("json", [])])
+def test_an_empty_answer_that_lines_cannot_hold_is_told_of(tmp_path: Path, format: str, codes: list[str]) -> None:
+    path = qa(tmp_path)
+    answers = [[" ", ""], ["", "b"], [""], ["a"]]
+    rows = [{"question": f"q{n}", "answers": answers[n % 4], "sure": n % 2 == 0} for n in range(12)]
+    (tmp_path / "qa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = [item for item in checked(path, [f"format={format}"]).warnings if item.severity == "warning"]
+    assert [item.code for item in found] == codes
+    if found:
+        assert "label `answers` is empty in 6 of 12 rows" in found[0].message
+        assert f"in format `{format}`" in found[0].message
