@@ -57,7 +57,7 @@ def init_command(name: Path) -> None:
 
 
 def _repository(name: Path) -> Path:
-    """The top folder of the repository (with `.git` or `.github`) that the new folder lies in; without one an empty folder
+    """The top folder of the repository (`.git` or `.github`) that the new folder lies in; without one an empty folder
     that it is made in, for that becomes one, or else the new folder itself.
     """
     whole = name.resolve()
