@@ -148,6 +148,7 @@ def eval_command(
 ) -> None:
     """Score BUNDLE on a split of its own data, or on a data file."""
     from bt_compiler.compiler.evaluate import SplitName, evaluate_bundle
+    from bt_compiler.engine.causes import tool_lines
 
     changes: list[Diagnostic] = []
 
@@ -186,6 +187,8 @@ def eval_command(
     if report.agreement is not None:
         click.echo(agreement_text(report.agreement))
     print_diagnostics(changes)
+    for line in tool_lines(report.tool_failures):
+        click.echo(f"  {line}", err=True)
     for example, failure in report.failures[:10]:
         click.echo(f"  {example} failed: {failure.code} {failure.message}", err=True)
     if missed is not None:
@@ -202,6 +205,7 @@ def _scored(report: Report, at_least: float | None, *, changed: bool, found: Seq
         **({} if report.agreement is None else {"judge": asdict(report.agreement)}),
         "scores": [{"example": example, "score": score} for example, score in report.scores],
         "failed": [{"example": example, **asdict(failure)} for example, failure in report.failures],
+        **({"tool_failures": [asdict(one) for one in report.tool_failures]} if report.tool_failures else {}),
         **({} if at_least is None else {"at_least": at_least}),
         **({"data_changed": True} if changed else {}),
         **(diagnostics_json(found) if found else {}),

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 from bt_compiler.artifact.contents import Ancestor, Difference, StepFacts, Who
 from bt_compiler.canonical import digest, seed_of
 from bt_compiler.data.example import Example, Splits
-from bt_compiler.engine.causes import most_frequent
+from bt_compiler.engine.causes import most_frequent, tool_lines
 from bt_compiler.engine.executor import Engine
 from bt_compiler.engine.metrics import Metric, answer_labels
 from bt_compiler.engine.progress import Progress
@@ -285,6 +285,10 @@ class Scores:
         if report.failures:
             every = "warning: every example failed: " if len(report.failures) == len(report.scores) else ""
             task.progress.say(f"  {every}{most_frequent([failure for _, failure in report.failures])}")
+        if report.tool_failures:
+            task.progress.say(
+                f"  {report.tool_errors} tool calls failed, most often {tool_lines(report.tool_failures)[0]}"
+            )
         return report
 
 
