@@ -240,7 +240,7 @@ def _check_files(sections: Sections, program: Program, judges: Judges) -> Loaded
     except DataError as error:
         found += error.diagnostics
     for retriever in _searched(sections, program):
-        found += _check_corpus(retriever)
+        found += [item for item in _check_corpus(retriever) if item not in found]  # several may share a file
     if found or loaded is None:
         raise DataError(found)
     return loaded
