@@ -20,12 +20,12 @@ def unlabelled_outputs(
     held = {name for example in train for name in example.labels}
     if all(labels.get(item.name, item.name) in held for item in program.out):
         return []
-    from bt_compiler.optimize.labelled import label_names
+    from bt_compiler.optimize.labelled import labels_of
 
     found = []
     for module in program.modules:
         lost = _lost(module, sections)
-        names = label_names(program, module, labels) if lost else ()
+        names = labels_of(program, module, labels) if lost else ()
         missing = [name for name in names if name not in held]
         if not missing or len(missing) == len(names):
             continue

@@ -63,15 +63,15 @@ def labelled_tasks(
     return tasks
 
 
-def needs_runs(program: Program, of: Sequence[Module], labels: Mapping[str, str]) -> bool:
-    """Whether `labelled_tasks` would ask for the program's own runs."""
-    return _read_steps(program, _labelled_calls(program, of, labels))
-
-
-def label_names(program: Program, module: Module, labels: Mapping[str, str]) -> tuple[str, ...]:
+def labels_of(program: Program, module: Module, labels: Mapping[str, str]) -> tuple[str, ...]:
     """The labels that `labelled_tasks` needs to say something of `module`; none where no labels could."""
     calls = _labelled_calls(program, [module], labels)
     return tuple(dict.fromkeys(label for _, _, sources in calls for label in sources.values()))
+
+
+def needs_runs(program: Program, of: Sequence[Module], labels: Mapping[str, str]) -> bool:
+    """Whether `labelled_tasks` would ask for the program's own runs."""
+    return _read_steps(program, _labelled_calls(program, of, labels))
 
 
 def _labelled_calls(
