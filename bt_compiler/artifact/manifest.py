@@ -49,7 +49,7 @@ class Manifest:
     """Steps that were run; which prefix of them is shipped shows in `lineage`."""
     lineage: tuple[Ancestor, ...]
     rows: Mapping[str, int]
-    """Source -> training rows behind the shipped weights."""
+    """Source -> training rows behind the shipped weights, those of a step that others learnt from among them."""
     scores: Mapping[str, Mapping[str, Any]]
     """`zero_shot` and `shipped` by split, each `{mean, low, high, level, method, n, failures}`; and `difference`."""
     created: str | None

@@ -63,14 +63,19 @@ def interval_plot(
 
 
 def loss_plot(name: str, points: Sequence[Mapping[str, Any]]) -> str:
-    """The losses of one adapter by optimiser step: `{"step", "train", "validation"}`, either may be None."""
+    """The losses of one adapter by optimiser step: `{"step", "train", "validation"}`, either may be None. With
+    preference pairs (`preferred`) the lines are two quantities, and say so.
+    """
     figure, axes = _figure(2.8)
-    for key, color, style in (("train", _FIRST, "-"), ("validation", _SECOND, "o-")):
+    paired = any(point.get("preferred") is not None for point in points)
+    lines = (("train", ": with pairs", _FIRST, "-"), ("validation", ": a token", _SECOND, "o-"))
+    for key, what, color, style in lines:
         known = [(point["step"], point[key]) for point in points if point.get(key) is not None]
         if known:
-            axes.plot(*zip(*known, strict=True), style, color=color, label=key, linewidth=1.6, markersize=4)
+            label = key + what if paired else key
+            axes.plot(*zip(*known, strict=True), style, color=color, label=label, linewidth=1.6, markersize=4)
     axes.set_xlabel("optimiser step")
-    axes.set_ylabel("loss a token")
+    axes.set_ylabel("loss" if paired else "loss a token")
     axes.set_ylim(bottom=0)
     legend = axes.legend(frameon=False)
     for text in legend.get_texts():

@@ -14,6 +14,8 @@ SYMBOLS = {"prompts": "Π", "weights": "Θ"}
 """The paper's letters for what a step changes."""
 SUPERVISED = ("gold", "hinted")
 """Row sources in which labels, not the program's own answers, were what was learnt."""
+OWN = ("self", "demos", "sampled", "hinted")
+"""Row sources that ran on the weights of the steps before."""
 
 
 def strategy_label(steps: Sequence[str]) -> str:
@@ -86,24 +88,44 @@ def report_json(contents: BundleContents, *, digest: str) -> dict[str, Any]:
 
 def rows_by_source(contents: BundleContents) -> list[dict[str, Any]]:
     """`{"step", "source", "rows", "supervised", "shipped"}` for every source of every weights step; `shipped`: the step
-    is one of the prefix that ships.
+    is behind the shipped weights.
     """
-    chosen = next((len(prefix.steps) for prefix in contents.prefixes if prefix.chosen), len(contents.steps))
+    behind = _behind_shipped(contents)
     return [
         {
             "step": step.index,
             "source": source,
             "rows": count,
             "supervised": source in SUPERVISED,
-            "shipped": step.index <= chosen,
+            "shipped": step.index in behind,
         }
         for step in contents.steps
         for source, count in dict(step.evidence.get("rows", {})).items()
     ]
 
 
+def _behind_shipped(contents: BundleContents) -> set[int]:
+    """Indices of the weights steps whose adapters ship, of those that one of them went on from, and of those on whose
+    weights rows of one of them, or answers that it learnt to avoid, were written.
+    """
+    chosen = next((len(prefix.steps) for prefix in contents.prefixes if prefix.chosen), len(contents.steps))
+    shipped = {adapter.sha256 for adapter in contents.candidate.adapters.values()}
+    behind: set[int] = set()
+    leans = False
+    for step in reversed(contents.steps):
+        adapters = {one["sha256"] for one in step.evidence.get("adapters", ())}
+        if step.index <= chosen and adapters and (leans or adapters & shipped):
+            behind.add(step.index)
+            shipped -= adapters
+            own = any(step.evidence["rows"].get(source) for source in OWN)
+            leans = leans or own or "start" in step.evidence or "preference" in step.evidence
+    return behind
+
+
 def shipped_rows(contents: BundleContents) -> dict[str, int]:
-    """Training rows behind the shipped weights, by source."""
+    """Training rows behind the shipped weights, by source: those of each step that is behind them, so that a row which
+    two of these steps learnt counts in both.
+    """
     found: dict[str, int] = {}
     for row in rows_by_source(contents):
         if row["shipped"] and row["rows"]:

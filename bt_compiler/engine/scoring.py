@@ -53,12 +53,25 @@ def evaluate(
     *,
     split: str,
     seed: int = 0,
+    leave_own_demo_out: bool = False,
     progress: Progress | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Report:
-    """Runs the candidate once on every example and scores it. `progress` counts examples."""
+    """Runs the candidate once on every example and scores it. `progress` counts examples.
+
+    `leave_own_demo_out`, as of `Engine.run`: for examples that demos of the candidate may have come from.
+    """
     (report,) = evaluate_together(
-        engine, program, [candidate], examples, metric, split=split, seed=seed, progress=progress, clock=clock
+        engine,
+        program,
+        [candidate],
+        examples,
+        metric,
+        split=split,
+        seed=seed,
+        leave_own_demo_out=leave_own_demo_out,
+        progress=progress,
+        clock=clock,
     )
     return report
 
@@ -72,13 +85,22 @@ def evaluate_together(
     *,
     split: str,
     seed: int = 0,
+    leave_own_demo_out: bool = False,
     progress: Progress | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> list[Report]:
     """A report of each candidate, all run at once so that batches are full; each gets its share of the seconds."""
     start = clock()
     first, *others = candidates
-    traces = engine.run(program, first, examples, beside=others, seed=seed, progress=progress)
+    traces = engine.run(
+        program,
+        first,
+        examples,
+        beside=others,
+        seed=seed,
+        leave_own_demo_out=leave_own_demo_out,
+        progress=progress,
+    )
     scored = score_traces(traces, examples, metric, engine)
     seconds, size = (clock() - start) / len(candidates), len(examples)
     return [

@@ -2,14 +2,15 @@
 
 Each source is a function of the same form, tried in the order of `weights.sources` on the examples that no earlier
 source could solve; every row says which one it came from, so that a result from gold or hinted rows never passes for
-self-taught. A source that does not fit the budget is left out, but for the cheapest: a step begins only where that and
-the scoring of what was trained do fit (`least_runs`). Every call of the program runs on the current candidate and its
-adapters. Knows nothing of training.
+self-taught. Labels teach one kind of module at a time: an example is solved when each kind that its labels can teach
+has rows, and a later source gives it rows of those modules alone that have none. A source that does not fit the budget
+is left out, but for the cheapest: a step begins only where that and the scoring of what was trained do fit
+(`least_runs`). Every call of the program runs on the current candidate and its adapters. Knows nothing of training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -21,10 +22,10 @@ from bt_compiler.engine.scoring import score_traces
 from bt_compiler.engine.trace import Trace
 from bt_compiler.errors import CompileError, ExampleError
 from bt_compiler.graph.candidate import Candidate
-from bt_compiler.graph.program import Module
+from bt_compiler.graph.program import Call, Module, ModuleKind, Ref
 from bt_compiler.optimize.hints import rationales
 from bt_compiler.optimize.inner import inner_split
-from bt_compiler.optimize.labelled import Task, labelled_tasks
+from bt_compiler.optimize.labelled import Task, label_names, labelled_tasks
 from bt_compiler.optimize.own_runs import OwnRuns
 from bt_compiler.optimize.rows import Row, RowWriter, deduplicate, row_writer, rows_of, trainable
 from bt_compiler.optimize.step import StepContext
@@ -60,6 +61,7 @@ class Tried(NamedTuple):
     examples: int
     """Examples still unsolved when it was asked."""
     solved: int
+    """Those it gave rows of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,14 +107,15 @@ def least_runs(settings: OptimizeSection, train: Sequence[Example]) -> int:
 
 
 def collect(start: Start) -> Collected:
-    """Asks the sources in the order of the spec until every train example has rows. Raises CompileError BTC405."""
+    """Asks the sources in the order of the spec until every train example is solved. Raises CompileError BTC405."""
     context, weights = start.context, start.context.settings.weights
     cheapest = _cheapest(weights)
+    wanted = _kinds_to_teach(context)
     found: dict[str, tuple[Row, ...]] = {}
     tried: list[Tried] = []
     left_out: list[RowSource] = []
     for name in weights.sources:
-        unsolved = [example for example in context.train if example.id not in found]
+        unsolved = [one for one in context.train if not _solved(start, found.get(one.id, ()), wanted[one.id])]
         if not unsolved:
             break
         runs = runs_of(name, weights) * len(unsolved)
@@ -120,31 +123,57 @@ def collect(start: Start) -> Collected:
             left_out.append(name)
             context.progress.say(f"rows from `{name}`: left out, for they do not fit the budget")
             continue
-        solved = {key: rows for key, rows in SOURCES[name](start, unsolved).items() if rows}
-        found |= solved
+        more = {key: _of_others(rows, found.get(key, ())) for key, rows in SOURCES[name](start, unsolved).items()}
+        solved = {key: rows for key, rows in more.items() if rows}
+        found |= {key: (*found.get(key, ()), *rows) for key, rows in solved.items()}
         tried.append(Tried(name, len(unsolved), len(solved)))
         context.progress.say(f"rows from `{name}`: {len(solved)} of {len(unsolved)} examples")
     rows = {example.id: found[example.id] for example in context.train if example.id in found}
     return Collected(rows=rows, tried=tuple(tried), left_out=tuple(left_out))
 
 
+def _kinds_to_teach(context: StepContext) -> dict[str, set[ModuleKind]]:
+    """Example id -> the kinds of trainable modules that its labels can teach."""
+    taught = label_names(context.program, answer_labels(context.metric, context.accept))
+    return {
+        example.id: {module.kind for module, names in taught if names <= example.labels.keys()}
+        for example in context.train
+    }
+
+
+def _solved(start: Start, rows: Sequence[Row], wanted: Set[ModuleKind]) -> bool:
+    """Whether these rows are enough for an example."""
+    return bool(rows) and wanted <= {start.context.program.module(row.module).kind for row in rows}
+
+
+def _of_others(rows: Sequence[Row], known: Sequence[Row]) -> tuple[Row, ...]:
+    """The rows of modules that have none among the known ones."""
+    having = {row.module for row in known}
+    return tuple(row for row in rows if row.module not in having)
+
+
 class Unseen(NamedTuple):
-    """A value of an enum output that is the answer of train examples, none of which has rows."""
+    """A value of an enum output that is the answer of train examples, none of which has rows of what answers it."""
 
     output: str
     value: str
     examples: int
 
 
-def unseen_values(context: StepContext, rows: Collection[str]) -> list[Unseen]:
-    """What training on the rows of these train examples will hardly ever teach the program to answer."""
+def unseen_values(context: StepContext, rows: Mapping[str, Sequence[Row]]) -> list[Unseen]:
+    """What training on these rows, by train example, will hardly ever teach the program to answer."""
     found: list[Unseen] = []
     labels = answer_labels(context.metric, context.accept)
+    calls = {node.name: {node.module, *node.slots} for node in context.program.nodes if isinstance(node, Call)}
+    learners = {module.name for module in trainable(context.program)}
     for output in context.program.out:
         label = labels.get(output.name, output.name)
+        step = output.value.step if isinstance(output.value, Ref) else None
+        teaching = learners & calls.get(step or "", learners) or learners
+        shown = {example for example, own in rows.items() if any(row.module in teaching for row in own)}
         for value in output.type.values:
             having = [example.id for example in context.train if example.labels.get(label) == value]
-            if having and not any(id in rows for id in having):
+            if having and shown.isdisjoint(having):
                 found.append(Unseen(output.name, str(value), len(having)))
     return found
 

@@ -15,12 +15,12 @@ nobody been dropped as far as the race went; `cut_short` [texts] where a budget 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from bt_compiler.canonical import seed_of
-from bt_compiler.data.example import Example
+from bt_compiler.data.example import Example, content_of
 from bt_compiler.engine.causes import most_frequent
 from bt_compiler.engine.metrics import answer_labels
 from bt_compiler.engine.progress import Progress
@@ -275,12 +275,26 @@ def _prompts(context: StepContext, current: Candidate, pool: _Pool, draw: _Draw)
 
 
 def _choose(pool: _Pool, draw: _Draw, module: str, seed: int) -> tuple[Demo, ...]:
-    """Bootstrapped demos of the first accepted examples in the draw's order, then a seeded sample of labelled ones."""
-    accepted = [example.id for example in draw.order if example.id in pool.bootstrapped.demos][: draw.bootstrapped]
-    demos = [pool.bootstrapped.demos[name][module] for name in accepted if module in pool.bootstrapped.demos[name]]
-    rest = [demo for name, demo in pool.labelled.get(module, {}).items() if name not in accepted]
+    """Bootstrapped demos of the first accepted examples in the draw's order, then a seeded sample of labelled ones; of
+    exact copies one.
+    """
+    solved = _distinct(example.id for example in draw.order if example.id in pool.bootstrapped.demos)
+    accepted = dict(list(solved.items())[: draw.bootstrapped])
+    demos = [
+        pool.bootstrapped.demos[name][module] for name in accepted.values() if module in pool.bootstrapped.demos[name]
+    ]
+    known = pool.labelled.get(module, {})
+    rest = [known[name] for content, name in _distinct(known).items() if content not in accepted]
     wanted = min(max(0, draw.labelled - len(demos)), len(rest))
     return (*demos, *random.Random(seed).sample(rest, wanted))
+
+
+def _distinct(ids: Iterable[str]) -> dict[str, str]:
+    """Content -> the first id of it."""
+    found: dict[str, str] = {}
+    for id in ids:
+        found.setdefault(content_of(id), id)
+    return found
 
 
 def _evidence(item: _Scored, most: int) -> dict[str, Any]:

@@ -5,7 +5,8 @@ adapter is trained over all modules (multi-task), or one a module; the new weigh
 and with the spec's, and the better goes on, ties to the shorter. Source: BootstrapFinetune in arXiv 2407.10930,
 section 3. Knows no tensors: the trainer is imported when there is something to train.
 
-Evidence of the step (JSON): `rows` {source: n}, `rows_by_module` {module: {source: n}}, `copies` n added by balancing,
+Evidence of the step (JSON): `rows` {source: n}, each answer to a prompt once, however many pairs it is in;
+`rows_by_module` {module: {source: n}}, `copies` n added by balancing, `start` "current" where that is asked for,
 `examples` {train, with_rows, validation}, `tried` [{source, examples, solved}], `unseen` answers that no row shows
 [{output, value, examples}], `precision`, `adapters` [{name, modules, method, rows, pairs, sha256}], `loss` [{adapter,
 step, epoch, train, preferred, validation, probability}], `choice` [{demos, id, score, interval [low, high], tokens
@@ -31,7 +32,7 @@ from bt_compiler.errors import CompileError
 from bt_compiler.graph import candidate_id
 from bt_compiler.graph.candidate import SHARED, Adapter, Candidate, Prompt
 from bt_compiler.graph.program import Program
-from bt_compiler.optimize.cold_start import Collected, collect, start_of, unseen_values
+from bt_compiler.optimize.cold_start import Collected, Unseen, collect, start_of, unseen_values
 from bt_compiler.optimize.fitting import fitting
 from bt_compiler.optimize.inner import inner_split
 from bt_compiler.optimize.labelled import labels_of
@@ -61,11 +62,8 @@ def weights_step(context: StepContext, candidate: Candidate) -> StepResult:
     start = start_of(context, candidate)
     collected = _readable(context, collect(start), hosts)
     unseen = unseen_values(context, collected.rows)
-    for one in unseen if collected.rows else []:
-        context.progress.say(
-            f"no row shows `{one.output}: {one.value}`, the answer of {one.examples} train examples: it will hardly be "
-            "learnt; a `teacher` may give some"
-        )
+    if collected.rows:
+        _tell_missing(context, collected, unseen)
     pairs: Mapping[str, int] | None = None
     if settings.preference is not None and collected.rows:
         rows, pairs = prefer(start, collected.rows)
@@ -94,6 +92,19 @@ def weights_step(context: StepContext, candidate: Candidate) -> StepResult:
     if cut:
         evidence["cut_short"] = cut
     return StepResult(candidate=chosen, kind="weights", evidence={**evidence, "precision": precision})
+
+
+def _tell_missing(context: StepContext, collected: Collected, unseen: Sequence[Unseen]) -> None:
+    """Says what no row teaches."""
+    taught = {row.module for rows in collected.rows.values() for row in rows}
+    for module in trainable(context.program):
+        if module.name not in taught:
+            context.progress.say(f"no row is of module `{module.name}`: what it should say is not learnt")
+    for one in unseen:
+        context.progress.say(
+            f"no row shows `{one.output}: {one.value}`, the answer of {one.examples} train examples: it will hardly be "
+            "learnt; a `teacher` may give some"
+        )
 
 
 def _readable(context: StepContext, collected: Collected, hosts: Mapping[str, WeightHost]) -> Collected:
@@ -193,7 +204,9 @@ def _choose(
     kinds: Sequence[Mapping[str, Prompt]],
     val: Sequence[Example],
 ) -> list[tuple[Candidate, Report]]:
-    """The new weights with each kind of prompt, scored on the inner val."""
+    """The new weights with each kind of prompt, scored on the inner val; without the demo that an example itself gave,
+    for demos of an earlier step come from all of train.
+    """
     found: list[tuple[Candidate, Report]] = []
     for prompts in kinds:
         tuned = Candidate(
@@ -213,6 +226,7 @@ def _choose(
                 context.metric,
                 split="val",
                 seed=context.seed,
+                leave_own_demo_out=True,
                 progress=context.progress,
             )
         found.append((tuned, report))
@@ -290,13 +304,15 @@ def _evidence(
     settings = context.settings.weights
     free = [module for module in context.program.modules if "prompt" in module.train]  # frozen prompts keep theirs
     unique = [row for lesson, _ in trained for row in deduplicate((*lesson.rows, *lesson.validation))]
+    answers = {(row.module, row.prompt, row.completion): row for row in reversed(unique)}  # the first of each stays
     by_module: dict[str, Counter[str]] = {}
-    for row in unique:
+    for row in answers.values():
         by_module.setdefault(row.module, Counter())[row.source] += 1
     return {
-        "rows": dict(sorted(Counter(row.source for row in unique).items())),
+        "rows": dict(sorted(Counter(row.source for row in answers.values()).items())),
         "rows_by_module": {module: dict(sorted(counts.items())) for module, counts in sorted(by_module.items())},
         "copies": sum(len(lesson.rows) + len(lesson.validation) for lesson, _ in trained) - len(unique),
+        **({} if settings.start == "base" else {"start": settings.start}),
         "examples": {"train": len(context.train), "with_rows": len(collected.rows), "validation": len(held_out)},
         "tried": [tried._asdict() for tried in collected.tried],
         "adapters": [

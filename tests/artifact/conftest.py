@@ -112,7 +112,7 @@ def evidence_of_prompts(seed: int) -> dict[str, Any]:
     }
 
 
-def evidence_of_weights() -> dict[str, Any]:
+def evidence_of_weights(sha256: str) -> dict[str, Any]:
     loss = [
         {
             "adapter": "shared",
@@ -126,6 +126,7 @@ def evidence_of_weights() -> dict[str, Any]:
     return {
         "rows": {"self": 11, "sampled": 6, "gold": 33},
         "rows_by_module": {"classify": {"self": 11, "sampled": 6, "gold": 33}},
+        "adapters": [{"name": "iris-step2-0f3a", "modules": ["classify"], "rows": 50, "pairs": 0, "sha256": sha256}],
         "loss": loss,
         "choice": [
             {"demos": False, "score": 0.94, "interval": [0.8, 0.98], "chosen": True},
@@ -209,8 +210,8 @@ def contents_with(adapter_folder: Path) -> BundleContents:
         steps=(
             StepFacts(index=1, kind="prompts", candidate="c1", evidence=evidence_of_prompts(1), seconds=95.2, calls=330,
                       prompt_tokens=90_000, completion_tokens=1400),
-            StepFacts(index=2, kind="weights", candidate="c2", evidence=evidence_of_weights(), seconds=231.0, calls=80,
-                      cached_calls=12, prompt_tokens=20_000, completion_tokens=300),
+            StepFacts(index=2, kind="weights", candidate="c2", evidence=evidence_of_weights(adapter.sha256),
+                      seconds=231.0, calls=80, cached_calls=12, prompt_tokens=20_000, completion_tokens=300),
             StepFacts(index=3, kind="prompts", candidate="c3", evidence=evidence_of_prompts(3), seconds=88.0, calls=330,
                       prompt_tokens=91_000, completion_tokens=1400),
         ),

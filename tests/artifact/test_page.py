@@ -15,6 +15,7 @@ import pytest
 
 from bt_compiler.artifact import BundleContents, StepFacts, page
 from bt_compiler.artifact.page import drawings, duration, render_report, report_html, template
+from bt_compiler.artifact.plots import loss_plot
 from bt_compiler.artifact.report import report_json, shipped_rows, strategy_label
 from bt_compiler.artifact.sweep_files import cells_of
 from bt_compiler.cli.output import scores_text
@@ -129,6 +130,31 @@ def test_labels_of_a_step_that_does_not_ship_make_no_result_supervised(evidence:
     assert shipped_rows(replace(evidence, prefixes=prefixes)) == {}
 
 
+@pytest.mark.parametrize(
+    ("rows", "more", "expected"),
+    [
+        ({"gold": 20}, {}, {"gold": 20}),
+        ({"teacher": 20}, {}, {"teacher": 20}),
+        ({"self": 12, "gold": 0}, {}, {"self": 12, "gold": 33, "sampled": 6}),
+        ({"gold": 20}, {"start": "current"}, {"gold": 53, "self": 11, "sampled": 6}),
+        ({"gold": 20}, {"preference": {"pairs": 3}}, {"gold": 53, "self": 11, "sampled": 6}),
+    ],
+)
+def test_rows_behind_the_shipped_weights_are_those_of_its_adapters_and_of_what_these_learnt_from(
+    evidence: BundleContents, rows: dict[str, int], more: dict[str, object], expected: dict[str, int]
+) -> None:
+    """Two weights steps, of which the adapter of the second ships; the first learnt 33 gold rows."""
+    second = dict(evidence.steps[1].evidence)
+    first = second | {"adapters": [{**second["adapters"][0], "sha256": "another"}]}
+    if "self" in rows:
+        first = first | {"rows": {"sampled": 6, "gold": 33}}
+    steps = (
+        replace(evidence.steps[1], index=1, evidence=first),
+        replace(evidence.steps[1], index=2, evidence={**second, "rows": rows, **more}),
+    )
+    assert shipped_rows(replace(evidence, steps=steps)) == expected
+
+
 def test_self_taught_rows_are_not_called_supervised(evidence: BundleContents) -> None:
     taught = dict(evidence.steps[1].evidence) | {"rows": {"self": 20, "sampled": 3, "gold": 0}}
     html = report_html(replace(evidence, steps=(replace(evidence.steps[1], evidence=taught),)), digest=DIGEST)
@@ -151,6 +177,14 @@ def test_each_adapter_has_a_loss_plot_of_its_own(evidence: BundleContents) -> No
     html = report_html(contents, digest=DIGEST)
     assert html.index("Adapter <code>plan</code>") < html.index("Adapter <code>&lt;b&gt;</code>")
     assert html.count("loss a token") == 2 and "adapter <b>" not in html
+
+
+def test_losses_with_preference_pairs_are_told_from_those_a_token(evidence: BundleContents) -> None:
+    points = evidence.steps[1].evidence["loss"]
+    plain = loss_plot("plain", points)
+    assert "loss a token" in plain and ">train<" in plain and ">validation<" in plain
+    paired = loss_plot("paired", [{**point, "preferred": 0.5} for point in points])
+    assert ">train: with pairs<" in paired and ">validation: a token<" in paired and "loss a token" not in paired
 
 
 def test_a_step_without_evidence_is_shown(evidence: BundleContents) -> None:

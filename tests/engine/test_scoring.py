@@ -92,8 +92,10 @@ class RecordedEngine:
         *,
         beside: list[Candidate],
         seed: int,
+        leave_own_demo_out: bool,
         progress: Progress,
     ) -> list[Trace]:
+        assert not leave_own_demo_out
         self.seeds.append(seed)
         return [self.traces[item.id] for _ in (candidate, *beside) for item in examples]
 

@@ -96,7 +96,7 @@ class RuleBackend:
     def submit(self, requests: Sequence[Request]) -> None:
         self.waiting.extend(requests)
 
-    def poll(self) -> list[Finished]:
+    def poll(self, seconds: float | None = None) -> list[Finished]:
         if not self.waiting:
             return []
         if self.die_after is not None and len(self.asked) >= self.die_after:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from answering import (
+    MOOD,
     Asked,
     EchoRetriever,
     RuleBackend,
@@ -25,7 +26,7 @@ from bt_compiler.engine.metrics import build_metric
 from bt_compiler.engine.trace import Trace
 from bt_compiler.errors import CompileError
 from bt_compiler.graph.candidate import Candidate, Demo, DemoOrigin
-from bt_compiler.graph.program import Program
+from bt_compiler.graph.program import Binding, Program, Ref
 from bt_compiler.optimize.bootstrap import labelled
 from bt_compiler.optimize.cold_start import Collected, Unseen, collect, least_runs, start_of, unseen_values
 from bt_compiler.optimize.hints import contains_label
@@ -120,7 +121,8 @@ def test_answers_that_no_row_shows_are_told(journal: Journal) -> None:
     context = context_of(RuleBackend(rule=always_good), journal, train=TRAIN, settings=settings("self"))
     rows = collected(context).rows
     assert unseen_values(context, rows) == [Unseen("mood", "bad", 6)]
-    assert unseen_values(context, [*rows, TRAIN[1].id]) == []
+    (good, *_) = rows.values()
+    assert unseen_values(context, {**rows, TRAIN[1].id: good}) == []
 
 
 def test_gold_rows_carry_the_label(journal: Journal) -> None:
@@ -180,7 +182,7 @@ def test_the_answer_is_in_the_label_that_the_metric_compares_with(journal: Journ
     assert [rows[0].completion for rows in found.rows.values()] == [f"Mood: {item.labels['mood']}" for item in TRAIN]
     pool = labelled(context, train, ())["classify"]
     assert [demo.outputs for demo in pool.values()] == [item.labels for item in TRAIN]
-    assert unseen_values(context, [TRAIN[0].id]) == [Unseen("mood", "bad", 6)]
+    assert unseen_values(context, {TRAIN[0].id: found.rows[TRAIN[0].id]}) == [Unseen("mood", "bad", 6)]
 
 
 def test_sampled_rows_are_accepted_repeats_at_temperature(journal: Journal) -> None:
@@ -328,6 +330,80 @@ def test_a_hinted_rationale_has_to_earn_its_label(journal: Journal, kind: str, s
         assert row.completion.splitlines()[0] == f"Reasoning: {HINTED['honest']}"
         assert row.completion.splitlines()[1].startswith("Mood: ")
         assert "Right mood" not in "".join(turn.content for turn in row.prompt.messages)
+
+
+def mood_and_tone() -> Program:
+    """`classify` and beside it `why`, which reasons: both answer a labelled output of the program."""
+    program = classifier()
+    (module,), (call,) = program.modules, program.nodes
+    tone = (Field(name="tone", type=MOOD),)
+    why = replace(module, name="why", kind="chain_of_thought", signature=replace(module.signature, outputs=tone))
+    second = replace(call, name="second", module="why", outputs=why.gives)
+    out = (*program.out, Binding(name="tone", value=Ref(step="second", field="tone"), type=MOOD))
+    return replace(program, modules=(module, why), nodes=(call, second), out=out)
+
+
+def reasons_when_told(asked: Asked) -> str:
+    """Wrong, but for reasoning towards an answer it is told, which earns the good ones."""
+    text = asked.value("Text")
+    if "Right tone:" in asked.text:
+        return "Reasoning: by the sound of it"
+    if "Reasoning:" in asked.text:
+        return "Tone: good"
+    return f"Mood: {wrong(text)}\nReasoning: hm\nTone: {wrong(text)}"
+
+
+class AnswersEither(RuleBackend):
+    """Leaves out of the rule's answer to a prompt what that does not ask for."""
+
+    def poll(self) -> list[object]:
+        (request, *rest) = self.waiting
+        reasons = "tone" in request.prompt.messages[0].content.lower()
+        rule, self.waiting = self.rule, [request]
+
+        def own(asked: Asked) -> str:
+            lines = rule(asked).splitlines()
+            return "\n".join(line for line in lines if line.startswith("Mood:") != reasons)
+
+        self.rule = own
+        finished = RuleBackend.poll(self)
+        self.rule, self.waiting = rule, rest
+        return finished
+
+
+@pytest.mark.parametrize("order", [("gold", "hinted"), ("hinted", "gold")])
+def test_labels_of_one_kind_of_module_leave_those_of_the_other_to_their_source(
+    journal: Journal, order: tuple[str, str]
+) -> None:
+    train = tuple(replace(item, labels={**item.labels, "tone": item.labels["mood"]}) for item in TRAIN)
+    backend = AnswersEither(rule=reasons_when_told)
+    context = context_of(
+        backend, journal, program=mood_and_tone(), train=train, settings=settings("self", *order, samples=1)
+    )
+    found = collected(context)
+    counts = {"gold": 12, "hinted": 6}
+    assert [tuple(tried) for tried in found.tried] == [("self", 12, 0), *((name, 12, counts[name]) for name in order)]
+    for item in train:
+        both = {("classify", "gold"), *([("why", "hinted")] if truth(item.inputs["text"]) == "good" else [])}
+        assert {(row.module, row.source) for row in found.rows[item.id]} == both
+        assert len(found.rows[item.id]) == len(both)
+    assert unseen_values(context, found.rows) == [Unseen("tone", "bad", 6)]
+
+
+def test_runs_of_the_program_after_labels_teach_the_modules_that_have_no_row(journal: Journal) -> None:
+    train = tuple(replace(item, labels={**item.labels, "tone": item.labels["mood"]}) for item in TRAIN)
+
+    def right(asked: Asked) -> str:
+        mood = truth(asked.value("Text"))
+        return f"Mood: {mood}\nReasoning: hm\nTone: {mood}"
+
+    context = context_of(
+        AnswersEither(rule=right), journal, program=mood_and_tone(), train=train, settings=settings("gold", "self")
+    )
+    found = collected(context)
+    assert [tuple(tried) for tried in found.tried] == [("gold", 12, 12), ("self", 12, 12)]
+    for rows in found.rows.values():
+        assert [(row.module, row.source) for row in rows] == [("classify", "gold"), ("why", "self")]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from answering import RuleBackend, coin, context_of, examples, truth, two_hops, wrong
+from answering import RuleBackend, classifier, coin, context_of, examples, truth, two_hops, wrong
 from tiny_host import LendingBackend, TinyHost, pairs, rows, tiny_model
 
 from bt_compiler.errors import CompileError
@@ -25,6 +25,7 @@ from bt_compiler.optimize.step import StepContext
 from bt_compiler.optimize.trainer import Training, train_adapter
 from bt_compiler.optimize.weights import weights_step
 from bt_compiler.spec.sections import OptimizeSection, PreferenceSection, WeightsSection
+from bt_compiler.spec.types import STR, Field
 
 TRAIN = examples("train", 12)
 WEIGHTS = WeightsSection(
@@ -136,6 +137,21 @@ def test_gold_answers_stand_beside_what_failed(journal: Journal) -> None:
     assert entry["pairs"] == entry["rows"] >= 10  # two are held out for validation, rare classes have copies
     losses = result.evidence["loss"]
     assert losses[-1]["train"] < losses[0]["train"] and all(point["preferred"] is not None for point in losses)
+
+
+def test_an_answer_in_several_pairs_is_one_row_of_the_evidence(journal: Journal) -> None:
+    """Each gold answer stands beside several texts that the samples of its example gave."""
+    program = classifier()
+    (module,), (call,), (out,) = program.modules, program.nodes, program.out
+    text = (Field(name="mood", type=STR),)
+    module = replace(module, signature=replace(module.signature, outputs=text))
+    free = replace(program, modules=(module,), nodes=(replace(call, outputs=text),), out=(replace(out, type=STR),))
+    backend = LendingBackend(rule=lambda asked: f"Mood: so so {len(backend.asked) % 5}")
+    context = step(journal, backend, program=free, sources=("sampled", "gold"), epochs=1)
+    evidence = weights_step(context, context.zero_shot).evidence
+    assert evidence["preference"]["pairs"] > 2 * 12
+    assert evidence["rows"] == {"gold": 12} and evidence["rows_by_module"] == {"classify": {"gold": 12}}
+    assert evidence["copies"] == 0
 
 
 SETTINGS = WeightsSection(

@@ -19,6 +19,7 @@ from answering import (
 )
 from said import Said
 
+from bt_compiler.data.example import make_example
 from bt_compiler.errors import CompileError
 from bt_compiler.graph import spec_candidate
 from bt_compiler.graph.candidate import Demo, Prompt
@@ -140,6 +141,17 @@ def test_labelled_demos_fill_what_bootstrapping_leaves(journal: Journal) -> None
     by_label = {item["label"]: item for item in candidates(prompts_step(context, context.zero_shot).evidence)}
     assert by_label["zero-shot"]["demos"] == {"classify": 0}
     assert {by_label[label]["demos"]["classify"] for label in by_label if label != "zero-shot"} == {4}
+
+
+@pytest.mark.parametrize("rule", [right, never_right])
+def test_exact_copies_are_one_demo_of_a_prompt(journal: Journal, rule: object) -> None:
+    contents = examples("train", 4)
+    train = tuple(make_example(one.inputs, one.labels, copy=copy) for copy in range(1, 6) for one in contents)
+    settings = OptimizeSection(prompts=PromptsSection(train=12, candidates=4))
+    backend = RuleBackend(rule=rule)
+    prompts_step(context_of(backend, journal, train=train, settings=settings, seed=3), spec_candidate(classifier()))
+    shown = [asked.demo_texts for asked in backend.asked if asked.demos]
+    assert shown and all(len(set(texts)) == len(texts) > 1 for texts in shown)
 
 
 def test_labelled_demos_carry_the_label_and_not_the_answer(journal: Journal) -> None:

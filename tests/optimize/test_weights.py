@@ -22,6 +22,7 @@ from tiny_host import LendingBackend, TinyHost
 
 from bt_compiler.canonical import canonical_json
 from bt_compiler.engine.executor import Engine
+from bt_compiler.engine.progress import Silent
 from bt_compiler.errors import CompileError
 from bt_compiler.graph.candidate import SHARED, Candidate, Demo, Prompt
 from bt_compiler.graph.program import ModuleKind, Ref
@@ -110,6 +111,23 @@ def test_the_better_prompt_goes_on_and_ties_go_to_the_shorter(journal: Journal, 
     assert len(result.candidate.prompts["classify"].demos) == demos
 
 
+def test_no_example_that_chooses_sees_its_own_answer_as_a_demo(journal: Journal) -> None:
+    """Demos of an earlier step are of another inner split: here one of what chooses, and the candidate repeats it."""
+
+    def repeats(asked: Asked) -> str:
+        text = asked.value("Text")
+        return f"Mood: {truth(text) if any(text in shown for shown in asked.demo_texts) else wrong(text)}"
+
+    backend = LendingBackend(rule=repeats)
+    step = context(journal, backend)
+    shown = inner_split(TRAIN, step.settings.prompts, step.seed).val[0]
+    demo = Demo(inputs=shown.inputs, outputs=shown.labels, example=shown.id, origin="bootstrapped")
+    prompts = {"classify": replace(step.zero_shot.prompts["classify"], demos=(demo,))}
+    result = weights_step(step, replace(step.zero_shot, id="repeating", prompts=prompts))
+    assert [(choice["demos"], choice["score"]) for choice in result.evidence["choice"]] == [(False, 0.0), (True, 0.0)]
+    assert any(asked.demos for asked in backend.asked if asked.adapter)
+
+
 def test_the_written_demo_of_a_frozen_prompt_does_not_pass_for_a_found_one(journal: Journal) -> None:
     ask, classify = two_hops().modules
     program = replace(two_hops(), modules=(replace(ask, model="remote", train=()), classify))
@@ -194,6 +212,27 @@ def test_a_program_with_nothing_to_train_is_an_error(journal: Journal) -> None:
     step = replace(context(journal, LendingBackend(rule=learnt)), program=frozen)
     with pytest.raises(CompileError, match="BTC406"):
         weights_step(step, step.zero_shot)
+
+
+def test_a_module_that_no_row_is_of_is_told(journal: Journal) -> None:
+    class Telling(Silent):
+        def __init__(self) -> None:
+            self.said: list[str] = []
+
+        def say(self, line: str) -> None:
+            self.said.append(line)
+
+    told = Telling()
+    settings = OptimizeSection(weights=replace(WEIGHTS, sources=("gold",)))
+    step = context_of(LendingBackend(rule=lambda asked: "Query: x"), journal, program=two_hops(), settings=settings)
+    ask, classify = step.program.modules
+    final = replace(step.program.nodes[-1], inputs=step.program.nodes[-1].inputs[1:])
+    classify = replace(classify, signature=replace(classify.signature, inputs=classify.signature.inputs[1:]))
+    program = replace(step.program, modules=(ask, classify), nodes=(step.program.nodes[0], final))
+    weights_step(replace(step, program=program, progress=told), step.zero_shot)
+    assert [line for line in told.said if "no row" in line] == [
+        "no row is of module `ask`: what it should say is not learnt"
+    ]
 
 
 def test_one_adapter_a_module_on_request(journal: Journal) -> None:
