@@ -20,14 +20,13 @@ def unlabelled_outputs(
     held = {name for example in train for name in example.labels}
     if all(labels.get(item.name, item.name) in held for item in program.out):
         return []
-    from bt_compiler.optimize.labelled import labels_of
+    from bt_compiler.optimize.labelled import label_names
 
     found = []
-    for module in program.modules:
-        lost = _lost(module, sections)
-        names = labels_of(program, module, labels) if lost else ()
-        missing = [name for name in names if name not in held]
-        if not missing or len(missing) == len(names):
+    calls = label_names(program, labels, of=program.modules)
+    for module, names in {module.name: (module, names) for module, names in calls}.values():
+        lost, missing = _lost(module, sections), sorted(names - held)
+        if not lost or not missing or len(missing) == len(names):
             continue
         shown = ", ".join(f"`{name}`" for name in missing)
         found.append(

@@ -35,7 +35,7 @@ from bt_compiler.graph.program import Program
 from bt_compiler.optimize.cold_start import Collected, Unseen, collect, start_of, unseen_values
 from bt_compiler.optimize.fitting import fitting
 from bt_compiler.optimize.inner import inner_split
-from bt_compiler.optimize.labelled import labels_of
+from bt_compiler.optimize.labelled import label_names
 from bt_compiler.optimize.lessons import Lesson, plan_lessons, validation_examples, weight_hosts
 from bt_compiler.optimize.preferences import prefer
 from bt_compiler.optimize.rows import deduplicate, trainable, without_demos
@@ -258,10 +258,9 @@ def _lacking_labels(context: StepContext) -> list[str]:
     labels = answer_labels(context.metric, context.accept)
     return [
         f"`{source}` rows of module `{module.name}` need a label `{name}`, which the data does not have"
-        for module in trainable(context.program)
+        for module, names in label_names(context.program, labels)
         if (source := sources.get(module.kind)) in context.settings.weights.sources
-        for name in labels_of(context.program, module, labels)
-        if name not in held
+        for name in sorted(names - held)
     ]
 
 
