@@ -56,6 +56,7 @@ def report_json(contents: BundleContents, *, digest: str) -> dict[str, Any]:
         "strategy": list(contents.strategy),
         "scores": scores_of(contents),
         "failures": _failures(contents),
+        "tool_failures": _tool_failures(contents),
         "prefixes": [
             {
                 "label": strategy_label(prefix.steps),
@@ -155,6 +156,15 @@ def _failures(contents: BundleContents) -> list[dict[str, Any]]:
         {"split": split, "example": example, "code": failure.code, "message": failure.message, "node": failure.node}
         for split, report in contents.reports.get("shipped", {}).items()
         for example, failure in report.failures
+    ]
+
+
+def _tool_failures(contents: BundleContents) -> list[dict[str, Any]]:
+    """Why tools of the shipped program's `react` modules failed, by split, the most frequent first."""
+    return [
+        {"split": split, **asdict(one)}
+        for split, report in contents.reports.get("shipped", {}).items()
+        for one in report.tool_failures
     ]
 
 

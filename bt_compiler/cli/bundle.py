@@ -160,6 +160,7 @@ def eval_command(
     data, inputs, outputs and labels.
     """
     from bt_compiler.compiler.evaluate import SplitName, evaluate_bundle
+    from bt_compiler.engine.causes import tool_lines
 
     changes: list[Diagnostic] = []
 
@@ -199,6 +200,8 @@ def eval_command(
         click.echo(agreement_text(report.agreement))
     print_diagnostics(changes)
     places = {example.id: example.place for example in report.examples}
+    for line in tool_lines(report.tool_failures):
+        click.echo(f"  {line}", err=True)
     for example, failure in report.failures[:10]:
         click.echo(f"  {places[example]} failed: {failure.code} {failure.message}", err=True)
     if missed is not None:
@@ -225,6 +228,7 @@ def _scored(report: Report, at_least: float | None, *, changed: bool, found: Seq
             for example, trace in zip(report.examples, report.traces, strict=True)
         ],
         "failed": [{"example": example, **asdict(failure)} for example, failure in report.failures],
+        **({"tool_failures": [asdict(one) for one in report.tool_failures]} if report.tool_failures else {}),
         **({} if at_least is None else {"at_least": at_least}),
         **({"data_changed": True} if changed else {}),
         **(diagnostics_json(found) if found else {}),

@@ -20,7 +20,7 @@ from bt_compiler.cli.progress import TerminalProgress
 @click.option(
     "--budget", metavar="AMOUNT", help="The most to spend: 30m, 2h, '500k tokens', or '2.5 usd' by `model.price`."
 )
-@click.option("--fresh", is_flag=True, help="Start over instead of resuming.")
+@click.option("--fresh", is_flag=True, help="Start over instead of resuming; the models' answers stay in the cache.")
 @json_option
 def compile_command(
     spec: Path,

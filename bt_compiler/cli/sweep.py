@@ -32,7 +32,7 @@ from bt_compiler.errors import UsageError
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder.  [default: artifacts/NAME-sweep]")
 @click.option("--markdown", type=click.Path(path_type=Path, dir_okay=False), help="Also write the tables here.")
 @tools_option
-@click.option("--fresh", is_flag=True, help="Start over instead of resuming.")
+@click.option("--fresh", is_flag=True, help="Start over instead of resuming; the models' answers stay in the cache.")
 @json_option
 def sweep_command(
     spec: Path,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
+from bt_compiler.compiler.unlabelled import unlabelled_outputs
 from bt_compiler.compiler.unwritable import empty_answers
 from bt_compiler.data import Loaded, Splits, check_data
 from bt_compiler.diagnostics import Diagnostic
@@ -62,14 +63,16 @@ def checked(path: Path, overrides: Sequence[str] = ()) -> CheckedSpec:
     loaded = _check_files(sections, program, lowered.judges)
     if sections.optimize.strategy:
         inner_split(loaded.splits.train, sections.optimize.prompts, seed=0)  # the seed decides who, not how many
-    empty = empty_answers(program, loaded.splits, sections.data, _answer_labels(sections, lowered.judges))
+    labels = _answer_labels(sections, lowered.judges)
+    unlabelled = unlabelled_outputs(program, loaded.splits.train, sections, labels)
+    empty = empty_answers(program, loaded.splits, sections.data, labels)
     return CheckedSpec(
         spec=spec,
         sections=sections,
         program=program,
         judges=lowered.judges,
         splits=loaded.splits,
-        warnings=(*lowered.warnings, *loaded.notes, *empty),
+        warnings=(*lowered.warnings, *loaded.notes, *unlabelled, *empty),
     )
 
 
@@ -101,7 +104,7 @@ def optional_label_fields(
     program: Program, sections: Sections, judges: Judges = MappingProxyType({})
 ) -> tuple[Field, ...]:
     """What is read as a label where the data happens to have its column: outputs of the program, and ratings by people
-    on the scale of a judge.
+    on the scale of a judge. A column that `data.columns` names for one has to be there.
     """
     taken = {field.name for field in label_fields(program, sections, judges)}
     taken |= {field.name for field in program.inputs}
@@ -235,7 +238,7 @@ def _check_files(sections: Sections, program: Program, judges: Judges) -> Loaded
     except DataError as error:
         found += error.diagnostics
     for retriever in _searched(sections, program):
-        found += _check_corpus(retriever)
+        found += [item for item in _check_corpus(retriever) if item not in found]  # several may share a file
     if found or loaded is None:
         raise DataError(found)
     return loaded

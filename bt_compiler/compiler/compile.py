@@ -150,7 +150,12 @@ def _optimised(
         clock=settings.clock,
     ) as bench:
         task = bench.task(journal, seed=settings.seed, limit=settings.budget)
-        result = run_strategy(task, steps=settings.steps)
+        try:
+            result = run_strategy(task, steps=settings.steps)
+        finally:
+            if settings.fresh and task.store.replayed:
+                answers = "1 answer" if task.store.replayed == 1 else f"{task.store.replayed} answers"
+                settings.progress.say(f"{answers} from the cache of earlier runs; `btc cache --clear` forgets them")
         contents = bundle_contents(
             Finding(
                 spec=spec,

@@ -14,7 +14,7 @@ from bt_compiler.canonical import canonical_json
 from bt_compiler.data.example import Example, Splits, make_example
 from bt_compiler.data.rows import Located, Wanted, examples_of
 from bt_compiler.data.sources import drawn_together, read_sources
-from bt_compiler.data.table import cut_short
+from bt_compiler.data.table import Table, cut_short
 from bt_compiler.diagnostics import Diagnostic, did_you_mean
 from bt_compiler.errors import DataError
 from bt_compiler.spec import Field
@@ -45,26 +45,53 @@ def load_splits(
     `optional` are labels that are taken where the data has their column. Exact copies within a split are kept, with
     ids of their own (`Example.id`). Raises DataError with everything found in the files (BTC30x to BTC33x).
     """
-    return check_data(data, inputs=inputs, labels=labels, optional=optional).splits
+    wanted = _wanted(data, inputs, labels, optional)
+    _check_columns(data, wanted)
+    return _parted(*_read_all(_sources(data), wanted), data).splits
 
 
 def check_data(
     data: DataSection, *, inputs: Sequence[Field], labels: Sequence[Field], optional: Sequence[Field] = ()
 ) -> Loaded:
-    """As `load_splits`, with notes: proportions taken, copies found, splits that are missing."""
-    wanted = Wanted(
+    """As `load_splits`, with notes: proportions taken, copies found, splits that are missing. Raises BTC310 too where
+    `columns` maps an optional label to a column that no split has: else a mistyped one would lose the label in silence.
+    """
+    wanted = _wanted(data, inputs, labels, optional)
+    _check_columns(data, wanted)
+    rows, notes = _read_all(_sources(data), wanted)
+    _require_mapped(data, wanted, [part[0].table for part in rows.values() if part])
+    return _parted(rows, notes, data)
+
+
+def _parted(rows: Mapping[str, _Split], notes: Sequence[Diagnostic], data: DataSection) -> Loaded:
+    """`notes`: what there is to know of the rows already."""
+    parts, more = _split_by_content(rows["data"], data) if data.path is not None else _given_splits(rows, data)
+    more += [note for name, part in zip(NAMES, parts, strict=True) if (note := _copies_note(name, part)) is not None]
+    train, dev, test = (_numbered(part) for part in parts)
+    return Loaded(Splits(train, dev, test), (*notes, *more))
+
+
+def _wanted(data: DataSection, inputs: Sequence[Field], labels: Sequence[Field], optional: Sequence[Field]) -> Wanted:
+    return Wanted(
         inputs=tuple(inputs), labels=tuple(labels), optional=tuple(optional), columns=data.columns, extract=data.extract
     )
-    _check_columns(data, wanted)
-    if data.path is not None:
-        rows, notes = _read_all(_sources(data), wanted)
-        parts, more = _split_by_content(rows["data"], data)
-        notes += more
-    else:
-        parts, notes = _given_splits(data, wanted)
-    notes += [note for name, part in zip(NAMES, parts, strict=True) if (note := _copies_note(name, part)) is not None]
-    train, dev, test = (_numbered(part) for part in parts)
-    return Loaded(Splits(train, dev, test), tuple(notes))
+
+
+def _require_mapped(data: DataSection, wanted: Wanted, tables: Sequence[Table]) -> None:
+    """Raises DataError BTC310 at the keys of `columns`."""
+    columns = list(dict.fromkeys(column for table in tables for column in table.columns))
+    found = [
+        Diagnostic(
+            code="BTC310",
+            message=f"the data has no column `{wanted.column(item)}`, which `columns` reads label `{item.name}` from",
+            span=data.spans.get(("columns", item.name), data.span),
+            help=did_you_mean(wanted.column(item), columns, what="the columns"),
+        )
+        for item in wanted.optional
+        if item.name in data.columns and wanted.column(item) not in columns
+    ]
+    if found:
+        raise DataError(sorted(found, key=position))
 
 
 def load_examples(
@@ -138,10 +165,9 @@ def _read_all(sources: Mapping[str, SourceSection], wanted: Wanted) -> tuple[dic
     return found, notes
 
 
-def _given_splits(data: DataSection, wanted: Wanted) -> tuple[list[_Split], list[Diagnostic]]:
-    sources = _sources(data)
-    parts, notes = _read_all(sources, wanted)
-    parts = {name: parts[name] for name in sources}
+def _given_splits(rows: Mapping[str, _Split], data: DataSection) -> tuple[list[_Split], list[Diagnostic]]:
+    parts = {name: rows[name] for name in NAMES if name in rows}
+    notes: list[Diagnostic] = []
     _refuse_overlap(parts)
     if "dev" not in parts:
         parts["train"], parts["dev"] = _split_off_dev(parts["train"], data)

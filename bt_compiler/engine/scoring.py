@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from bt_compiler.data.example import Example
+from bt_compiler.engine.causes import tool_failures
 from bt_compiler.engine.metrics import Metric, Scored, scores
 from bt_compiler.engine.progress import Progress
 from bt_compiler.engine.statistics import interval_of, mean_of
@@ -135,6 +136,7 @@ def report_of(traces: Sequence[Trace], *, candidate: str, split: str, binary: bo
         interval=interval_of(values, binary),
         failures=tuple((trace.example, trace.error) for trace in traces if trace.error is not None),
         tool_errors=sum(step.error is not None for trace in traces for step in trace.steps),
+        tool_failures=tool_failures(traces),
         calls=len(completions),
         cached_calls=sum(completion.cached for completion in completions),
         prompt_tokens=sum(completion.prompt_tokens for completion in completions),

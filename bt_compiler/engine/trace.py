@@ -99,6 +99,17 @@ class Agreement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ToolFailure:
+    """Why calls of a tool by `react` modules failed."""
+
+    tool: str
+    message: str
+    """Code and message, as `Step.error`."""
+    calls: int
+    """How many failed so."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """One candidate on one split. Calls, tokens and seconds are accounting, outside any digest."""
 
@@ -111,6 +122,8 @@ class Report:
     failures: tuple[tuple[str, Failure], ...] = ()
     tool_errors: int = 0
     """Calls of tools by `react` modules that failed; the modules were told and went on."""
+    tool_failures: tuple[ToolFailure, ...] = ()
+    """The same by tool and message, the most frequent first."""
     calls: int = 0
     cached_calls: int = 0
     prompt_tokens: int = 0

@@ -55,10 +55,18 @@ class AccountedStore:
         self._start = clock()
         self._calls = 0
         self._cached = 0
+        self._replayed = 0
         self._prompt_tokens = 0
         self._completion_tokens = 0
         self._cost = 0.0
         self._worth = 0.0
+
+    @property
+    def replayed(self) -> int:
+        """Answers that the first store did not have and a later one had: of a journal and a cache, those given before
+        the compile began.
+        """
+        return self._replayed
 
     def pay(self, amount: float, *, cached: bool = False) -> None:
         """Counts the price of a completion; one that was `cached` costs nothing."""
@@ -73,6 +81,7 @@ class AccountedStore:
                 for earlier in self._stores[:index]:
                     earlier.put(key, found)
                 self._cached += 1
+                self._replayed += index > 0
                 self._count(found)
                 return found
         return None

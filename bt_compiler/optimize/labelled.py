@@ -68,9 +68,13 @@ def needs_runs(program: Program, of: Sequence[Module], labels: Mapping[str, str]
     return _read_steps(program, _labelled_calls(program, of, labels))
 
 
-def label_names(program: Program, labels: Mapping[str, str]) -> list[tuple[Module, frozenset[str]]]:
-    """The trainable modules that labels can teach, each with those it takes. `labels`: as of `labelled_tasks`."""
-    calls = _labelled_calls(program, trainable(program), labels)
+def label_names(
+    program: Program, labels: Mapping[str, str], *, of: Sequence[Module] | None = None
+) -> list[tuple[Module, frozenset[str]]]:
+    """The modules that labels can teach, each with those it takes, once a call. `of`, `labels`: as of
+    `labelled_tasks`.
+    """
+    calls = _labelled_calls(program, trainable(program) if of is None else of, labels)
     return [(module, frozenset(sources.values())) for _, module, sources in calls]
 
 

@@ -21,10 +21,11 @@ from typing import Any
 
 from bt_compiler.canonical import seed_of
 from bt_compiler.data.example import Example, content_of
+from bt_compiler.engine.causes import most_frequent
 from bt_compiler.engine.metrics import answer_labels
 from bt_compiler.engine.progress import Progress
 from bt_compiler.engine.scoring import evaluate_together, report_of
-from bt_compiler.engine.trace import Report
+from bt_compiler.engine.trace import Failure, Report
 from bt_compiler.errors import CompileError
 from bt_compiler.graph import candidate_id
 from bt_compiler.graph.candidate import Candidate, Demo, Prompt
@@ -109,6 +110,7 @@ def prompts_step(context: StepContext, candidate: Candidate) -> StepResult:
             f"step {context.index} prompts: {done} {len(found.traces)} traces"
             + (f", {found.failed} failed" if found.failed else "")
         )
+        _say_cause(context, [trace.error for trace in found.traces if trace.error is not None])
     pool = _Pool(bootstrapped=found, labelled=labelled(context, split.train, found.traces))
     scored = _score_all(context, candidate, pool, draws, split.val, progress)
     most = max(len(item.report.scores) for item in scored)
@@ -173,7 +175,9 @@ def _score_all(
         dropped = f", dropped after {len(report.scores)} of {len(val)}" if len(report.scores) < most else ""
         context.progress.say(
             f"step {context.index} prompts: {labels[candidate.id]} {report.mean:.3f} on inner val{dropped}"
+            + (f", {len(report.failures)} failed" if report.failures else "")
         )
+    _say_cause(context, [failure for report in reports.values() for _, failure in report.failures])
     if most < len(val):
         context.progress.say(
             f"step {context.index} prompts: the race ends after {most} of {len(val)} examples, for more do not fit the "
@@ -189,6 +193,11 @@ def _score_all(
         for draw, candidate in zip(draws, drawn, strict=True)
         if candidate.id in reports
     ]
+
+
+def _say_cause(context: StepContext, failures: Sequence[Failure]) -> None:
+    if failures:
+        context.progress.say(f"  {most_frequent(failures)}")
 
 
 def _drawn(context: StepContext, current: Candidate, pool: _Pool, draw: _Draw) -> Candidate:

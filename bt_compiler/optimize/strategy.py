@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 from bt_compiler.artifact.contents import Ancestor, Difference, StepFacts, Who
 from bt_compiler.canonical import digest, seed_of
 from bt_compiler.data.example import Example, Splits
+from bt_compiler.engine.causes import most_frequent, tool_lines
 from bt_compiler.engine.executor import Engine
 from bt_compiler.engine.metrics import Metric, answer_labels
 from bt_compiler.engine.progress import Progress
@@ -281,6 +282,13 @@ class Scores:
             f"{name}: {split} {report.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}], n={len(report.scores)}"
             + (f", {len(report.failures)} failed" if report.failures else "")
         )
+        if report.failures:
+            every = "warning: every example failed: " if len(report.failures) == len(report.scores) else ""
+            task.progress.say(f"  {every}{most_frequent([failure for _, failure in report.failures])}")
+        if report.tool_failures:
+            task.progress.say(
+                f"  {report.tool_errors} tool calls failed, most often {tool_lines(report.tool_failures)[0]}"
+            )
         return report
 
 

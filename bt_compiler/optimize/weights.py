@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bt_compiler.canonical import seed_of
 from bt_compiler.data.example import Example
+from bt_compiler.engine.metrics import answer_labels
 from bt_compiler.engine.request import WeightHost
 from bt_compiler.engine.scoring import evaluate
 from bt_compiler.engine.trace import Report
@@ -34,6 +35,7 @@ from bt_compiler.graph.program import Program
 from bt_compiler.optimize.cold_start import Collected, Unseen, collect, start_of, unseen_values
 from bt_compiler.optimize.fitting import fitting
 from bt_compiler.optimize.inner import inner_split
+from bt_compiler.optimize.labelled import label_names
 from bt_compiler.optimize.lessons import Lesson, plan_lessons, validation_examples, weight_hosts
 from bt_compiler.optimize.preferences import prefer
 from bt_compiler.optimize.rows import deduplicate, trainable, without_demos
@@ -249,10 +251,24 @@ def _more_sources(context: StepContext) -> list[RowSource]:
     return [*found, "teacher"]
 
 
+def _lacking_labels(context: StepContext) -> list[str]:
+    """Why labels teach modules nothing, where a source wanted them to."""
+    sources = {"predict": "gold", "chain_of_thought": "hinted"}
+    held = {name for example in context.train for name in example.labels}
+    labels = answer_labels(context.metric, context.accept)
+    return [
+        f"`{source}` rows of module `{module.name}` need a label `{name}`, which the data does not have"
+        for module, names in label_names(context.program, labels)
+        if (source := sources.get(module.kind)) in context.settings.weights.sources
+        for name in sorted(names - held)
+    ]
+
+
 def _nothing_to_learn(context: StepContext, collected: Collected) -> CompileError:
     settings = context.settings
     tried = [f"`{source}`: {solved} of {examples} examples" for source, examples, solved in collected.tried]
     tried += [f"`{source}` did not fit the budget" for source in collected.left_out]
+    tried += _lacking_labels(context)
     tried += [f"{collected.too_long} rows are longer than the context window"] if collected.too_long else []
     sources = settings.weights.sources
     missing = [f"`{name}`" for name in _more_sources(context) if name not in sources]

@@ -255,12 +255,21 @@ def test_calls_that_fail_are_the_examples_in_a_step_and_observations_of_an_agent
 def test_failing_calls_of_an_agent_are_counted_by_run_and_eval(folder: Path, called: Any) -> None:
     (folder / "failing.py").write_text(FAILING[0][0])
     chosen = ("--tools", "failing.py", "--set", "optimize.strategy=[]", "--set", "data.test=null", "--fresh")
-    left, out, _ = called("compile", "agent.yaml", "-o", "artifacts/failing-agent", *chosen)
+    left, out, err = called("compile", "agent.yaml", "-o", "artifacts/failing-agent", *chosen)
     assert (left, out.splitlines()[0].endswith("n=3  3 tool calls failed")) == (0, True)
+    why = "BTC540: tool `double` failed: ValueError: no doubles today"
+    assert f"3 tool calls failed, most often 3 × double: {why}\n" in err
+    reported = json.loads((folder / "artifacts" / "failing-agent" / "report.json").read_text(encoding="utf-8"))
+    assert reported["tool_failures"] == [{"split": "dev", "tool": "double", "message": why, "calls": 3}]
+    page = (folder / "artifacts" / "failing-agent" / "report.html").read_text(encoding="utf-8")
+    assert "Failed tool calls" in page and "no doubles today" in page
     run = ("run", "artifacts/failing-agent", "--input", '{"text": "double 4"}', "--tools", "failing.py")
     assert called(*run)[:2] == (0, '{\n  "twice": 0\n}\n')
     score = ("eval", "artifacts/failing-agent", "--tools", "failing.py", "--split", "dev")
-    assert re.search(r"0 failed .* 3 tool calls failed\n", called(*score)[1])
+    _, out, err = called(*score)
+    assert re.search(r"0 failed .* 3 tool calls failed\n", out) and f"  3 × double: {why}\n" in err
+    document = json.loads(called(*score, "--json")[1])
+    assert document["tool_failures"] == [{"tool": "double", "message": why, "calls": 3}]
 
 
 def test_a_sweep_takes_the_file_and_says_where_it_is_missing(folder: Path, called: Any) -> None:

@@ -183,6 +183,23 @@ def test_fresh_compiles_again_to_the_same_digest(run: Compile) -> None:
     assert not any("up to date" in line for line in said)
 
 
+def test_why_examples_fail_is_said_and_that_fresh_meets_the_same_answers(run: Compile) -> None:
+    broken = RuleBackend(rule=lambda _asked: "Hello")
+    _, _, said = run(opener=lambda _section, _choices: broken)
+    after = [said[place + 1] for place, line in enumerate(said[:-1]) if line.endswith("failed")]
+    assert "zero-shot: dev 0.000" in said[0] and said[0].endswith("n=8, 8 failed")
+    assert said[1].startswith("  warning: every example failed: 8 × BTC522 ") and said[1].endswith("'Hello'")
+    assert len(after) >= 8 and sum("× BTC522" in line for line in after) >= 5
+    assert any(line.endswith("zero-shot 0.000 on inner val, 8 failed") for line in said)
+    assert not any("cache" in line for line in said)
+    _, mended, said = run(fresh=True)
+    assert mended.asked == []
+    (line,) = [line for line in said if "cache" in line]
+    assert line == f"{len(broken.asked)} answers from the cache of earlier runs; `btc cache --clear` forgets them"
+    _, mended, said = run(fresh=True, cache="empty")
+    assert mended.asked and not any("failed" in line or "cache" in line for line in said)
+
+
 def test_a_bundle_that_was_damaged_is_written_again_from_the_journal(run: Compile, tmp_path: Path) -> None:
     digest, _, _ = run()
     (tmp_path / "artifacts" / "bundle" / "prompts.json").write_text("{}")

@@ -173,6 +173,18 @@ def test_only_what_is_asked_for_is_read(tmp_path: Path) -> None:
     assert example.labels == {"label": "a", "extra": "x"}
 
 
+def test_an_optional_label_that_is_mapped_is_in_some_split(tmp_path: Path) -> None:
+    train, test = write(tmp_path / "train.jsonl", ["x", "y"]), tmp_path / "test.jsonl"
+    test.write_text('{"text": "z", "label": "a", "kind": "b"}\n')
+    more = (Field(name="more", type=STR),)
+    data = DataSection(train=train, dev=None, test=SourceSection(path=str(test)), columns={"more": "kind"})
+    assert check_data(data, inputs=INPUTS, labels=LABELS, optional=more).splits.test[0].labels["more"] == "b"
+    mistyped = replace(data, columns={"more": "kin"})
+    with pytest.raises(DataError, match="did you mean `kind`"):
+        check_data(mistyped, inputs=INPUTS, labels=LABELS, optional=more)
+    assert load_splits(mistyped, inputs=INPUTS, labels=LABELS, optional=more).test  # a bundle is scored without it
+
+
 def test_a_null_is_what_a_row_does_not_have(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "x", "label": "a"}\n{"text": "y", "label": "b", "size": 2}\n')

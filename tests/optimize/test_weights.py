@@ -25,7 +25,7 @@ from bt_compiler.engine.executor import Engine
 from bt_compiler.engine.progress import Silent
 from bt_compiler.errors import CompileError
 from bt_compiler.graph.candidate import SHARED, Candidate, Demo, Prompt
-from bt_compiler.graph.program import ModuleKind
+from bt_compiler.graph.program import ModuleKind, Ref
 from bt_compiler.optimize.inner import inner_split
 from bt_compiler.optimize.journal import Journal
 from bt_compiler.optimize.step import StepContext
@@ -155,6 +155,22 @@ def test_nothing_to_learn_from_is_an_error_with_counts_and_remedies(journal: Jou
     assert "add `gold`, `teacher` to `optimize.weights.sources`" in (diagnostic.help or "")  # it has no rationales
     assert "put a `prompts` step first" in (diagnostic.help or "")
     assert backend.host.lent == 0
+
+
+def test_nothing_to_learn_from_names_the_label_that_lacks(journal: Journal) -> None:
+    backend = LendingBackend(rule=lambda asked: f"Mood: {wrong(asked.value('Text'))}")
+    step = context(journal, backend, sources=("gold",))
+    (module,), (node,), (mood,) = step.program.modules, step.program.nodes, step.program.out
+    why = replace(module.signature.outputs[0], name="why")
+    signature = replace(module.signature, outputs=(*module.signature.outputs, why))
+    out = (mood, replace(mood, name="why", value=Ref(step=node.name, field="why")))
+    step = replace(step, program=replace(step.program, modules=(replace(module, signature=signature),), out=out))
+    with pytest.raises(CompileError, match="BTC401") as caught:
+        weights_step(step, step.zero_shot)
+    assert caught.value.diagnostics[0].notes == (
+        "`gold`: 0 of 12 examples",
+        "`gold` rows of module `classify` need a label `why`, which the data does not have",
+    )
 
 
 @pytest.mark.parametrize(("kind", "more"), [("chain_of_thought", "`hinted`, "), ("react", "")])

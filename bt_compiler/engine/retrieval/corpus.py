@@ -5,7 +5,8 @@ Streams: memory holds one row and the ids seen. Knows rows and templates, nothin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -64,12 +65,16 @@ def read_corpus(section: CorpusSection) -> Iterator[Text]:
                 if not all(fits(condition, item.values) for condition in section.where):
                     continue
             taken += 1
-            text = _passage(section, name, item, columns, count)
+            text = _passage(section, name, item, columns, count, elsewhere=known if taken == 1 else None)
             if section.id is not None:
                 _unique(name, item, text.id, first_line)
         except _BadRow as bad:
             findings.append(bad.finding)
-            if len(findings) == _MOST_FINDINGS or bad.last:
+            if bad.last:
+                break
+            if len(findings) == _MOST_FINDINGS:
+                stops = f"reading stops after {_MOST_FINDINGS} findings: there may be more further down"
+                findings[-1] = replace(bad.finding, notes=(*bad.finding.notes, stops))
                 break
             continue
         if not findings:
@@ -127,12 +132,20 @@ def _template_error(section: CorpusSection, reason: str) -> SpecError:
     )
 
 
-def _passage(section: CorpusSection, name: str, row: Row, columns: tuple[str, ...], number: int) -> Text:
-    """Passage `number` (from 1) of the file."""
+def _passage(
+    section: CorpusSection,
+    name: str,
+    row: Row,
+    columns: tuple[str, ...],
+    number: int,
+    *,
+    elsewhere: Collection[str] | None,
+) -> Text:
+    """Passage `number` (from 1) of the file. `elsewhere`: for the first one taken, the columns of the rows before."""
 
     def value(column: str) -> str:
         if column not in row.values:
-            raise _missing_column(section, name, row, column, first=number == 1)
+            raise _missing_column(section, name, row, column, first=elsewhere is not None and column not in elsewhere)
         found = row.values[column]
         if isinstance(found, list) and all(isinstance(item, str) for item in found):
             return " ".join(found)  # HotpotQA and its like keep sentences apart
@@ -154,7 +167,7 @@ def _passage(section: CorpusSection, name: str, row: Row, columns: tuple[str, ..
 
 
 def _missing_column(section: CorpusSection, name: str, row: Row, column: str, *, first: bool) -> _BadRow:
-    """In the first row the spec is wrong, further down the row is."""
+    """In the first row that is taken the spec is wrong, further down the row is."""
     setting = "id" if column == section.id else "title" if column == section.title else "text"
     span = section.spans.get((setting,), section.span)
     return _BadRow(
