@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from bt_compiler.engine.backends.measuring import product_rate, token_work
-from bt_compiler.engine.backends.products import TORCH
+from bt_compiler.engine.backends.products import TORCH, use_products
 from bt_compiler.engine.backends.transformers import TransformersBackend
 from bt_compiler.engine.progress import Silent
 from bt_compiler.engine.request import Completion, PromptText, Request
@@ -77,6 +77,7 @@ def ours(backend: TransformersBackend, asked: Sequence[PromptText], new: int) ->
 def padded(backend: TransformersBackend, asked: Sequence[PromptText], new: int, batch: int) -> Timed:
     """`generate` over batches padded on the left, with the attention that transformers takes by itself."""
     loaded: Any = backend._loaded
+    use_products(loaded.model, TORCH)  # as transformers has them
     ids = [list(backend.prompt_key(item)[1:]) for item in asked]
     loaded.model.set_attn_implementation("sdpa")
     texts = []
