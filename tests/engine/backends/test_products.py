@@ -2,36 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from row_invariance import Composer, differing
-from tiny_models import finish_all, request, save_adapter, save_model
+from tiny_models import finish_all, open_model, request, save_adapter, save_model
 
 from bt_compiler.engine.backends import products
 from bt_compiler.engine.backends.products import ONEDNN, TORCH, fast_products, measured_products, product_of
-from bt_compiler.engine.backends.transformers import TransformersBackend
-from bt_compiler.engine.progress import Silent
 
 pytestmark = pytest.mark.skipif(not products._available(), reason="this torch has no oneDNN product")
-
-
-def _open(folder: Path, cache: Path, chosen: str, dtype: str = "float32") -> TransformersBackend:
-    def choices(name: str, measure: Callable[[], Any]) -> Any:
-        return chosen if name == "products" else measure()
-
-    return TransformersBackend(
-        model_id=str(folder),
-        revision=None,
-        dtype=dtype,
-        batch=None,
-        cache_root=cache,
-        choices=choices,
-        progress=Silent(),
-    )
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +42,7 @@ def test_texts_and_row_invariance_are_those_of_torch(wide: Path, tmp_path: Path)
     asked = [request(str(index), f"petal {index} " * (index % 5 + 1), max_tokens=8) for index in range(20)]
     texts = {}
     for chosen in (TORCH, ONEDNN):
-        backend = _open(wide, tmp_path / "cache", chosen)
+        backend = open_model(wide, tmp_path / "cache", products=chosen)
         backend.submit(asked)
         texts[chosen] = finish_all(backend)
         assert backend.facts()["products"] == chosen
@@ -73,7 +55,7 @@ def test_texts_and_row_invariance_are_those_of_torch(wide: Path, tmp_path: Path)
 
 
 def test_a_trainer_gets_plain_layers(wide: Path, tmp_path: Path) -> None:
-    backend = _open(wide, tmp_path / "cache", ONEDNN)
+    backend = open_model(wide, tmp_path / "cache", products=ONEDNN)
 
     def changed(model: Any) -> int:
         return sum("forward" in vars(layer) for layer in model.modules())
@@ -92,7 +74,7 @@ def test_only_float32_on_a_cpu_has_a_choice_and_the_faster_is_taken(
     wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert fast_products("bfloat16", "cpu", tmp_path) == fast_products("float32", "cuda", tmp_path) == TORCH
-    assert _open(wide, tmp_path / "cache", ONEDNN, dtype="bfloat16").facts()["products"] == TORCH
+    assert open_model(wide, tmp_path / "cache", products=ONEDNN, dtype="bfloat16").facts()["products"] == TORCH
     for onednn, chosen in ((1.0, ONEDNN), (1.9, TORCH)):
         monkeypatch.setattr(products, "_seconds", lambda it, at=onednn: at if it is products._onednn else 2.0)
         assert measured_products() == chosen

@@ -120,14 +120,20 @@ def save_adapter(folder: Path, model_folder: Path, base_digest: str, *, seed: in
 
 
 def open_model(
-    folder: Path, cache: Path, *, dtype: str = "float32", batch: int | None = None, tier: str | None = None
+    folder: Path,
+    cache: Path,
+    *,
+    dtype: str = "float32",
+    batch: int | None = None,
+    tier: str | None = None,
+    products: str | None = None,
 ) -> TransformersBackend:
-    """The embedded engine on a folder; `tier` stands for a journal that has chosen it before."""
+    """The embedded engine on a folder; `tier` and `products` stand for a journal that has chosen them before."""
 
     def choices(name: str, measure: Callable[[], Any]) -> Any:
         if name == "engine" and tier is not None:
             return Verdict(tier=tier, row_invariant=False, reason="the test says so").to_json()
-        return measure()
+        return products if name == "products" and products is not None else measure()
 
     return TransformersBackend(
         model_id=str(folder),
