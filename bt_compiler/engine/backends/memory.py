@@ -13,9 +13,16 @@ import torch
 
 from bt_compiler.errors import BackendError
 
-_SIGNS = ("DefaultCPUAllocator", "std::bad_alloc", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
-"""What is in the text of errors that are plain RuntimeErrors: PyTorch's allocator on the CPU, C++, and CUDA's libraries
-beside PyTorch's own allocator."""
+_SIGNS = (
+    "DefaultCPUAllocator",
+    "std::bad_alloc",
+    "could not create a primitive",
+    "could not create a memory object",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDA error: out of memory",
+)
+"""What is in the text of errors that are plain RuntimeErrors: PyTorch's allocator on the CPU, C++, oneDNN (it says no
+more; what it cannot compute at all the check at load has met), and CUDA's libraries beside PyTorch's own allocator."""
 
 
 class OutOfMemory(Exception):

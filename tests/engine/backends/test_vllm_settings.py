@@ -32,7 +32,7 @@ class Written:
     def add(self, id: str, ids: Sequence[int], params: Any, lora: Any) -> None:
         self._ids.append(id)
 
-    def wait(self) -> list[Ended]:
+    def wait(self, seconds: float | None) -> list[Ended]:
         if self._dies is not None:
             raise self._dies
         ended, self._ids = self._ids, []
