@@ -2,9 +2,8 @@
 
 On x86 torch computes them by MKL, which leaves AVX-512 unused on AMD processors (Zen 5: 105 GFLOP/s a core against
 240). oneDNN comes with torch too, behind the operator that torch's own compiler calls. A row's bytes depend neither
-on the rows beside it (counts in multiples of 8 from 16 on) nor on the threads. One weakness, in bfloat16 too: under a
-limit on address space (`ulimit -v`), a thread in which it once found no room for its code gets no product of a new
-shape.
+on the rows beside it (counts in multiples of 8 from 16 on) nor on the threads. One weakness: under a limit on address
+space (`ulimit -v`), a thread in which it once found no room for its code gets no product of a new shape.
 """
 
 from __future__ import annotations
