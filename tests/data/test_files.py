@@ -94,7 +94,7 @@ def test_a_file_that_is_gone_between_two_looks_is_missing(tmp_path: Path) -> Non
     assert "`train.jsonl`" in (caught.value.diagnostics[0].help or "")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.binary(max_size=200), suffix=st.sampled_from([".csv", ".jsonl"]))
 def test_any_bytes_are_rows_or_a_diagnostic(tmp_path_factory: pytest.TempPathFactory, data: bytes, suffix: str) -> None:
     path = tmp_path_factory.getbasetemp() / f"any{suffix}"
@@ -107,7 +107,7 @@ def test_any_bytes_are_rows_or_a_diagnostic(tmp_path_factory: pytest.TempPathFac
         assert all(found.span(row).source.line(row.line) is not None for row in found.rows if row.text)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=st.text(alphabet='a1,"\n\r ', max_size=60))
 def test_any_csv_text_is_rows_or_a_diagnostic(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     path = tmp_path_factory.getbasetemp() / "text.csv"

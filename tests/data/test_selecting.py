@@ -69,7 +69,7 @@ def test_a_sample_does_not_depend_on_the_order_of_the_file() -> None:
     assert drawn(rows, [20, 10])[0] == [number for number in first if number in drawn(rows, [20])[0]]
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.integers(0, 12), max_size=40), st.lists(st.integers(1, 8), min_size=1, max_size=3))
 def test_parts_of_a_sample_never_share_a_row(values: list[int], sizes: list[int]) -> None:
     parts = drawn([{"q": value} for value in values], sizes)

@@ -43,7 +43,7 @@ def test_one_path_is_split_the_same_whatever_its_order(tmp_path: Path) -> None:
     assert texts(first.train) != sorted(texts(first.train))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     numbers=st.lists(st.integers(0, 12), min_size=12, max_size=40),
     shares=st.sampled_from([{"train": 0.5, "dev": 0.25, "test": 0.25}, {"train": 0.4, "dev": 0.4}, {"train": 0.9}]),

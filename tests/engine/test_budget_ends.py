@@ -50,7 +50,7 @@ def test_what_a_budget_ends_inside_an_escape_still_parses(value, budget):
                 cut = cut[:-1]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.recursive(st.text('ab"\\\n, :[]{}u2'), lambda inner: st.lists(inner) | st.dictionaries(st.text("ab"), inner)))
 def test_whole_json_is_left_alone(value):
     text = json.dumps(value)

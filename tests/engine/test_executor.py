@@ -143,7 +143,7 @@ def test_replace_carries_start_and_next_and_constants_are_bound():
     assert trace.outputs == {"total": 16}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10**6), st.integers(1, 9))
 def test_results_do_not_depend_on_the_order_of_completion(seed, window):
     program = two_hops()

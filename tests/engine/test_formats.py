@@ -315,8 +315,9 @@ def test_bounds_are_told_in_full(bounds: tuple[float | None, float | None], word
 @example(-1.25e-7, '"')
 @example(5e-324, "2e-9")
 @example(1e16, "e-")
+@example(-0.0, "-0.0")
 def test_small_numbers_have_no_exponent_and_others_are_as_ever(number: float, text: str) -> None:
-    plain, alone = json.dumps(number), written(number, FLOAT)
+    plain, alone = json.dumps(abs(number) if number == 0 else number), written(number, FLOAT)
     assert alone == shown(number, FLOAT) == as_json(number)
     assert alone == plain or "e-" in plain
     assert "e-" not in alone and float(alone) == number

@@ -244,7 +244,7 @@ def test_the_json_schema_says_what_the_grammar_says(name):
         jsonschema.validate(json.loads(walk(grammar.lark, seed, stop=0.2)[0]), grammar.json_schema)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.text(min_size=1), st.floats(allow_nan=False, allow_infinity=False), st.sampled_from(SPECIES.values))
 def test_what_is_written_is_read_back(text, number, species):
     made = module({"x": STR}, {"note": STR, "number": FLOAT, "species": SPECIES, "notes": Type(kind="list", item=STR)})

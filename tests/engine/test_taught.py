@@ -138,7 +138,7 @@ def test_what_is_taught_is_what_the_grammar_takes(format, texts):
     form = load_format(format)
     lines = form.style == "lines"
 
-    @settings(max_examples=60, deadline=None, phases=[Phase.generate])  # to shrink one takes minutes
+    @settings(max_examples=60, phases=[Phase.generate])  # to shrink one takes minutes
     @given(st.data())
     def check(data: st.DataObject) -> None:
         types = data.draw(st.lists(st.sampled_from(TYPES), min_size=1, max_size=3))

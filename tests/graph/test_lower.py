@@ -98,7 +98,7 @@ def permuted(value: Any, random: random.Random) -> Any:
     return done
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(random=st.randoms(use_true_random=False))
 def test_order_of_steps_changes_neither_program_nor_hashes(
     program: Program, folder: Path, random: random.Random
@@ -261,7 +261,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path] if isinstance(value, str) and path[0] == "program" and path[1] != "inputs" else []
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(data=st.data())
 def test_any_wrong_reference_is_a_diagnostic_and_never_a_crash(folder: Path, data: st.DataObject) -> None:
     document = yaml.safe_load(yaml.safe_dump(TWO_HOPS, sort_keys=False))

@@ -261,7 +261,7 @@ def test_killed_after_each_completion_it_ends_the_same_and_repeats_nothing(
     assert asked == calls, "what was answered before a kill is never asked again"
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(kills=st.lists(st.integers(min_value=0, max_value=60), max_size=4), order=st.integers(0, 1000))
 def test_killed_anywhere_in_any_order_it_ends_the_same(
     tmp_path_factory: pytest.TempPathFactory, undisturbed: tuple[str, int], kills: list[int], order: int
