@@ -16,5 +16,8 @@ class Said:
         if note:
             self.notes.append(note)
 
+    def spare(self, units: int, note: str) -> None:
+        self.notes.append(note)
+
     def say(self, line: str) -> None:
         self.lines.append(line)

@@ -44,6 +44,16 @@ class TerminalProgress:
         if self._label is None:
             return
         self._done += units
+        self._tell(note)
+
+    def spare(self, units: int, note: str) -> None:
+        """So many units fewer are to be done, and shown, than were begun with."""
+        if self._label is None:
+            return
+        self._total = None if self._total is None else self._total - units
+        self._tell(note)
+
+    def _tell(self, note: str) -> None:
         self._note = note or self._note
         due = 0.1 if self._terminal else _PLAIN_SECONDS
         if self._clock() - self._shown >= due:

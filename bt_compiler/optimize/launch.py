@@ -161,6 +161,8 @@ class _Told:
                 self._progress.begin(*arguments)
             elif what == "advance":
                 self._progress.advance(*arguments)
+            elif what == "spare":
+                self._progress.spare(*arguments)
             else:
                 self._progress.say(*arguments)
 

@@ -118,6 +118,10 @@ class _Teller:
         """See `Progress.advance`."""
         self._write("advance", units, note)
 
+    def spare(self, units: int, note: str) -> None:
+        """See `Progress.spare`."""
+        self._write("spare", units, note)
+
     def say(self, line: str) -> None:
         """See `Progress.say`."""
         self._write("say", line)

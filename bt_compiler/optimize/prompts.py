@@ -165,7 +165,7 @@ def _score_all(
         labels.setdefault(candidate.id, draw.label)
     unique = list({candidate.id: candidate for candidate in reversed(drawn)}.values())[::-1]
     if repeated := len(drawn) - len(unique):
-        progress.advance(repeated * len(val), note=f"{repeated} of {len(drawn)} candidates are as others")
+        progress.spare(repeated * len(val), f"{repeated} of {len(drawn)} candidates are as others")
     reports = _raced(context, unique, val, progress)
     if left_out := sum(candidate.id not in reports for candidate in drawn):
         context.progress.say(f"step {context.index} prompts: {left_out} candidates do not fit the budget")
@@ -249,7 +249,7 @@ def _raced(
     asked = goes_on if context.budget.limited else None
     met = race(len(candidates), len(order), settings.racing, score, asked, settings.indifference)
     if spared := len(candidates) * len(order) - sum(map(len, met)):
-        progress.advance(spared, note="runs left out")
+        progress.spare(spared, "runs left out")
     places = {example.id: place for place, example in enumerate(val)}
     return {name: _joined(found, places, binary=context.metric.binary) for name, found in parts.items() if found}
 
@@ -341,6 +341,10 @@ class _WithinStretch:
     def advance(self, units: int = 1, note: str = "") -> None:
         """Advances the step's stretch."""
         self._outer.advance(units, note)
+
+    def spare(self, units: int, note: str) -> None:
+        """Passed on."""
+        self._outer.spare(units, note)
 
     def say(self, line: str) -> None:
         """Passed on."""

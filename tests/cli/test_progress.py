@@ -41,3 +41,20 @@ def test_bar_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().err
     assert "████████████░░░░░░░░░░░░ 2/4 0:02 left loss 0.5" in shown
     assert "\n" not in shown
+
+
+def test_what_is_spared_is_neither_waited_for_nor_counted_as_done(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    progress = TerminalProgress(clock=clock, terminal=False)
+    progress.begin("step 1 prompts", 100)
+    clock.now += 20.0
+    progress.advance(20)
+    progress.spare(60, "runs left out")
+    clock.now += 20.0
+    progress.advance(20)
+    progress.end()
+    assert capsys.readouterr().err.splitlines() == [
+        "  step 1 prompts 20/100 1:20 left",
+        "  step 1 prompts 40/40 0:00 left runs left out",
+        "  step 1 prompts: 40 in 0:40",
+    ]

@@ -211,6 +211,8 @@ class Told:
     def advance(self, units: int = 1, note: str = "") -> None:
         self.steps += units
 
+    def spare(self, units: int, note: str) -> None: ...
+
     def say(self, line: str) -> None:
         self.said.append(line)
 
