@@ -78,7 +78,10 @@ class Variant(NamedTuple):
     label: str
     """Ids of the program's models and of its judges'."""
     models: str
-    """As `label`, with that of the teacher of a weights step: no two journals have the same."""
+    """As `label`, with that of the teacher of a weights step: no two journals have the same.
+
+    Titles of tables too, where the same label stands for several.
+    """
     spec: CheckedSpec
     identity: dict[str, Any]
 
@@ -113,9 +116,11 @@ def sweep_spec(path: Path, settings: SweepSettings) -> Swept:
         opened = [
             (variant, held.enter_context(_journal(variant, out, fresh=settings.fresh))) for variant in variants.values()
         ]
+        labels = [variant.label for variant in variants.values()]
         for variant, journal in opened:
+            title = variant.label if labels.count(variant.label) == 1 else variant.models
             try:
-                document["tables"].append(_table(variant, journal, root, settings))
+                document["tables"].append(_table(variant, title, journal, root, settings))
             except SpecError as error:
                 refused.append(error)  # this model's window cannot hold a prompt; the others have their tables
             else:
@@ -209,18 +214,18 @@ def _journal(variant: Variant, out: Path, *, fresh: bool) -> Journal:
     return Journal.open(folder, variant.identity, fresh=fresh)
 
 
-def _table(variant: Variant, journal: Journal, root: Path, settings: SweepSettings) -> dict[str, Any]:
-    """The table of one model, from the journal where it was finished before."""
+def _table(variant: Variant, title: str, journal: Journal, root: Path, settings: SweepSettings) -> dict[str, Any]:
+    """The table of one model under `title`, from the journal where it was finished before."""
     strategies, seeds = in_order(settings.strategies), sorted(set(settings.seeds))
     wanted = f"table of {', '.join(map(label, strategies))}; seeds {', '.join(map(str, seeds))}"
     tell_opening(journal, settings.progress)
-    settings.progress.say(f"model {variant.label}: {len(strategies)} strategies, seeds {', '.join(map(str, seeds))}")
+    settings.progress.say(f"model {title}: {len(strategies)} strategies, seeds {', '.join(map(str, seeds))}")
     table: dict[str, Any] = journal.memo(
         wanted,
         lambda: _swept(variant, journal, root, settings),
         keep=lambda table: not table["failures"],  # what failed may have done so for want of memory or a server
     )
-    return table
+    return table | {"model": title}
 
 
 def _swept(variant: Variant, journal: Journal, root: Path, settings: SweepSettings) -> dict[str, Any]:

@@ -114,6 +114,7 @@ def test_each_of_several_teachers_has_a_journal_of_its_own_and_a_model_that_noth
     spare = ("models={big: {id: big, engine: scripted}, spare: {id: spare, engine: scripted}}", taught)
     lists = ("models.big.id=big,huge", "models.spare.id=one,two")
     swept, opened = sweep(strategies=(("weights",),), seeds=(0,), overrides=(*spare, *lists))
+    assert [table["model"] for table in swept.document["tables"]] == ["rule, big", "rule, huge"]
     assert len(swept.document["tables"]) == len(list((tmp_path / ".moods-sweep.journals").iterdir())) == 2
     assert len(opened) == 4
     assert sweep(strategies=(("weights",),), seeds=(0,), overrides=(*spare, *lists))[1] == []
