@@ -106,8 +106,7 @@ def compile_with(path: Path, settings: CompileSettings) -> Path:
     """As `compile_spec`, with every part that can be replaced."""
     spec = checked(path, settings.overrides)
     for item in spec.warnings:
-        if item.severity == "warning":
-            settings.progress.say(f"warning[{item.code}]: {item.message}")
+        settings.progress.say(f"{item.severity}[{item.code}]: {item.message}")
     if settings.with_index:
         _refuse_nothing_to_carry(spec)
     out = (settings.out or ARTIFACTS / spec.program.name).absolute()
