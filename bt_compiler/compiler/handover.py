@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,8 @@ class Finding:
     """ISO time."""
     with_index: bool = False
     """Whether the bundle is to carry the indexes of its retrievers."""
+    code: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """`brought_code` before anything ran."""
 
 
 def bundle_contents(finding: Finding) -> BundleContents:
@@ -69,6 +71,7 @@ def bundle_contents(finding: Finding) -> BundleContents:
         retrievers={name: retriever.digest for name, retriever in finding.engine.retrievers.items()},
         indexes=_indexes(finding) if finding.with_index else {},
         tools={name: tool.digest for name, tool in finding.engine.tools.items()},
+        code=finding.code,
         seed=finding.seed,
         models=models,
         versions=package_versions(spec.sections, spec.program, spec.judges),
