@@ -49,9 +49,9 @@ def load(
     *,
     overrides: Sequence[str] = (),
     progress: Progress | None = None,
-    cache_root: Path | None = None,
+    cache_root: str | Path | None = None,
     opener: OpenBackend | None = None,
-    tools: Path | None = None,
+    tools: str | Path | None = None,
     on_change: Callable[[ChangedCode], None] | None = None,
 ) -> Predictor:
     """A predictor for the bundle at `path`; every hash is verified now, the model is opened at the first use.
@@ -70,11 +70,12 @@ def load(
     if overrides:
         _refuse_another_program(bundle, spec)
     sections = build_sections(spec)
-    root = default_root(os.environ) if cache_root is None else cache_root
+    root = default_root(os.environ) if cache_root is None else Path(cache_root)
+    file = None if tools is None else Path(tools)
     told = Silent() if progress is None else progress
     opened = opener or _opener(root, told)
     tell = on_change or (_warned if progress is None else partial(_said, told))
-    return Predictor(bundle, sections, progress=told, cache_root=root, opener=opened, tools=tools, on_change=tell)
+    return Predictor(bundle, sections, progress=told, cache_root=root, opener=opened, tools=file, on_change=tell)
 
 
 def _said(progress: Progress, change: ChangedCode) -> None:

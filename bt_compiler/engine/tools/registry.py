@@ -97,7 +97,7 @@ def _file(section: ToolSection, name: str, file: Path | None) -> Path:
             "BTC543",
             f"tool `{section.name}` is a function of your own, and no file was named",
             span=section.span,
-            help=f"give the Python file that defines `{name}`: `--tools FILE`",
+            help=f"give the Python file that defines `{name}`: `--tools FILE`, in Python the argument `tools`",
         )
     if not file.is_file():
         raise BackendError.of("BTC543", f"there is no file `{file}`", help="`--tools` names a Python file")
