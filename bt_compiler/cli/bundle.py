@@ -248,7 +248,9 @@ def _missed(bundle: Path, report: Report, at_least: float) -> CompileError:
 @_bundle_argument
 @click.option("--input", "input_", help="One JSON object; `-` reads it from stdin, `@FILE` from a file.")
 @click.option(
-    "--batch", type=click.Path(path_type=Path), help="JSONL of inputs, `-` for stdin; one JSON result a line."
+    "--batch",
+    type=click.Path(path_type=Path),
+    help="JSONL of inputs, `-` for stdin; one JSON result a row, with the number of its `line`.",
 )
 @set_option
 @tools_option
