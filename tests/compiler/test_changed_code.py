@@ -167,3 +167,14 @@ def test_a_bundle_that_knows_no_code_runs_as_before(
 
 def test_what_no_package_brings_has_no_code() -> None:
     assert installed_code((), ("accuracy",)) == {}
+
+
+def test_check_knows_the_tools_of_packages_without_running_them(
+    compiled: Callable[[str], Path], called: Called, package: Path, tmp_path: Path
+) -> None:
+    (package / "tool.py").write_text("1 / 0\n")
+    assert called("check", str(tmp_path / "moods.yaml"))[0] == 0
+    (tmp_path / "moods.yaml").write_text(SPEC.replace("entry: louder", "entry: loudr"))
+    code, _, err = called("check", str(tmp_path / "moods.yaml"))
+    assert (code, "error[BTC543]: no installed package registers the tool `loudr`" in err) == (1, True)
+    assert "moods.yaml:5:42" in err and "did you mean `louder`?" in err
