@@ -127,6 +127,22 @@ def test_the_workflow_lies_where_github_reads_it_and_finds_the_spec(
     assert not (tmp_path / work / "other").exists()
 
 
+@pytest.mark.parametrize("file", [".github", ".gitignore/", ".github/workflows"])
+def test_an_init_that_fails_leaves_nothing_and_names_the_place(tmp_path: Path, file: str) -> None:
+    (tmp_path / ".git").mkdir()
+    if file.endswith("/"):
+        (tmp_path / file).mkdir()
+    else:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text("")
+    before = sorted(tmp_path.rglob("*"))
+    made = btc("init", "new/demo", cwd=tmp_path)
+    assert made.returncode == 2
+    assert made.stderr.startswith(f"error[BTC581]: cannot write `{file.rstrip('/')}"), made.stderr
+    assert "nothing was changed" in made.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_a_new_folder_among_others_is_a_repository_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     made = btc("init", "demo", cwd=tmp_path)
