@@ -33,14 +33,14 @@ def init_command(name: Path) -> None:
         program = f"_{program}"
     starter = template_folder() / "starters" / "classify"
     try:
+        _refuse_there(name)
         top = _repository(name)
-        workflow = top / ".github" / "workflows" / f"btc-{program}.yml"
-        _refuse_there(name, workflow)
         files = {name / source.name: _filled(source, __NAME__=program) for source in sorted(starter.iterdir())}
         files[name / "spec.schema.json"] = schema_text()
         spec = Path(os.path.relpath(name.resolve() / "spec.yaml", top)).as_posix()
-        template = template_folder() / "ci" / "github.yml"
-        files[workflow] = _filled(template, __NAME__=f"btc-{program}", __SPEC__=json.dumps(spec))
+        workflow, template = _workflow(top, program, spec), template_folder() / "ci" / "github.yml"
+        if not (kept := workflow.exists()):
+            files[workflow] = _filled(template, __NAME__=workflow.stem, __SPEC__=json.dumps(spec))
         if not (ignored := _ignores(top / ".gitignore", "artifacts/")) and not (top / ".gitignore").exists():
             files[top / ".gitignore"], ignored = "artifacts/\n", True
         _write_all(files)
@@ -52,7 +52,8 @@ def init_command(name: Path) -> None:
             f"cannot write `{error.filename or name}`: {error.strerror}",
             help="choose a folder that you may write to; nothing was changed",
         ) from error
-    click.echo(f"wrote {name}/spec.yaml, {name}/tickets.csv and {workflow}: say there where pip finds bt-compiler")
+    also = f"; {workflow} is there for it" if kept else f" and {workflow}"
+    click.echo(f"wrote {name}/spec.yaml, {name}/tickets.csv{also}: say there where pip finds bt-compiler")
     if not ignored:
         click.echo(f"write `artifacts/` into {top / '.gitignore'}: bundles and journals lie there")
     quoted = shlex.quote(f"{name}/spec.yaml")
@@ -73,20 +74,31 @@ def _repository(name: Path) -> Path:
     return Path(os.path.relpath(found))
 
 
+def _workflow(top: Path, program: str, spec: str) -> Path:
+    """Where the workflow of `spec` (a path from `top`) goes, or is already: it has the program's name, or where another
+    spec's has that, one of the whole path. Raises UsageError (BTC580) where that is taken too.
+    """
+    whole = _word(Path(spec).parent.as_posix())  # no `-` in it: a workflow finds its cache by its name and a `-`
+    for found in (top / ".github" / "workflows" / f"btc-{word}.yml" for word in (program, whole)):
+        if not found.exists():
+            return found
+        lines = found.read_text(encoding="utf-8", errors="replace").splitlines()
+        if f"SPEC: {json.dumps(spec)}" in map(str.strip, lines):
+            return found
+    raise _taken(found, help="delete it, or name another folder; nothing was changed")
+
+
 def _word(text: str) -> str:
     return re.sub(r"\W+", "_", text, flags=re.ASCII).strip("_") or "program"
 
 
-def _refuse_there(*paths: Path) -> None:
-    for path in paths:
-        if path.exists():
-            raise _taken(path)
+def _refuse_there(path: Path) -> None:
+    if path.exists():
+        raise _taken(path)
 
 
-def _taken(path: Path) -> UsageError:
-    return UsageError.of(
-        "BTC580", f"`{path}` exists already", help="name a folder that does not exist; nothing was changed"
-    )
+def _taken(path: Path, help: str = "name a folder that does not exist; nothing was changed") -> UsageError:
+    return UsageError.of("BTC580", f"`{path}` exists already", help=help)
 
 
 def _filled(template: Path, **words: str) -> str:
