@@ -14,11 +14,10 @@ from typing import Any
 from bt_compiler.artifact.contents import BundleContents, ModelFacts, Prefix, sent_prompts
 from bt_compiler.compiler.check import CheckedSpec
 from bt_compiler.compiler.identity import data_facts, package_versions
-from bt_compiler.compiler.opening import in_fixed_parts
 from bt_compiler.engine.executor import Engine
 from bt_compiler.engine.formats import load_format
 from bt_compiler.engine.metrics import build_metric, judge_of
-from bt_compiler.engine.request import Backend, PromptText
+from bt_compiler.engine.request import Backend, PromptText, in_fixed_parts
 from bt_compiler.engine.retrieval import Indexed
 from bt_compiler.engine.scoring import Confusion, confusion
 from bt_compiler.engine.trace import Agreement

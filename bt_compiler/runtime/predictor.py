@@ -20,7 +20,7 @@ from bt_compiler.data import make_example
 from bt_compiler.data.example import Example
 from bt_compiler.diagnostics import Diagnostic
 from bt_compiler.engine.progress import Progress, Silent
-from bt_compiler.engine.request import Backend
+from bt_compiler.engine.request import Backend, turn_of
 from bt_compiler.engine.trace import Failure, Trace
 from bt_compiler.errors import BtcError, BundleError, UsageError
 from bt_compiler.runtime.batch import predict_batch
@@ -163,7 +163,8 @@ class Predictor:
 
                 retrievers = self._retrievers()
                 tools = self._tools()
-                engine = Engine(backends=self._backends(), retrievers=retrievers, tools=tools)
+                backends = self._backends()
+                engine = Engine(backends=backends, retrievers=retrievers, tools=tools, turn=turn_of(backends.values()))
                 bundle = self.bundle
                 self._engine, self._process = engine, os.getpid()
                 self._session = Session(
