@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
+from bt_compiler.compiler.ungiven import ungiven_answers
 from bt_compiler.compiler.unlabelled import unlabelled_outputs
 from bt_compiler.compiler.unwritable import empty_answers
 from bt_compiler.data import Loaded, Splits, check_data
@@ -66,13 +67,14 @@ def checked(path: Path, overrides: Sequence[str] = ()) -> CheckedSpec:
     labels = _answer_labels(sections, lowered.judges)
     unlabelled = unlabelled_outputs(program, loaded.splits.train, sections, labels)
     empty = empty_answers(program, loaded.splits, sections.data, labels)
+    ungiven = ungiven_answers(program, loaded.splits, sections.data, labels)
     return CheckedSpec(
         spec=spec,
         sections=sections,
         program=program,
         judges=lowered.judges,
         splits=loaded.splits,
-        warnings=(*lowered.warnings, *loaded.notes, *unlabelled, *empty),
+        warnings=(*lowered.warnings, *loaded.notes, *unlabelled, *empty, *ungiven),
     )
 
 
