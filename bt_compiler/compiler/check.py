@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
-from bt_compiler.compiler.ungiven import ungiven_answers
+from bt_compiler.compiler.ungiven import ungiven_answers, ungiven_demos
 from bt_compiler.compiler.unlabelled import unlabelled_outputs
 from bt_compiler.compiler.unwritable import empty_answers
 from bt_compiler.data import Loaded, Splits, check_data
@@ -137,6 +137,7 @@ def _check_settings(spec: Spec, sections: Sections, program: Program, judges: Ju
         found += _findings_of(retriever, SpecError)
     modules = (*program.modules, *(judge.module for judge in judges.values()))
     found += _check_formats(spec, modules)
+    found += ungiven_demos(spec, modules)
     models = {module.model for module in modules}
     for model in sections.models:
         if model.name in models:

@@ -1,14 +1,17 @@
-"""Right answers that `among` does not leave to the output that gives them: said before anything is computed."""
+"""Right answers of the data, and demos of the spec, that `among` does not leave to the output that gives them: said
+before anything is computed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bt_compiler.data import Splits
 from bt_compiler.diagnostics import Diagnostic
-from bt_compiler.graph import Call, Program, Ref
-from bt_compiler.spec import Field
+from bt_compiler.graph import Call, Demo, Module, Program, Ref
+from bt_compiler.graph.program import ARGUMENTS, TOOL
+from bt_compiler.spec import Field, Spec
 from bt_compiler.spec.sections import DataSection
 
 
@@ -42,6 +45,38 @@ def ungiven_answers(program: Program, splits: Splits, data: DataSection, labels:
                 )
             )
     return found
+
+
+def ungiven_demos(spec: Spec, modules: Sequence[Module]) -> list[Diagnostic]:
+    """Demos written in the spec that show a value which their own inputs do not hold: BTC234, each once."""
+    shown = [module for module in modules if module.demos]
+    if not shown:
+        return []
+    from bt_compiler.engine.parsing import is_given
+
+    found: dict[tuple[str | int, ...], Diagnostic] = {}
+    for module in shown:
+        for number, demo in enumerate(module.demos):
+            for output, value, place in _chosen(module, demo):
+                if is_given(output, demo.inputs, value):
+                    continue
+                path = ("modules", module.declared, "demos", number, place)
+                found[*path, output.name] = Diagnostic(
+                    code="BTC234",
+                    message=f"`{output.name}` of the demo is not among its `{output.type.among}`",
+                    span=spec.span(path),
+                    help="show what the module can write: a value as the demo's own inputs have it",
+                )
+    return list(found.values())
+
+
+def _chosen(module: Module, demo: Demo) -> Iterator[tuple[Field, Any, str]]:
+    """What a demo shows of outputs with `among`, or of the arguments of its turn, and the key it stands under."""
+    turn = module.kind == "react"
+    values = demo.outputs[ARGUMENTS] if turn else demo.outputs
+    for item in module.arguments(demo.outputs[TOOL]) if turn else module.signature.outputs:
+        if item.type.among is not None:
+            yield item, values[item.name], ARGUMENTS if turn else item.name
 
 
 def _writer(program: Program, source: Ref) -> tuple[str, Field, str, str] | None:
