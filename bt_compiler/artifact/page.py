@@ -13,6 +13,12 @@ from bt_compiler.artifact.contents import BundleContents
 from bt_compiler.artifact.report import SUPERVISED, SYMBOLS, report_json, strategy_label
 from bt_compiler.engine.templates import template_folder
 
+_CLASSES = 12
+"""Most classes of a confusion matrix that can be read; of more the most frequent mistakes are listed."""
+
+_MISTAKES = 20
+"""Most mistakes that are listed."""
+
 
 def report_html(contents: BundleContents, *, digest: str) -> str:
     """The page. Without matplotlib it has its tables and says that the plots are missing."""
@@ -34,7 +40,7 @@ def drawings(data: Mapping[str, Any]) -> dict[str, str]:
     ]
     if scored:
         found["prefixes"] = plots.interval_plot("prefixes", scored)
-    if data["confusion"] is not None:
+    if data["confusion"] is not None and len(data["confusion"]["classes"]) <= _CLASSES:
         found["confusion"] = plots.confusion_plot("confusion", data["confusion"])
     for step in data["steps"]:
         found |= _of_step(step)
@@ -76,9 +82,26 @@ def render_report(data: Mapping[str, Any], svgs: Mapping[str, str] | None) -> st
         supervised=any(row["supervised"] and row["rows"] for row in data["rows"]),
         shipped_supervised=any(row["supervised"] and row["rows"] and row["shipped"] for row in data["rows"]),
         supervised_sources=SUPERVISED,
+        mistakes=_mistakes(data["confusion"]),
         chosen=next((one["label"] for one in data["prefixes"] if one["chosen"]), strategy_label(data["strategy"])),
     )
     return str(page)
+
+
+def _mistakes(confusion: Mapping[str, Any] | None) -> list[tuple[str, str, int]]:
+    """(true, answered, examples) of the most frequent mistakes, where there are too many classes for a matrix."""
+    if confusion is None or len(confusion["classes"]) <= _CLASSES:
+        return []
+    answers = [*confusion["classes"], "failed"]
+    found = [
+        (true, answers[column], count)
+        for row, (true, counts, failed) in enumerate(
+            zip(confusion["classes"], confusion["counts"], confusion["failed"], strict=True)
+        )
+        for column, count in enumerate([*counts, failed])
+        if count and column != row
+    ]
+    return sorted(found, key=lambda one: -one[2])[:_MISTAKES]
 
 
 def template(name: str) -> Any:

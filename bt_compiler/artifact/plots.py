@@ -93,7 +93,8 @@ def confusion_plot(name: str, confusion: Mapping[str, Any]) -> str:
     ]
     from matplotlib.patches import Rectangle
 
-    figure, axes = _figure(0.9 + 0.42 * len(classes))
+    upright = sum(map(len, columns)) <= _LABEL
+    figure, axes = _figure(0.9 + 0.42 * len(classes) + (0 if upright else 0.06 * max(map(len, columns))))
     for row, counts in enumerate(table):
         total = sum(counts) or 1
         for column, count in enumerate(counts):
@@ -102,7 +103,8 @@ def confusion_plot(name: str, confusion: Mapping[str, Any]) -> str:
                 Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=color, alpha=0.75 * count / total, linewidth=0)
             )
             axes.text(column, row, str(count), ha="center", va="center", color=_INK)
-    axes.set_xticks(range(len(columns)), columns, rotation=0 if len(columns) < 6 else 30, parse_math=False)
+    slant: dict[str, Any] = {} if upright else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(range(len(columns)), columns, parse_math=False, **slant)
     axes.set_yticks(range(len(classes)), classes, parse_math=False)
     axes.set_xlim(-0.5, len(columns) - 0.5)
     axes.set_ylim(len(classes) - 0.5, -0.5)

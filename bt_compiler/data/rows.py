@@ -111,16 +111,28 @@ def _read(
                 Diagnostic(code="BTC311", message=f"line {row.line} lacks {what} `{column}`", span=table.span(row))
             )
             continue
+        found, how, of_csv = row.values.get(column), wanted.extract.get(item.name), table.header is not None
         try:
-            how = wanted.extract.get(item.name)
-            values[item.name] = _value(row.values.get(column), item.type, how, of_csv=table.header is not None)
+            values[item.name] = _value(found, item.type, how, of_csv=of_csv)
         except ValueError as error:
             shown = show_type(item.type)
             detail = str(error)
             prefix = "" if f"`{shown}`" in detail else f" of type `{shown}`"
             message = f"{what} `{column}`{prefix}: {detail}"
-            bad.append(Diagnostic(code="BTC311", message=message, span=table.span(row)))
+            help = _unbounded(item, found, how, of_csv=of_csv) if what == "label" and item.type.kind == "list" else None
+            bad.append(Diagnostic(code="BTC311", message=message, span=table.span(row), help=help))
     return values
+
+
+def _unbounded(label: Field, found: Any, how: Extraction | None, *, of_csv: bool) -> str | None:
+    """Help for a list of right answers that only bounds keep out: those of an output say how many a model may give."""
+    free = replace(label.type, name=None, minimum=None, maximum=None)
+    try:
+        _value(found, free, how, of_csv=of_csv)
+    except ValueError:
+        return None
+    own = f"`data: {{labels: {{{label.name}: {show_type(free)}}}}}`"
+    return f"a label may have a type of its own, without these bounds: {own}"
 
 
 def _value(found: Any, type: Type, how: Extraction | None, *, of_csv: bool) -> Any:

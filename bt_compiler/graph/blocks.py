@@ -12,9 +12,9 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 from bt_compiler.diagnostics import did_you_mean
 from bt_compiler.graph.bindings import bind_outputs
 from bt_compiler.graph.findings import Findings, SpecPath
-from bt_compiler.graph.loops import Once, type_of
+from bt_compiler.graph.inference import Rule, Source, fields_of, given, inferred, item_of
 from bt_compiler.graph.program import Binding, Case, Map, Node, Ref, Sample, Switch
-from bt_compiler.graph.scope import Outputs, Resolved, Scope, is_reference, resolve
+from bt_compiler.graph.scope import Resolved, Scope, Typed, is_reference, resolve
 from bt_compiler.spec import Field, Type, assignable, show_type
 
 T = TypeVar("T")
@@ -64,50 +64,26 @@ def insides(raw: Mapping[str, Any]) -> Iterator[tuple[str, str, SpecPath, Mappin
             yield "else", "switch", ("else",), raw["else"]
 
 
-def _given(out: Mapping[str, Any], inside: Scope) -> dict[str, Type | None]:
-    return {name: type_of(node, inside) for name, node in out.items()}
-
-
-def _fields(types: Mapping[str, Type | None]) -> Outputs:
-    fields = tuple(Field(name=name, type=type) for name, type in types.items() if type is not None)
-    return fields if len(fields) == len(types) else None
-
-
-def declare_map(raw: Mapping[str, Any], inside: Scope) -> Callable[[], Outputs]:
-    """Enters the element into the map's scope and gives what the map gives outside: lists."""
+def declare_map(raw: Mapping[str, Any], inside: Scope, rules: list[Rule]) -> Mapping[str, Typed]:
+    """Enters the element into the map's scope; what the map gives outside: lists."""
     outside = inside.parent
     assert outside is not None
-
-    def element() -> Type | None:
-        found = type_of(raw["map"], outside)
-        return found.item if found is not None and found.kind == "list" else None
-
-    def outputs() -> Outputs:
-        types = _given(raw["out"], inside)
-        return _fields({name: type and Type(kind="list", item=type) for name, type in types.items()})
-
-    inside.values[raw["as"]] = Once(element)
-    return Once(outputs)
+    inside.values[raw["as"]] = inferred(rules, [Source(raw["map"], outside)], shape=item_of)
+    return given(raw["out"], inside, rules, shape=lambda type: Type(kind="list", item=type))
 
 
-def declare_sample(raw: Mapping[str, Any], inside: Scope) -> Callable[[], Outputs]:
+def declare_sample(raw: Mapping[str, Any], inside: Scope, rules: list[Rule]) -> Mapping[str, Typed]:
     """What the step gives outside."""
-    return Once(lambda: _fields(_given(raw["out"], inside)))
+    return given(raw["out"], inside, rules)
 
 
-def declare_switch(name: str, raw: Mapping[str, Any], scope: Scope) -> Callable[[], Outputs]:
+def declare_switch(name: str, raw: Mapping[str, Any], scope: Scope, rules: list[Rule]) -> Mapping[str, Typed]:
     """What the step gives outside: the names of the first case, each with the widest of its types in all cases."""
-
-    def outputs() -> Outputs:
-        found = [_given(case["out"], scope.children[f"{name}/{key}"]) for key, _, _, case in insides(raw)]
-        return _fields({out: _widest([each.get(out) for each in found]) for out in found[0]})
-
-    return Once(outputs)
-
-
-def _widest(types: list[Type | None]) -> Type | None:
-    known = [type for type in types if type is not None]
-    return next((wide for wide in known if all(assignable(each, wide) for each in known)), known[0] if known else None)
+    cases = [(case["out"], scope.children[f"{name}/{key}"]) for key, _, _, case in insides(raw)]
+    return {
+        output: inferred(rules, [Source(out[output], inside) for out, inside in cases if output in out])
+        for output in cases[0][0]
+    }
 
 
 def _reference(step: Block, node: Any, at: SpecPath, scope: Scope, owner: str | None, what: str) -> Resolved | None:
@@ -132,7 +108,7 @@ def lower_map(step: Block) -> Map | None:
         )
         over = None
     body, out = step.lower_body(raw, path, inside, lambda: _out(step, raw, path, inside))
-    outputs = step.scope.steps[step.name]()
+    outputs = fields_of(step.scope.steps[step.name])
     if over is None or over.type is None or over.type.item is None or body is None or out is None or outputs is None:
         return None
     return Map(
@@ -162,7 +138,7 @@ def lower_sample(step: Block) -> Sample | None:
         return _out(step, raw, path, inside), best
 
     body, (out, best) = step.lower_body(raw, path, inside, parts)
-    outputs = step.scope.steps[step.name]()
+    outputs = fields_of(step.scope.steps[step.name])
     if body is None or out is None or outputs is None or (best is None and by is not None):
         return None
     return Sample(
@@ -199,7 +175,7 @@ def lower_switch(step: Block) -> Switch | None:
     values = None if value is None or value.type is None else _values(step, value.type)
     complete = values is not None and _exhaustive(step, values)
     same = _same_outputs(step)
-    outputs = step.scope.steps[step.name]()
+    outputs = fields_of(step.scope.steps[step.name])
     cases: list[Case | None] = []
     for key, _, at, inner in insides(raw):
         place = (*path, *at)

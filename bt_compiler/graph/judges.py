@@ -16,8 +16,8 @@ from bt_compiler.graph.bindings import bind_inputs
 from bt_compiler.graph.findings import Findings, SpecPath
 from bt_compiler.graph.hashing import hashed
 from bt_compiler.graph.program import Binding, Call, Module, Program, Ref
-from bt_compiler.graph.scope import Scope
-from bt_compiler.spec import Field, Sections, Type, show_type
+from bt_compiler.graph.scope import Scope, Typed, typed
+from bt_compiler.spec import Field, Sections, show_type
 from bt_compiler.spec.sections import MetricSection
 
 LABELS = "labels"
@@ -148,13 +148,9 @@ def _scope(
     labels = {item.name: item for item in (*outputs, *sections.data.labels)}
     scope = Scope()
     for item in (*inputs, *outputs):
-        scope.values[item.name] = _constantly(item.type)
-    scope.steps[LABELS] = lambda: tuple(labels.values())
+        scope.values[item.name] = Typed(type=item.type)
+    scope.steps[LABELS] = typed(labels.values())
     return scope
-
-
-def _constantly(type: Type) -> Any:
-    return lambda: type
 
 
 def _lower(

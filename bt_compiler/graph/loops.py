@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Generic, NamedTuple, TypeVar
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from bt_compiler.graph.bindings import bind_outputs, reference_or_constant
 from bt_compiler.graph.findings import Findings, SpecPath
+from bt_compiler.graph.inference import Rule, Source, given, inferred, lists_alone
 from bt_compiler.graph.program import Binding, Carry, Ref
-from bt_compiler.graph.scope import Outputs, Resolved, Scope, is_reference, look_up, resolve
-from bt_compiler.spec import Field, Type, assignable, show_type
-
-T = TypeVar("T")
+from bt_compiler.graph.scope import Scope, Typed, is_reference, resolve
+from bt_compiler.spec import Type, assignable, show_type
 
 
 class LoopParts(NamedTuple):
@@ -22,66 +21,22 @@ class LoopParts(NamedTuple):
     until: Ref | None
 
 
-class Once(Generic[T]):
-    """A value that is worked out when first asked for; None also where it follows from nothing but itself."""
-
-    __slots__ = ("_done", "_found", "_make", "_running", "circular")
-
-    def __init__(self, make: Callable[[], T | None]) -> None:
-        self._make = make
-        self._running = False
-        self._done = False
-        self._found: T | None = None
-        self.circular = False
-
-    def __call__(self) -> T | None:
-        """The value."""
-        if self._running:
-            self.circular = True
-            return None
-        if not self._done:
-            self._running = True
-            self._found = self._make()
-            self._running = False
-            self._done = True
-        return self._found
+def declare_loop(raw: Mapping[str, Any], inside: Scope, rules: list[Rule]) -> Mapping[str, Typed]:
+    """Enters the carried names into the loop's scope; what the loop gives outside."""
+    for name, node in raw.get("carry", {}).items():
+        inside.values[name] = _carried(node, inside, rules)
+    return {name: inside.values[name] for name in raw.get("carry", {})} | given(raw.get("out", {}), inside, rules)
 
 
-def type_of(node: Any, scope: Scope) -> Type | None:
-    """The type of a reference in `scope`; None where another finding hides it. Notes nothing."""
-    found = look_up(node, scope) if is_reference(node) else None
-    return found.type if isinstance(found, Resolved) else None
-
-
-def declare_loop(raw: Mapping[str, Any], inside: Scope) -> Callable[[], Outputs]:
-    """Enters the carried names into the loop's scope and gives what the loop gives outside."""
-    carry: Mapping[str, Any] = raw.get("carry", {})
-    out: Mapping[str, Any] = raw.get("out", {})
-    for name, node in carry.items():
-        inside.values[name] = Once(_carried(node, inside))
-
-    def outputs() -> Outputs:
-        types = {name: inside.values[name]() for name in carry} | {
-            name: type_of(node, inside) for name, node in out.items()
-        }
-        fields = tuple(Field(name=name, type=type) for name, type in types.items() if type is not None)
-        return fields if len(fields) == len(types) else None
-
-    return Once(outputs)
-
-
-def _carried(node: Mapping[str, Any], inside: Scope) -> Callable[[], Type | None]:
+def _carried(node: Mapping[str, Any], inside: Scope, rules: list[Rule]) -> Typed:
     outside = inside.parent
     assert outside is not None
-
-    def carried() -> Type | None:
-        if "add" in node:
-            found = type_of(node["add"], inside)
-            return found if found is not None and found.kind == "list" else None
-        start = node.get("start")
-        return type_of(start, outside) if is_reference(start) else type_of(node.get("next"), inside)
-
-    return carried
+    if "add" in node:
+        return inferred(rules, [Source(node["add"], inside)], shape=lists_alone)
+    # a constant says nothing: it is converted to what the other says
+    sources = [Source(node["start"], outside), Source(node["next"], inside)]
+    says = [source for source in sources if is_reference(source.node)]
+    return inferred(rules, says[:1], later=says[1:])
 
 
 def lower_loop_parts(
@@ -113,21 +68,13 @@ def lower_loop_parts(
 def _lower_carry(
     name: str, node: Mapping[str, Any], loop: str, path: SpecPath, inside: Scope, findings: Findings
 ) -> Carry | None:
-    type = inside.values[name]()
-    if getattr(inside.values[name], "circular", False):
-        findings.add(
-            "BTC214",
-            f"the type of carried `{name}` follows from nothing but itself",
-            path,
-            help="add or start from the output of a step or an input",
-        )
+    type, hidden = inside.values[name].type, inside.values[name].hidden
+    if type is None and not (hidden and "add" in node):
+        _report_unknown(name, node, hidden, path, inside, findings)
         return None
-    if "add" in node:
+    if type is None or "add" in node:
         return _lower_add(name, node["add"], type, (*path, "add"), inside, findings)
     what = f"carried `{name}`"
-    if type is None:  # the cause lies in `start` or `next`: resolving them says which
-        _report_only(node, path, inside, findings)
-        return None
     outside = inside.parent
     assert outside is not None
     start = reference_or_constant(
@@ -141,13 +88,25 @@ def _lower_carry(
     return Carry(name=name, type=type, mode="replace", value=value, start=start)
 
 
-def _report_only(node: Mapping[str, Any], path: SpecPath, inside: Scope, findings: Findings) -> None:
-    for key, scope in (("start", inside.parent), ("next", inside)):
-        if is_reference(node.get(key)) and scope is not None:
-            resolve(node[key], scope, inside.owner if key == "start" else None, (*path, key), findings)
-    if not is_reference(node.get("start")) and not is_reference(node.get("next")):
+def _report_unknown(
+    name: str, node: Mapping[str, Any], hidden: bool, path: SpecPath, inside: Scope, findings: Findings
+) -> None:
+    """Says why a type is not known: mostly, resolving what it should follow from does."""
+    found = [
+        resolve(node[key], scope, inside.owner if key == "start" else None, (*path, key), findings)
+        for key, scope in (("start", inside.parent), ("next", inside), ("add", inside))
+        if is_reference(node.get(key)) and scope is not None
+    ]
+    if not found:
         findings.add(
             "BTC214", "a carried value needs a reference in `start` or `next`", path, help="write `$step.field`"
+        )
+    elif None not in found and not hidden:
+        findings.add(
+            "BTC214",
+            f"the type of carried `{name}` follows from nothing but itself",
+            path,
+            help="`add`, `start` or `next` has to take the output of a step, or an input",
         )
 
 

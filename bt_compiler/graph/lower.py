@@ -13,6 +13,7 @@ from bt_compiler.diagnostics import Diagnostic, did_you_mean
 from bt_compiler.graph.bindings import bind_outputs
 from bt_compiler.graph.findings import Findings, SpecPath
 from bt_compiler.graph.hashing import hashed
+from bt_compiler.graph.inference import settle
 from bt_compiler.graph.judges import Judges, lower_judges, modules_known
 from bt_compiler.graph.program import (
     Binding,
@@ -27,7 +28,7 @@ from bt_compiler.graph.program import (
     ToolRef,
     UseTool,
 )
-from bt_compiler.graph.scope import Scope
+from bt_compiler.graph.scope import Scope, Typed
 from bt_compiler.graph.signatures import lower_fields, lower_modules
 from bt_compiler.graph.steps import Declared, declare_steps, lower_steps, ordered
 from bt_compiler.graph.verify import verify
@@ -124,17 +125,14 @@ def _written_program(raw: Mapping[str, Any], named: Mapping[str, Type], declared
     known = {item.name: item.type for item in inputs or ()}
     scope = Scope()
     for name in raw["inputs"]:
-        scope.values[name] = _constantly(known.get(name))
+        scope.values[name] = Typed(type=known.get(name), hidden=name not in known)
     steps_path: SpecPath = (*path, "steps")
     declare_steps(raw["steps"], steps_path, scope, declared)
+    settle(declared.rules)
     lowered = lower_steps(raw["steps"], steps_path, scope, declared)
     out = bind_outputs(raw["out"], path=(*path, "out"), scope=scope, findings=findings)
     nodes = ordered(lowered, steps_path, scope, findings)
     return None if inputs is None or out is None or nodes is None else _Structure(inputs, nodes, out)
-
-
-def _constantly(type: Type | None) -> Any:
-    return lambda: type
 
 
 def _check_names_in_settings(structure: _Structure, sections: Sections, findings: Findings) -> None:

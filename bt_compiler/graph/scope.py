@@ -7,7 +7,7 @@ diagnostics only through `Findings`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -20,15 +20,32 @@ from bt_compiler.spec import Field, Type, assignable, show_type
 _NAME = r"(?![0-9])[^\x00-/:-@\[-^`{-\xa0\s]+"  # as the schema has it
 _REFERENCE = re.compile(rf"\$(?P<head>{_NAME})(?:\.(?P<field>{_NAME}))?\Z")
 
-Outputs = tuple[Field, ...] | None
-"""None: not known, because of another finding."""
+
+@dataclass(slots=True, eq=False)
+class Typed:
+    """The type of a name, which may have to follow from other names first (`inference`)."""
+
+    type: Type | None = None
+    hidden: bool = False
+    """Whether another finding hides it, or may hide it."""
+
+
+Outputs = Mapping[str, Typed] | None
+"""Of a step, by name. None: not known, because of another finding."""
+
+
+def typed(fields: Iterable[Field]) -> Mapping[str, Typed]:
+    """Outputs whose types are known."""
+    return {item.name: Typed(type=item.type) for item in fields}
 
 
 class Resolved(NamedTuple):
-    """A reference that means something; `type` is None where another finding hides it."""
+    """A reference that means something; `type` is None where it is not known."""
 
     ref: Ref
     type: Type | None
+    hidden: bool
+    """Whether it is another finding that hides the type."""
 
 
 class Problem(NamedTuple):
@@ -50,9 +67,9 @@ class Scope:
     times: int = 0
     """Of a loop, its visits."""
     parent: Scope | None = None
-    values: dict[str, Callable[[], Type | None]] = field(default_factory=dict)
+    values: dict[str, Typed] = field(default_factory=dict)
     """Program inputs at the top, carried names in a loop, the element in a map."""
-    steps: dict[str, Callable[[], Outputs]] = field(default_factory=dict)
+    steps: dict[str, Outputs] = field(default_factory=dict)
     """Outputs of the steps of this body."""
     children: dict[str, Scope] = field(default_factory=dict)
     """Insides of the blocks of this body: by name, of a switch by `name/case`."""
@@ -142,11 +159,11 @@ def look_up(text: str, scope: Scope) -> Resolved | Problem:
 def _look_up_value(head: str, scope: Scope) -> Resolved | Problem:
     for place in scope.outward():
         if head in place.values:
-            return Resolved(Ref(step=None, field=head), place.values[head]())
+            found = place.values[head]
+            return Resolved(Ref(step=None, field=head), found.type, found.hidden)
     for place in scope.outward():
         if head in place.steps:
-            outputs = place.steps[head]() or ()
-            shown = ", ".join(f"`${head}.{item.name}`" for item in outputs)
+            shown = ", ".join(f"`${head}.{name}`" for name in place.steps[head] or ())
             return Problem("BTC216", f"`${head}` is a step, not a value", f"write {shown}" if shown else None)
     return _outside(f"${head}", head, None, scope) or Problem(
         "BTC200",
@@ -158,7 +175,7 @@ def _look_up_value(head: str, scope: Scope) -> Resolved | Problem:
 def _look_up_output(head: str, attribute: str, scope: Scope) -> Resolved | Problem:
     for place in scope.outward():
         if head in place.steps:
-            return _output_of(head, attribute, place.steps[head]())
+            return _output_of(head, attribute, place.steps[head])
     if head in scope.visible_values():
         return Problem(
             "BTC216",
@@ -175,15 +192,13 @@ def _look_up_output(head: str, attribute: str, scope: Scope) -> Resolved | Probl
 def _output_of(head: str, attribute: str, outputs: Outputs) -> Resolved | Problem:
     ref = Ref(step=head, field=attribute)
     if outputs is None:
-        return Resolved(ref, None)
-    for item in outputs:
-        if item.name == attribute:
-            return Resolved(ref, item.type)
-    names = [item.name for item in outputs]
+        return Resolved(ref, None, True)
+    if attribute in outputs:
+        return Resolved(ref, outputs[attribute].type, outputs[attribute].hidden)
     return Problem(
         "BTC201",
         f"step `{head}` gives no `{attribute}`",
-        partial(did_you_mean, attribute, names, what=f"`{head}` gives"),
+        partial(did_you_mean, attribute, outputs, what=f"`{head}` gives"),
     )
 
 
@@ -216,9 +231,9 @@ def also_gives(ref: Ref, scope: Scope, wanted: Type) -> str | None:
     for place in scope.outward():
         if ref.step in place.steps:
             fitting = [
-                f"`{item.name}: {show_type(item.type)}`"
-                for item in place.steps[ref.step]() or ()
-                if item.name != ref.field and assignable(item.type, wanted)
+                f"`{name}: {show_type(typed.type)}`"
+                for name, typed in (place.steps[ref.step] or {}).items()
+                if name != ref.field and typed.type is not None and assignable(typed.type, wanted)
             ]
             return f"`{ref.step}` also gives {', '.join(fitting)}" if fitting else None
     return None

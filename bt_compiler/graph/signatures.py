@@ -93,7 +93,8 @@ def _lower_module(
         at_most=reach.at_most,
     )
     demos = [lower_demo(module, demo, (*path, "demos", i), findings) for i, demo in enumerate(raw.get("demos", ()))]
-    return None if None in demos else replace(module, demos=tuple(demo for demo in demos if demo is not None))
+    # a demo with a finding leaves the module its types: what calls it is looked at all the same
+    return replace(module, demos=tuple(demo for demo in demos if demo is not None))
 
 
 def _format_of(module: SpecPath, spec: Spec) -> str:

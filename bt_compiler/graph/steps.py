@@ -1,6 +1,6 @@
 """Steps of the spec to nodes, with everything they refer to resolved; `loops` and `blocks` hold what blocks need.
 
-First every name of a body is declared (with outputs that are worked out when asked for), then every step is lowered,
+First every name of a body is declared (types that follow from others are `settle`d then), then every step is lowered,
 then the steps are put in the order of their references. Their place in the YAML decides nothing.
 """
 
@@ -24,10 +24,11 @@ from bt_compiler.graph.blocks import (
     lower_switch,
 )
 from bt_compiler.graph.findings import Findings, SpecPath
+from bt_compiler.graph.inference import Rule, fields_of
 from bt_compiler.graph.loops import declare_loop, lower_loop_parts
 from bt_compiler.graph.program import Call, Module, Node, Repeat, Rerank, Retrieve, UseTool
 from bt_compiler.graph.ranking import ranked, ranking_module
-from bt_compiler.graph.scope import Outputs, Scope, order
+from bt_compiler.graph.scope import Scope, order, typed
 from bt_compiler.graph.searches import RETRIEVED, bind_search
 from bt_compiler.spec.sections import RetrieverSection, ToolSection
 
@@ -48,6 +49,8 @@ class Declared:
     findings: Findings
     called: set[str] = field(default_factory=set)
     """Modules, retrievers and tools that some step names."""
+    rules: list[Rule] = field(default_factory=list)
+    """Of the names whose types follow from those of others."""
 
 
 def declare_steps(steps: Mapping[str, Any], path: SpecPath, scope: Scope, declared: Declared) -> None:
@@ -58,26 +61,21 @@ def declare_steps(steps: Mapping[str, Any], path: SpecPath, scope: Scope, declar
             scope.children[f"{name}/{key}" if key else name] = inside
             declare_steps(inner.get("steps", {}), (*path, name, *at, "steps"), inside, declared)
         if "repeat" in raw:
-            scope.steps[name] = declare_loop(raw, scope.children[name])
+            scope.steps[name] = declare_loop(raw, scope.children[name], declared.rules)
         elif "switch" in raw:
-            scope.steps[name] = declare_switch(name, raw, scope)
+            scope.steps[name] = declare_switch(name, raw, scope, declared.rules)
         elif "map" in raw:
-            scope.steps[name] = declare_map(raw, scope.children[name])
+            scope.steps[name] = declare_map(raw, scope.children[name], declared.rules)
         elif "sample" in raw:
-            scope.steps[name] = declare_sample(raw, scope.children[name])
+            scope.steps[name] = declare_sample(raw, scope.children[name], declared.rules)
         elif "retrieve" in raw:
-            scope.steps[name] = lambda: RETRIEVED
+            scope.steps[name] = typed(RETRIEVED)
         elif "tool" in raw:
             tool = declared.tools.get(raw["tool"])
-            scope.steps[name] = constantly(None if tool is None else tool.outputs)
+            scope.steps[name] = None if tool is None else typed(tool.outputs)
         else:
             module = declared.modules.get(raw["call"])
-            scope.steps[name] = constantly(None if module is None else module.gives)
-
-
-def constantly(outputs: Outputs) -> Callable[[], Outputs]:
-    """Outputs that are known."""
-    return lambda: outputs
+            scope.steps[name] = None if module is None else typed(module.gives)
 
 
 def lower_steps(steps: Mapping[str, Any], path: SpecPath, scope: Scope, declared: Declared) -> dict[str, Node | None]:
@@ -239,7 +237,7 @@ def _lower_tool(name: str, raw: Mapping[str, Any], path: SpecPath, scope: Scope,
 def _lower_repeat(name: str, raw: Mapping[str, Any], path: SpecPath, scope: Scope, declared: Declared) -> Repeat | None:
     findings, inside = declared.findings, scope.children[name]
     body, parts = _lower_body(raw, path, inside, lambda: lower_loop_parts(name, raw, path, inside, findings), declared)
-    outputs = scope.steps[name]()
+    outputs = fields_of(scope.steps[name])
     if parts is None or body is None or outputs is None:
         return None
     return Repeat(

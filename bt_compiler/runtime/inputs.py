@@ -76,6 +76,8 @@ class InputCheck:
     def _problems(self, error: ValidationError) -> list[Problem]:
         path = tuple(error.absolute_path)
         given: Any = error.instance
+        if error.validator == "anyOf" and given is not None and (inner := _of_the_one_option(error)):
+            return [problem for one in inner for problem in self._problems(one)]
         if error.validator == "required":
             return [self._missing(path, name) for name in _lacking(error) if not _meant(name, given, error)]
         if error.validator == "additionalProperties":
@@ -109,6 +111,15 @@ class InputCheck:
             kind="extra",
             help=did_you_mean(name, known, what="inputs" if not path else "fields"),
         )
+
+
+def _of_the_one_option(error: ValidationError) -> list[ValidationError]:
+    """What is wrong by the one option that a value may have beside null; nothing where the value is of another kind, or
+    where there are more options.
+    """
+    options = [number for number, option in enumerate(cast(Any, error.validator_value)) if option != {"type": "null"}]
+    inner = [one for one in error.context or () if [one.relative_schema_path[0]] == options]
+    return [] if any(one.validator == "type" and not one.relative_path for one in inner) else inner
 
 
 def _lacking(error: ValidationError) -> list[str]:
@@ -166,7 +177,8 @@ def _where(path: Sequence[str | int]) -> str:
 
 
 def _kind(value: Any) -> str:
-    names = {type(None): "null", bool: "a bool", int: "a number", float: "a number", str: "a string", list: "a list"}
+    names = {type(None): "null", bool: "a bool", int: "a number", float: "a number", str: "a string"}
+    names |= {list: "a list", dict: "an object"}
     return names.get(type(value), f"a {type(value).__name__}")
 
 

@@ -50,7 +50,7 @@ def prediction_docs(predictor: Predictor) -> dict[str, Any]:
     """Keyword arguments of `add_api_route` that document body and responses by the program's own JSON Schema."""
     errors = {
         400: "the body is not JSON",
-        413: "the body is too large",
+        413: "the body is too large, or a prompt with it for the model's context window",
         500: "the program failed on this input",
         502: "the model's server failed",
         503: "loading, full or shutting down: try again",
@@ -75,8 +75,12 @@ def problem_detail(error: InputError) -> list[dict[str, Any]]:
     ]
 
 
-def failure_status(predictor: Predictor) -> int:
-    """Status of an example that failed: 502 where a remote model is involved, else 500."""
+def failure_status(predictor: Predictor, code: str) -> int:
+    """Status of an example that failed: 413 where a prompt was too long, 502 where a remote model is involved, else
+    500.
+    """
+    if code == "BTC523":
+        return 413
     remote = any(model.engine in REMOTE_ENGINES for model in predictor.bundle.manifest.models.values())
     return 502 if remote else 500
 

@@ -210,7 +210,7 @@ def _predict_endpoint(worker: Worker, max_body: int) -> Callable[[Request], Any]
             return _error(502, error.diagnostics[0].code, error.diagnostics[0].message)
         found = finished(trace)
         if isinstance(found, Failure):
-            return _error(failure_status(worker.predictor), found.code, found.message, node=found.node)
+            return _error(failure_status(worker.predictor, found.code), found.code, found.message, node=found.node)
         return JSONResponse(found)
 
     predict.__annotations__["request"] = Request

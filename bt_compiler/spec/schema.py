@@ -276,12 +276,23 @@ def _say_size(finding: _Finding) -> Iterator[Diagnostic]:
     elif keyword == "maxLength":
         yield finding.of("BTC107", f"{finding.name} is longer than {finding.limit} characters")
     elif not value:
-        yield finding.of("BTC109", f"{finding.name} is empty", _element_help(finding))
+        help = "a case that calls nothing has no `steps`: leave the key out" if _of_a_case(finding.place) else None
+        yield finding.of("BTC109", f"{finding.name} is empty", help or _element_help(finding))
     elif keyword == "uniqueItems":
         yield finding.of("BTC109", f"{finding.name} has `{short(_repeated(value) or '')}` twice")
     else:
         count = f"{len(value)} elements, {finding.limit} {'is' if finding.limit == 1 else 'are'} the"
         yield finding.of("BTC109", f"{finding.name} has {count} most", _element_help(finding))
+
+
+def _of_a_case(place: Place) -> bool:
+    """Whether these are the steps of a case of a `switch`, or those of its `else`."""
+    match place[-3:]:
+        case "cases", _, "steps":
+            return True
+        case above, "else", "steps":
+            return above != "steps"  # there it is a step of that name
+    return False
 
 
 def _element_help(finding: _Finding) -> str | None:

@@ -102,6 +102,19 @@ def test_untrusted_text_is_text(evidence: BundleContents) -> None:
     assert "$x_1$" in html
 
 
+@pytest.mark.parametrize("mistaken", [0, 7])
+def test_of_many_classes_the_most_frequent_mistakes_are_listed(evidence: BundleContents, mistaken: int) -> None:
+    names = [f"a_class_of_some_{number}" for number in range(13)]
+    counts = [[5 * (row == column) for column in range(13)] for row in range(13)]
+    counts[2][11] = mistaken
+    many = Confusion(classes=tuple(names), counts=tuple(map(tuple, counts)), failed=(0,) * 12 + (mistaken and 3,))
+    html = report_html(replace(evidence, confusion=many), digest=DIGEST)
+    cells = re.findall(r'<td class="long">(.*?)</td><td class="long">(.*?)</td><td class="n">(\d+)</td>', html)
+    expected = [("a_class_of_some_2", "a_class_of_some_11", "7"), ("a_class_of_some_12", "failed", "3")]
+    assert cells == (expected if mistaken else [])
+    assert ("13 classes, no mistakes" in html) is not bool(mistaken)
+
+
 def test_a_compile_without_steps_dev_or_test_has_a_page(evidence: BundleContents) -> None:
     bare = replace(
         evidence,

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 
 from bt_compiler.runtime.inputs import InputCheck, InputError
-from bt_compiler.spec.types import INT, NULL, PASSAGES, Field, Type
+from bt_compiler.spec.types import INT, NULL, PASSAGES, STR, Field, Type
 
 STARS = Type(kind="enum", values=("1", "2", "3"))
 MAYBE = Type(kind="union", options=(STARS, NULL))
+AGE = Type(kind="union", options=(Type(kind="int", minimum=0, maximum=150), NULL))
+BOTH = Field(name="both", type=Type(kind="union", options=(INT, STR, NULL)))
 HELD = Type(kind="object", fields=(Field(name="stars", type=STARS), Field(name="count", type=INT)))
 
 
@@ -27,6 +29,29 @@ HELD = Type(kind="object", fields=(Field(name="stars", type=STARS), Field(name="
 )
 def test_a_whole_number_is_a_value_of_an_enum_that_is_written_so(type: Type, given: Any, taken: Any) -> None:
     assert InputCheck([Field(name="x", type=type)])({"x": given}) == {"x": taken}
+
+
+WHO = Type(kind="object", name="Who", fields=(Field(name="name", type=STR), Field(name="age", type=AGE), BOTH))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"nam": "x"}, "input `x.nam` is not known, and `name` is missing"),
+        ({"name": "x", "age": 200}, "input `x.age` does not fit `Who | null`: 200 is greater than the maximum of 150"),
+        ({"name": "x", "both": []}, "input `x.both` does not fit `Who | null`: [] is not valid under any of the given"),
+        ([], "input `x` expects `Who | null`, got a list, `[]`"),
+    ],
+)
+def test_what_may_be_null_is_named_to_the_field_that_is_wrong(given: Any, said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        InputCheck([Field(name="x", type=Type(kind="union", options=(WHO, NULL)))])({"x": given})
+    assert [problem.message[: len(said)] for problem in caught.value.problems] == [said]
+
+
+def test_objects_are_called_so() -> None:
+    with pytest.raises(InputError, match="input `x` expects `int`, got an object"):
+        InputCheck([Field(name="x", type=INT)])({"x": {}})
 
 
 def test_what_takes_null_may_be_left_out_of_objects_too_and_what_does_not_is_named() -> None:

@@ -95,6 +95,11 @@ def test_a_body_too_large_is_a_413(client: httpx.Client) -> None:
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "BTC565")
 
 
+def test_an_input_too_long_for_the_context_window_is_a_413(client: httpx.Client) -> None:
+    answer = client.post("/v1/predict", json={"number": 1, "note": "a note " * 20_000})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "BTC523")
+
+
 def test_a_failed_example_is_a_500_with_its_code(client: httpx.Client) -> None:
     answer = client.post("/v1/predict", json={"number": 13, "note": None})
     assert answer.status_code == 500
