@@ -90,7 +90,7 @@ def _writer(program: Program, source: Ref) -> tuple[str, Field, str, str] | None
     if output is None or output.type.among is None:
         return None
     name = output.type.among.partition(".")[0]
-    value = next(binding.value for binding in node.inputs if binding.name == name)
+    value = next((binding.value for binding in node.inputs if binding.name == name), None)
     if not isinstance(value, Ref) or value.step is not None:
         return None
     return node.module, output, name, value.field
