@@ -57,7 +57,7 @@ class BundleDiff:
 def compare(before: Bundle, after: Bundle) -> BundleDiff:
     """The difference from `before` to `after`."""
     old, new = before.manifest.identity, after.manifest.identity
-    keys = ("spec", "models", "data", "retrievers", "tools", "judges", "seed", "versions")
+    keys = ("spec", "models", "data", "retrievers", "tools", "code", "judges", "seed", "versions")
     facts = _leaf_changes({key: old.get(key) for key in keys}, {key: new.get(key) for key in keys})
     old_adapters = {slot: one.sha256 for slot, one in before.candidate.adapters.items()}
     new_adapters = {slot: one.sha256 for slot, one in after.candidate.adapters.items()}

@@ -121,6 +121,8 @@ class BundleContents:
     """Digest -> folder of an index that the bundle is to carry."""
     tools: Mapping[str, str] = field(default_factory=dict)
     """Tool -> digest of its kind, file or package."""
+    code: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """`metric` and `tool` -> name -> digest of the code that installed packages bring (`installed_code`)."""
     seed: int
     models: Mapping[str, ModelFacts]
     """By name in the spec."""

@@ -1,9 +1,9 @@
 """The bundle digest: one hash over all that decides how a bundle behaves, and over how it scored.
 
 Inside: program, prompts, formats, adapter tensors and normalised config, spec identity, data and corpus digests,
-seed, models with dtype, package versions, per-example scores. Outside, hashed for integrity alone: the resolved spec
-with its paths, reports, timings, call counts, dates, endpoints, the machine. Two compiles of one spec on one data set
-are the same compile exactly where this digest is the same.
+seed, models with dtype, package versions, code of installed tools and metrics, per-example scores. Outside, hashed for
+integrity alone: the resolved spec with its paths, reports, timings, call counts, dates, endpoints, the machine. Two
+compiles of one spec on one data set are the same compile exactly where this digest is the same.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ def identity_of(contents: BundleContents) -> dict[str, Any]:
         "data": {name: {"examples": facts.examples, "digest": facts.digest} for name, facts in contents.data.items()},
         "retrievers": dict(contents.retrievers),
         **({"tools": dict(contents.tools)} if contents.tools else {}),
+        **({"code": {what: dict(by_name) for what, by_name in contents.code.items()}} if contents.code else {}),
         **({"judges": _judge_files(contents)} if contents.judges else {}),
         "versions": dict(contents.versions),
         "scores": {

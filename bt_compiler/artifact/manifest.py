@@ -39,8 +39,8 @@ class Manifest:
     digest: str
     """The bundle digest (`digest.py`)."""
     identity: Mapping[str, Any]
-    """`digest.identity_of`: spec identity, seed, models, data, retrievers, where the formats of judges are, versions,
-    per-example scores."""
+    """`digest.identity_of`: spec identity, seed, models, data, retrievers, tools and the code of installed ones, where
+    the formats of judges are, versions, per-example scores."""
     adapters: Mapping[str, str]
     """Adapter name -> sha256 over tensors and normalised config."""
     models: Mapping[str, ModelFacts]

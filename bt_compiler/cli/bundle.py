@@ -159,13 +159,14 @@ def eval_command(
     """Score BUNDLE on a split of its own data, or on a data file. `--json` has every example with its place in the
     data, inputs, outputs and labels.
     """
+    from bt_compiler.artifact.changed_code import ChangedCode
     from bt_compiler.compiler.evaluate import SplitName, evaluate_bundle
     from bt_compiler.engine.causes import tool_lines
 
     changes: list[Diagnostic] = []
 
-    def on_change(change: ChangedSplit) -> None:
-        gate = at_least is not None and change.seen > 0
+    def on_change(change: ChangedSplit | ChangedCode) -> None:
+        gate = at_least is not None and (isinstance(change, ChangedCode) or change.seen > 0)
         changes.append(change.finding(gate=gate))
         if gate:
             raise CompileError(changes)
@@ -186,7 +187,7 @@ def eval_command(
     missed = None if at_least is None or report.mean >= at_least else _missed(bundle, report, at_least)
     if as_json:
         found = [*changes, *(() if missed is None else missed.diagnostics)]
-        print_json("eval", _scored(report, at_least, changed=bool(changes), found=found), ok=missed is None)
+        print_json("eval", _scored(report, at_least, found=found), ok=missed is None)
         if missed is not None:
             sys.exit(missed.exit_code)
         return
@@ -208,7 +209,7 @@ def eval_command(
         raise missed
 
 
-def _scored(report: Report, at_least: float | None, *, changed: bool, found: Sequence[Diagnostic]) -> dict[str, Any]:
+def _scored(report: Report, at_least: float | None, *, found: Sequence[Diagnostic]) -> dict[str, Any]:
     """What `eval --json` says."""
     from bt_compiler.artifact.report import summary
 
@@ -230,7 +231,7 @@ def _scored(report: Report, at_least: float | None, *, changed: bool, found: Seq
         "failed": [{"example": example, **asdict(failure)} for example, failure in report.failures],
         **({"tool_failures": [asdict(one) for one in report.tool_failures]} if report.tool_failures else {}),
         **({} if at_least is None else {"at_least": at_least}),
-        **({"data_changed": True} if changed else {}),
+        **({"data_changed": True} if any(item.code == "BTC455" for item in found) else {}),
         **(diagnostics_json(found) if found else {}),
     }
 
@@ -247,7 +248,9 @@ def _missed(bundle: Path, report: Report, at_least: float) -> CompileError:
 @_bundle_argument
 @click.option("--input", "input_", help="One JSON object; `-` reads it from stdin, `@FILE` from a file.")
 @click.option(
-    "--batch", type=click.Path(path_type=Path), help="JSONL of inputs, `-` for stdin; one JSON result a line."
+    "--batch",
+    type=click.Path(path_type=Path),
+    help="JSONL of inputs, `-` for stdin; one JSON result a row, with the number of its `line`.",
 )
 @set_option
 @tools_option

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -27,29 +28,32 @@ def init_command(name: Path) -> None:
     from bt_compiler.engine.templates import template_folder
     from bt_compiler.spec import schema_text
 
-    program = re.sub(r"\W+", "_", name.name, flags=re.ASCII).strip("_").lower() or "program"
+    program = _word(name.name).lower()
     if program[0].isdigit():
         program = f"_{program}"
     starter = template_folder() / "starters" / "classify"
     try:
+        _refuse_there(name)
         top = _repository(name)
-        workflow = top / ".github" / "workflows" / f"btc-{program}.yml"
-        _refuse_there(name, workflow)
-        name.mkdir(parents=True)
-        for source in sorted(starter.iterdir()):
-            _write(source, name / source.name, __NAME__=program)
-        (name / "spec.schema.json").write_text(schema_text(), encoding="utf-8")
+        files = {name / source.name: _filled(source, __NAME__=program) for source in sorted(starter.iterdir())}
+        files[name / "spec.schema.json"] = schema_text()
         spec = Path(os.path.relpath(name.resolve() / "spec.yaml", top)).as_posix()
-        workflow.parent.mkdir(parents=True, exist_ok=True)
-        _write(template_folder() / "ci" / "github.yml", workflow, __NAME__=f"btc-{program}", __SPEC__=json.dumps(spec))
-        ignored = _ignore(top / ".gitignore", "artifacts/")
+        workflow, template = _workflow(top, program, spec), template_folder() / "ci" / "github.yml"
+        if not (kept := workflow.exists()):
+            files[workflow] = _filled(template, __NAME__=workflow.stem, __SPEC__=json.dumps(spec))
+        if not (ignored := _ignores(top / ".gitignore", "artifacts/")) and not (top / ".gitignore").exists():
+            files[top / ".gitignore"], ignored = "artifacts/\n", True
+        _write_all(files)
     except FileExistsError as error:
-        raise _taken(name) from error
+        raise _taken(Path(error.filename or name)) from error
     except OSError as error:
         raise UsageError.of(
-            "BTC581", f"cannot write into `{name}`: {error.strerror}", help="choose a folder that you may write to"
+            "BTC581",
+            f"cannot write `{error.filename or name}`: {error.strerror}",
+            help="choose a folder that you may write to; nothing was changed",
         ) from error
-    click.echo(f"wrote {name}/spec.yaml, {name}/tickets.csv and {workflow}: say there where pip finds bt-compiler")
+    also = f"; {workflow} is there for it" if kept else f" and {workflow}"
+    click.echo(f"wrote {name}/spec.yaml, {name}/tickets.csv{also}: say there where pip finds bt-compiler")
     if not ignored:
         click.echo(f"write `artifacts/` into {top / '.gitignore'}: bundles and journals lie there")
     quoted = shlex.quote(f"{name}/spec.yaml")
@@ -70,31 +74,62 @@ def _repository(name: Path) -> Path:
     return Path(os.path.relpath(found))
 
 
-def _refuse_there(*paths: Path) -> None:
-    for path in paths:
-        if path.exists():
-            raise _taken(path)
+def _workflow(top: Path, program: str, spec: str) -> Path:
+    """Where the workflow of `spec` (a path from `top`) goes, or is already: it has the program's name, or where another
+    spec's has that, one of the whole path. Raises UsageError (BTC580) where that is taken too.
+    """
+    whole = _word(Path(spec).parent.as_posix())  # no `-` in it: a workflow finds its cache by its name and a `-`
+    for found in (top / ".github" / "workflows" / f"btc-{word}.yml" for word in (program, whole)):
+        if not found.exists():
+            return found
+        lines = found.read_text(encoding="utf-8", errors="replace").splitlines()
+        if f"SPEC: {json.dumps(spec)}" in map(str.strip, lines):
+            return found
+    raise _taken(found, help="delete it, or name another folder; nothing was changed")
 
 
-def _taken(path: Path) -> UsageError:
-    return UsageError.of(
-        "BTC580", f"`{path}` exists already", help="name a folder that does not exist; nothing was changed"
-    )
+def _word(text: str) -> str:
+    return re.sub(r"\W+", "_", text, flags=re.ASCII).strip("_") or "program"
 
 
-def _write(source: Path, target: Path, **words: str) -> None:
+def _refuse_there(path: Path) -> None:
+    if path.exists():
+        raise _taken(path)
+
+
+def _taken(path: Path, help: str = "name a folder that does not exist; nothing was changed") -> UsageError:
+    return UsageError.of("BTC580", f"`{path}` exists already", help=help)
+
+
+def _filled(template: Path, **words: str) -> str:
     """The template's text with these words filled in."""
-    text = source.read_text(encoding="utf-8")
+    text = template.read_text(encoding="utf-8")
     for word, value in words.items():
         text = text.replace(word, value)
-    target.write_text(text, encoding="utf-8")
+    return text
 
 
-def _ignore(file: Path, line: str) -> bool:
-    """Whether git ignores what `line` names, for the file says so or is written now; one that is there stays."""
-    if not file.exists():
-        file.write_text(f"{line}\n", encoding="utf-8")
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+def _write_all(files: Mapping[Path, str]) -> None:
+    """Writes new files and the folders that they need; where one cannot be written, none stays. Raises OSError."""
+    made: list[Path] = []
+    try:
+        for path, text in files.items():
+            for folder in reversed(path.parents):
+                if not folder.exists():
+                    folder.mkdir()
+                    made.append(folder)
+            with path.open("x", encoding="utf-8") as file:
+                made.append(path)
+                file.write(text)
+    except OSError:
+        for path in reversed(made):
+            path.rmdir() if path.is_dir() else path.unlink()
+        raise
+
+
+def _ignores(file: Path, line: str) -> bool:
+    """Whether git ignores what `line` names, as the file says."""
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []
     return any(one.strip().strip("/*") == line.strip("/") for one in lines)
 
 

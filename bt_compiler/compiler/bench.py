@@ -29,7 +29,7 @@ from bt_compiler.data.example import Example
 from bt_compiler.engine.cache import cache_root
 from bt_compiler.engine.executor import Engine
 from bt_compiler.engine.progress import Progress, Silent
-from bt_compiler.engine.request import Backend, Completion, WeightHost, weight_host
+from bt_compiler.engine.request import Backend, Completion, WeightHost, turn_of, weight_host
 from bt_compiler.engine.trace import Trace
 from bt_compiler.errors import CompileError
 from bt_compiler.graph import spec_candidate
@@ -154,7 +154,7 @@ def bench_spec(
         running_tools(used_tools(spec.sections, spec.program), file=tools) as running,
     ):
         refuse_what_never_fits(spec, backends)
-        engine = Engine(backends=backends, retrievers=retrievers, tools=running)
+        engine = Engine(backends=backends, retrievers=retrievers, tools=running, turn=turn_of(backends.values()))
         _run(spec, engine, chosen[:1], told, clock)  # grammars, index pages and kernels are warm after it
         bought: list[tuple[str, Completion]] = []
         told.begin("generating", len(chosen))

@@ -28,9 +28,7 @@ class ChangedSplit:
 
     def finding(self, *, gate: bool) -> Diagnostic:
         """BTC455: a warning, or under a gate the error that no score can lift."""
-        message = (
-            f"`{self.split}` is not what it was at the compile: {self.examples} examples, there were {self.before}"
-        )
+        message = f"`{self.split}` is not what it was at the compile: {self.examples} examples, {self.before} before"
         message += f"; {self.new} are new" if self.new else ""
         message += f", and the compile may have learnt from {self.seen} of these" if self.seen else ""
         held_out = "score rows that nothing was trained on with `--data FILE`"
@@ -61,6 +59,7 @@ def changed_split(manifest: Manifest, splits: Splits, split: str) -> ChangedSpli
         chosen_by = {content_of(id) for id in kept["dev"]} if split == "test" else set()
         same_train = facts["train"].digest == before["train"]["digest"]  # and no split holds examples of another
         seen = {id for id in new if content_of(id) in chosen_by} if same_train else new
+        seen = seen if manifest.strategy else set()  # no step: nothing was trained on or chosen by
     return ChangedSplit(
         split=split, examples=len(ids), before=int(before[split]["examples"]), new=len(new), seen=len(seen)
     )

@@ -18,11 +18,18 @@ from bt_compiler.compiler.unlabelled import unlabelled_outputs
 from bt_compiler.compiler.unwritable import empty_answers
 from bt_compiler.data import Loaded, Splits, check_data
 from bt_compiler.diagnostics import Diagnostic
-from bt_compiler.errors import BtcError, DataError, SpecError
+from bt_compiler.errors import BackendError, BtcError, DataError, SpecError
 from bt_compiler.graph import Judge, Judges, Module, Program, lower_with_warnings, meetings
 from bt_compiler.optimize.inner import inner_split
 from bt_compiler.spec import Field, Sections, Spec, Type, build_sections, load_spec
-from bt_compiler.spec.sections import IN_PROCESS, CorpusSection, MetricSection, ModelSection, RetrieverSection
+from bt_compiler.spec.sections import (
+    IN_PROCESS,
+    CorpusSection,
+    MetricSection,
+    ModelSection,
+    RetrieverSection,
+    ToolSection,
+)
 from bt_compiler.spec.types import STR
 
 _READ_WHOLE = 64 * 1024 * 1024
@@ -129,12 +136,18 @@ def _answer_labels(sections: Sections, judges: Judges) -> dict[str, str]:
 
 
 def _check_settings(spec: Spec, sections: Sections, program: Program, judges: Judges) -> None:
-    """Metrics, retrievers' kinds and options, formats, models that are folders, and how training is launched."""
+    """Metrics, retrievers' kinds and options, tools of packages, formats, models that are folders, and how training is
+    launched.
+    """
     found: list[Diagnostic] = []
     for metric in _metrics(sections):
         found += _check_metric(metric, sections, program, judges)
     for retriever in _searched(sections, program):
         found += _findings_of(retriever, SpecError)
+    called = {tool.name for tool in program.tools}
+    for tool in sections.tools:
+        if tool.kind == "entry_point" and tool.name in called:
+            found += _check_registered(spec, tool)
     modules = (*program.modules, *(judge.module for judge in judges.values()))
     found += _check_formats(spec, modules)
     found += ungiven_demos(spec, modules)
@@ -187,6 +200,19 @@ def _findings_of(retriever: RetrieverSection, kind: type[BtcError]) -> list[Diag
         return list(error.diagnostics)
     except BtcError:
         return []
+    return []
+
+
+def _check_registered(spec: Spec, tool: ToolSection) -> list[Diagnostic]:
+    """Whether a package registers the tool, as of metrics. A function of `--tools FILE` is named with the command."""
+    from bt_compiler.engine.tools.registry import registered
+
+    try:
+        registered(tool)
+    except BackendError as error:
+        own = ("tools", tool.name, "entry")
+        place = spec.span(own) if spec.get(own) is not None else tool.span
+        return [replace(item, span=place) for item in error.diagnostics]
     return []
 
 

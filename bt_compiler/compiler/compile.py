@@ -21,7 +21,7 @@ from bt_compiler.artifact.bundle import refuse_foreign, verify_bundle, write_bun
 from bt_compiler.artifact.contents import BundleContents
 from bt_compiler.compiler.check import CheckedSpec, checked
 from bt_compiler.compiler.handover import Finding, bundle_contents
-from bt_compiler.compiler.identity import compile_identity, require_rounding, searched, used_models
+from bt_compiler.compiler.identity import brought_code, compile_identity, require_rounding, searched, used_models
 from bt_compiler.compiler.opening import OpenBackend
 from bt_compiler.compiler.workbench import open_workbench
 from bt_compiler.engine.cache import cache_root
@@ -138,7 +138,7 @@ def _optimised(
 
     True beside the contents: something was left out for want of budget.
     """
-    started = settings.clock()
+    started, code = settings.clock(), brought_code(spec.sections, spec.program)
     with open_workbench(
         spec,
         journal,
@@ -165,6 +165,7 @@ def _optimised(
                 seconds=settings.clock() - started,
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
                 with_index=settings.with_index,
+                code=code,
             )
         )
         return contents, task.budget.cut_short

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from bt_compiler.artifact.changed_code import ChangedCode, changed_code
 from bt_compiler.artifact.format_files import with_formats
 from bt_compiler.compiler.changed_data import ChangedSplit, changed_split
 from bt_compiler.compiler.check import label_fields, optional_label_fields
@@ -39,25 +40,29 @@ def evaluate_bundle(
     progress: Progress | None = None,
     opener: OpenBackend | None = None,
     tools: Path | None = None,
-    on_change: Callable[[ChangedSplit], None] | None = None,
+    on_change: Callable[[ChangedSplit | ChangedCode], None] | None = None,
 ) -> Report:
     """The shipped program's report on `split` of the bundle's own data, or on all rows of `data`: a file, or a name as
     in a spec (`sklearn:NAME`, `hf://owner/name:split`), from the working folder.
 
     `overrides` are applied to the bundle's spec, for paths and endpoints of this machine. `on_change` is told,
-    before anything runs, where `split` does not hold the examples that it held at the compile, and may raise; without
-    it `progress` is. Raises BundleError, SpecError, DataError, BackendError, and CompileError (BTC452) where the split
-    has no examples.
+    before anything runs, where `split` does not hold the examples that it held at the compile, and where a metric or
+    tool of an installed package has other code than it had, and may raise; without it `progress` is. Raises
+    BundleError, SpecError, DataError, BackendError, and CompileError (BTC452) where the split has no examples.
     """
     told = Silent() if progress is None else progress
     tell = on_change or (lambda change: told.say(change.finding(gate=False).message))
     root = cache_root(os.environ) if cache is None else cache
     with (
-        load(folder, overrides=overrides, progress=told, cache_root=root, opener=opener, tools=tools) as predictor,
+        load(
+            folder, overrides=overrides, progress=told, cache_root=root, opener=opener, tools=tools, on_change=tell
+        ) as predictor,
         closing(CompletionCache(cache_path(root))) as store,
         ExitStack() as opened,
     ):
         bundle, name = predictor.bundle, split if data is None else data
+        for change in changed_code(bundle.manifest, metrics=[leaf.kind for leaf in predictor.sections.metric.leaves()]):
+            tell(change)
         judges = with_formats(_judges(predictor, overrides), bundle.judge_formats)
         examples = _examples(predictor, split, data, judges, tell)
         engine = replace(predictor.engine(), stores=(store,))

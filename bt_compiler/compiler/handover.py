@@ -7,18 +7,17 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bt_compiler.artifact.contents import BundleContents, ModelFacts, Prefix, sent_prompts
 from bt_compiler.compiler.check import CheckedSpec
 from bt_compiler.compiler.identity import data_facts, package_versions
-from bt_compiler.compiler.opening import in_fixed_parts
 from bt_compiler.engine.executor import Engine
 from bt_compiler.engine.formats import load_format
 from bt_compiler.engine.metrics import build_metric, judge_of
-from bt_compiler.engine.request import Backend, PromptText
+from bt_compiler.engine.request import Backend, PromptText, in_fixed_parts
 from bt_compiler.engine.retrieval import Indexed
 from bt_compiler.engine.scoring import Confusion, confusion
 from bt_compiler.engine.trace import Agreement
@@ -46,6 +45,8 @@ class Finding:
     """ISO time."""
     with_index: bool = False
     """Whether the bundle is to carry the indexes of its retrievers."""
+    code: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """`brought_code` before anything ran."""
 
 
 def bundle_contents(finding: Finding) -> BundleContents:
@@ -69,6 +70,7 @@ def bundle_contents(finding: Finding) -> BundleContents:
         retrievers={name: retriever.digest for name, retriever in finding.engine.retrievers.items()},
         indexes=_indexes(finding) if finding.with_index else {},
         tools={name: tool.digest for name, tool in finding.engine.tools.items()},
+        code=finding.code,
         seed=finding.seed,
         models=models,
         versions=package_versions(spec.sections, spec.program, spec.judges),

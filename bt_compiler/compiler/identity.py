@@ -6,23 +6,24 @@ Cheap to find: no model is loaded. A change of any part starts a journal over, a
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from bt_compiler.artifact.changed_code import installed_code
 from bt_compiler.artifact.contents import SplitFacts
 from bt_compiler.canonical import digest
 from bt_compiler.compiler.check import CheckedSpec
 from bt_compiler.data.example import Splits
 from bt_compiler.engine.formats import load_format
-from bt_compiler.engine.metrics import metric_kinds, plugin_code, plugin_package
+from bt_compiler.engine.metrics import metric_kinds, plugin_package
 from bt_compiler.engine.progress import Progress
 from bt_compiler.engine.retrieval import reachable
 from bt_compiler.engine.retrieval.encoder import find_encoder
 from bt_compiler.engine.retrieval.index_folder import corpus_digest
-from bt_compiler.engine.tools.registry import tool_code, tool_digest
+from bt_compiler.engine.tools.registry import tool_digest
 from bt_compiler.errors import CompileError
 from bt_compiler.graph.judges import Judges
 from bt_compiler.graph.program import Program
@@ -67,7 +68,7 @@ def compile_identity(
         "tool": {section.name: tool_digest(section, tools) for section in used_tools(sections, checked.program)},
         "package": package_versions(sections, checked.program, checked.judges),
         "launch": _launch_facts(sections),
-        **({"code": code} if (code := _installed_code(sections, checked.program)) else {}),
+        **({"code": code} if (code := _code_by_name(brought_code(sections, checked.program))) else {}),
     }
 
 
@@ -156,11 +157,13 @@ def _plugin_metrics(sections: Sections) -> set[str]:
     return {metric.kind for metric in metrics} - set(metric_kinds())
 
 
-def _installed_code(sections: Sections, program: Program) -> dict[str, str]:
-    """Digest of what installed packages bring, by metric or tool: an editable one changes without its version."""
-    found = {f"of metric {kind}": plugin_code(kind) for kind in sorted(_plugin_metrics(sections))}
-    found |= {f"of tool {section.name}": tool_code(section) for section in used_tools(sections, program)}
-    return {name: code for name, code in found.items() if code is not None}
+def brought_code(sections: Sections, program: Program) -> dict[str, dict[str, str]]:
+    """Digests of what installed packages bring (`installed_code`): an editable one changes without its version."""
+    return installed_code(used_tools(sections, program), _plugin_metrics(sections))
+
+
+def _code_by_name(code: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    return {f"of {what} {name}": sha for what, by_name in code.items() for name, sha in by_name.items()}
 
 
 def _installed(names: Iterable[str]) -> dict[str, str]:

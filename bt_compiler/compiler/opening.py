@@ -61,10 +61,5 @@ def running_tools(sections: Iterable[ToolSection], *, file: Path | None) -> Iter
             tool.close()
 
 
-def in_fixed_parts(backend: Backend) -> bool:
-    """Whether rows of this backend depend on their batch on this machine, so that it runs fixed parts (design §4)."""
-    return backend.facts().get("batching") == "fixed parts"
-
-
 def _named(model: str, choices: Choices) -> Choices:
     return lambda name, measure: choices(f"{model}: {name}", measure)

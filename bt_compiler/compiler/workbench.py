@@ -17,7 +17,6 @@ from bt_compiler.compiler.identity import used_models, used_tools
 from bt_compiler.compiler.opening import (
     OpenBackend,
     backend_opener,
-    in_fixed_parts,
     open_models,
     running_tools,
 )
@@ -26,7 +25,7 @@ from bt_compiler.engine.cache import CompletionCache, CompletionStore, cache_pat
 from bt_compiler.engine.executor import Engine
 from bt_compiler.engine.metrics import Metric, build_metric
 from bt_compiler.engine.progress import Progress
-from bt_compiler.engine.request import Backend, Completion
+from bt_compiler.engine.request import Backend, Completion, in_fixed_parts, turn_of
 from bt_compiler.engine.retrieval import Retriever, ids_within, open_retrievers, refuse_shared_ids
 from bt_compiler.engine.tools import Tool
 from bt_compiler.engine.window import least_length
@@ -103,7 +102,8 @@ class Workbench:
 
     def _engine(self, journal: StepJournal) -> tuple[Engine, AccountedStore]:
         """The engine with its one store: journal, then cache. Without the cache where runs are kept whole."""
-        engine = Engine(backends=self.backends, retrievers=self.retrievers, tools=self.tools)
+        turn = turn_of(self.backends.values())
+        engine = Engine(backends=self.backends, retrievers=self.retrievers, tools=self.tools, turn=turn)
         prices = {model.name: model.price for model in self.models if model.price is not None}
 
         def answered(model: str, completion: Completion) -> None:

@@ -151,10 +151,12 @@ def _finite(text: str) -> float:
 def _read_jsonl(path: Path, span: Span | None, selection: Selection) -> Table:
     name, broken = shown_name(path), list[Diagnostic]()
     columns: dict[str, None] = {}
+    whole = True
     for number, data in enumerate(_lines_of(path, span), 1):
         if not data.strip():
             continue
         if selection.full:
+            whole = False
             break
         line = _decoded(data, number, name, span)
         try:
@@ -174,7 +176,7 @@ def _read_jsonl(path: Path, span: Span | None, selection: Selection) -> Table:
         selection.offer(Row(line=number, text=line, values=value))
     if broken:
         raise DataError(cut_short(broken, "broken lines"))
-    return Table(name=name, rows=selection.rows(), columns=tuple(columns))
+    return Table(name=name, rows=selection.rows(), columns=tuple(columns), whole=whole)
 
 
 def _decoded(data: bytes, number: int, name: str, span: Span | None) -> str:

@@ -55,12 +55,13 @@ def check_data(
 ) -> Loaded:
     """As `load_splits`, with notes: proportions taken, copies found, splits that are missing. Raises BTC310 too where
     `columns` maps an optional label to a column that no split has: else a mistyped one would lose the label in silence.
+    Where rows were left unread that may have it, BTC310 is a warning.
     """
     wanted = _wanted(data, inputs, labels, optional)
     _check_columns(data, wanted)
     rows, notes = _read_all(_sources(data), wanted)
-    _require_mapped(data, wanted, [part[0].table for part in rows.values() if part])
-    return _parted(rows, notes, data)
+    unread = _require_mapped(data, wanted, [part[0].table for part in rows.values() if part])
+    return _parted(rows, [*unread, *notes], data)
 
 
 def _parted(rows: Mapping[str, _Split], notes: Sequence[Diagnostic], data: DataSection) -> Loaded:
@@ -77,21 +78,25 @@ def _wanted(data: DataSection, inputs: Sequence[Field], labels: Sequence[Field],
     )
 
 
-def _require_mapped(data: DataSection, wanted: Wanted, tables: Sequence[Table]) -> None:
-    """Raises DataError BTC310 at the keys of `columns`."""
+def _require_mapped(data: DataSection, wanted: Wanted, tables: Sequence[Table]) -> list[Diagnostic]:
+    """Raises DataError BTC310 at the keys of `columns`; where not all columns are known, warnings instead."""
     columns = list(dict.fromkeys(column for table in tables for column in table.columns))
+    whole = all(table.whole for table in tables)
+    where = "the data has no" if whole else "no row up to `limit` has a"
     found = [
         Diagnostic(
             code="BTC310",
-            message=f"the data has no column `{wanted.column(item)}`, which `columns` reads label `{item.name}` from",
+            message=f"{where} column `{wanted.column(item)}`, which `columns` reads label `{item.name}` from",
             span=data.spans.get(("columns", item.name), data.span),
+            severity="error" if whole else "warning",
             help=did_you_mean(wanted.column(item), columns, what="the columns"),
         )
         for item in wanted.optional
         if item.name in data.columns and wanted.column(item) not in columns
     ]
-    if found:
+    if found and whole:
         raise DataError(sorted(found, key=position))
+    return found
 
 
 def load_examples(

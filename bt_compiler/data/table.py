@@ -42,6 +42,8 @@ class Table:
     header_line: int = 1
     columns: tuple[str, ...] = ()
     """Every column that some row has, in order of appearance."""
+    whole: bool = True
+    """Whether `columns` are all of the source's; rows of JSONL beyond `limit` are not read and may have others."""
 
     def span(self, row: Row) -> Span:
         """The line of a row."""

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from bt_compiler.engine.retrieval import Retriever
     from bt_compiler.engine.tools import Tool
 
-_TURN = 0.005
-"""Seconds of a backend's turn where several are at work: little beside a pass of an embedded engine."""
 RETRY_TEMPERATURE = 0.7
 """Least temperature of the one repetition after an answer outside the grammar: greedy would repeat itself."""
 
@@ -49,6 +47,8 @@ class Engine:
     tools: Mapping[str, Tool] = field(default_factory=dict)
     stores: tuple[CompletionStore, ...] = ()
     """Asked in order; a hit is written to those before it, a new completion to all."""
+    turn: float | None = None
+    """Seconds that a backend works at most where others wait too (`turn_of`); None: until one of its requests ends."""
     ended: Callable[[], None] | None = None
     """Called after each whole `run`, for stores that keep runs whole."""
     answered: Callable[[str, Completion], None] | None = None
@@ -373,7 +373,7 @@ class Execution:
             models.setdefault(id(self._engine.backends[model]), model)
         for model in models.values():
             backend = self._engine.backends[model]
-            finished = backend.poll() if len(models) == 1 else backend.poll(_TURN)
+            finished = backend.poll() if len(models) == 1 else backend.poll(self._engine.turn)
             if finished is None:
                 continue
             if not finished:

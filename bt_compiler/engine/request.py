@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -162,6 +162,22 @@ class Backend(Protocol):
     def close(self) -> None:
         """Gives memory, connections and processes back."""
         ...
+
+
+_TURN = 0.005
+"""Seconds of a backend's turn where several are at work: little beside a pass of an embedded engine."""
+
+
+def in_fixed_parts(backend: Backend) -> bool:
+    """Whether rows of this backend depend on their batch on this machine, so that it runs fixed parts (design §4)."""
+    return backend.facts().get("batching") == "fixed parts"
+
+
+def turn_of(backends: Iterable[Backend]) -> float | None:
+    """Seconds of a turn of each of these where several are at work; None where one of them runs fixed parts, for what
+    is in a part must not depend on the clock.
+    """
+    return None if any(in_fixed_parts(backend) for backend in backends) else _TURN
 
 
 class BaseFolder(NamedTuple):

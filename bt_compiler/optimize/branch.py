@@ -42,9 +42,7 @@ class Branch:
 
     def step_folder(self, index: int) -> Path:
         """The folder of step `index` (from 1) of this branch; created where missing."""
-        folder = self._journal.folder / "branches" / self._names[index]
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+        return self._journal.kept_folder("branches", self._names[index])
 
 
 class _OwnCompletions:

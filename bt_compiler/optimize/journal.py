@@ -4,6 +4,9 @@ A compile is a deterministic function whose expensive parts are memoised here: c
 under a name, and one folder a step for checkpoints. A resume runs the same code again and is handed everything that
 was finished. Nothing here says how far a compile has come; that follows from replaying it.
 
+A journal of another identity is set aside until the new one holds something that was paid for. A compile that cannot
+start (a server is down, a model's name is mistyped) or is killed before that leaves the earlier one as it was.
+
     artifacts/.iris.compile/
       lock                 held by the compile that is running
       identity.json        what the compile is a function of; another identity starts over
@@ -11,6 +14,7 @@ was finished. Nothing here says how far a compile has come; that follows from re
       memo/                measured choices, accounts of finished steps: one file a name
       steps/02-weights/    checkpoints and adapters of a step
       finished.json        the digest of the bundle that came of it
+      former/              all that of an earlier journal, its identity among it once it is whole
 
 Knows nothing of specs, programs or optimisers.
 """
@@ -33,6 +37,9 @@ from bt_compiler.engine.request import Completion
 from bt_compiler.errors import BackendError, CompileError
 
 SCHEMA = 1
+FORMER = "former"
+_DROPPED = "dropped"
+"""What `former` is called while it is being removed."""
 Opened = Literal["new", "resumed", "fresh", "changed"]
 
 
@@ -70,17 +77,19 @@ class Journal:
         self.opened: Opened = opened
         self.changed = changed
         self._lock = lock
+        self._aside = opened in ("fresh", "changed")
         # Unbounded: a journal must not forget what was paid for.
         with _explained(folder):
-            self._store = _JournalStore(CompletionCache(folder / "completions.sqlite", None), folder)
+            self._store = _JournalStore(CompletionCache(folder / "completions.sqlite", None), folder, self._keep)
 
     @classmethod
     def open(cls, folder: Path, identity: Mapping[str, Any], *, fresh: bool = False) -> Self:
         """Opens or creates the journal in `folder` for a compile with `identity` (JSON, names for people as keys).
 
-        An earlier journal is removed where `fresh` asks for it or its identity differs; `opened` and `changed` say
-        which. Raises `CompileError`: BTC460 where another compile holds the folder, BTC464 where the identity file
-        is of a newer version. Raises OSError where the folder cannot be written.
+        An earlier journal gives way where `fresh` asks for it or its identity differs; `opened` and `changed` say
+        which. It is removed with the first completion that is new, the first folder of a step or the end of the `with`,
+        and put back where an exception ends that before. Raises `CompileError`: BTC460 where another compile holds the
+        folder, BTC464 where the identity file is of a newer version. Raises OSError where the folder cannot be written.
         """
         folder.mkdir(parents=True, exist_ok=True)
         lock = _locked(folder)
@@ -88,7 +97,8 @@ class Journal:
             opened, changed = _prepare(folder, json.loads(canonical_json(identity)), fresh=fresh)
             return cls(folder, lock, opened=opened, changed=changed)
         except BaseException:
-            lock.close()
+            with lock:
+                _put_back(folder)
             raise
 
     @property
@@ -119,13 +129,19 @@ class Journal:
 
     def step_folder(self, index: int) -> Path:
         """The folder of step `index` (from 1) for checkpoints and adapters; created where missing."""
-        folder = self.folder / "steps" / f"{index:02d}"
+        return self.kept_folder("steps", f"{index:02d}")
+
+    def kept_folder(self, *names: str) -> Path:
+        """A folder for what is paid for; created where missing."""
+        folder = self.folder.joinpath(*names)
         folder.mkdir(parents=True, exist_ok=True)
+        self._keep()
         return folder
 
     def finish(self, record: Mapping[str, Any]) -> None:
         """Marks the compile as finished; `record` names the bundle and its digest."""
         _write(self.folder / "finished.json", {"schema": SCHEMA, **record})
+        self._keep()
 
     def finished(self) -> Mapping[str, Any] | None:
         """The record of `finish`, None while the compile is not finished."""
@@ -135,24 +151,34 @@ class Journal:
         except CompileError:
             return None  # damaged: all that it says follows from the rest of the journal once more
 
-    def close(self) -> None:
-        """Writes what is pending and gives the lock back; the journal stays on disk."""
-        self._store.close()
-        self._lock.close()
+    def _keep(self) -> None:
+        """From now on this journal is worth more than the one before it."""
+        if self._aside:
+            self._aside = False
+            (self.folder / FORMER).replace(self.folder / _DROPPED)
+            shutil.rmtree(self.folder / _DROPPED)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Writes what is pending and gives the lock back; this journal stays on disk, or the one that it followed."""
+        with self._lock:
+            self._store.close()
+            if kind is None:
+                self._keep()
+            elif self._aside:
+                _put_back(self.folder)
 
 
 class _JournalStore:
     """The journal's own completions. What is wrong with their file is not a matter of the cache folder."""
 
-    def __init__(self, store: CompletionCache, folder: Path) -> None:
+    def __init__(self, store: CompletionCache, folder: Path, paid: Callable[[], None]) -> None:
+        """`paid` is called when completions are on disk that no cache had."""
         self._store = store
         self._folder = folder
+        self._paid = paid
 
     def get(self, key: str) -> Completion | None:
         """The completion with `cached` set, or None."""
@@ -161,13 +187,14 @@ class _JournalStore:
 
     def put(self, key: str, completion: Completion) -> None:
         """Keeps a completion; it survives the end of the process once this returns."""
-        with _explained(self._folder):
-            self._store.put(key, completion)
+        self.put_many([(key, completion)])
 
     def put_many(self, items: Sequence[tuple[str, Completion]]) -> None:
         """Several puts in one transaction."""
         with _explained(self._folder):
             self._store.put_many(items)
+        if not all(completion.cached for _, completion in items):
+            self._paid()
 
     def close(self) -> None:
         """Closes the file."""
@@ -208,6 +235,7 @@ def _locked(folder: Path) -> IO[str]:
 
 
 def _prepare(folder: Path, identity: dict[str, Any], *, fresh: bool) -> tuple[Opened, tuple[str, ...]]:
+    _put_back(folder)
     path = folder / "identity.json"
     opened: Opened = "new"
     changed: tuple[str, ...] = ()
@@ -219,6 +247,7 @@ def _prepare(folder: Path, identity: dict[str, Any], *, fresh: bool) -> tuple[Op
             if not changed:
                 return "resumed", ()
             opened = "changed"
+        _set_aside(folder)
     _empty(folder)
     _write(path, {"schema": SCHEMA, "identity": identity})
     return opened, changed
@@ -252,13 +281,42 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _empty(folder: Path) -> None:
-    """Removes an earlier journal, its identity first, so that a crash in between leaves none that could be resumed."""
+    """Removes what is no journal, an identity first, so that a crash in between leaves none that could be resumed."""
     (folder / "identity.json").unlink(missing_ok=True)
-    for entry in folder.iterdir():
+    for entry in _entries(folder):
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
-        elif entry.name != "lock":
+        else:
             entry.unlink()
+
+
+def _set_aside(folder: Path) -> None:
+    """Moves the journal into `former`, its identity last: with it there, all that lies outside is another's."""
+    former = folder / FORMER
+    former.mkdir()
+    for entry in _entries(folder):
+        if entry.name != "identity.json":
+            entry.replace(former / entry.name)
+    (folder / "identity.json").replace(former / "identity.json")
+
+
+def _put_back(folder: Path) -> None:
+    """Undoes `_set_aside`, whole or cut short anywhere, as this may be too; ends a removal that was."""
+    former = folder / FORMER
+    if (former / "identity.json").exists():
+        _empty(folder)
+        (former / "identity.json").replace(folder / "identity.json")
+    if former.is_dir():
+        for entry in sorted(former.iterdir()):
+            entry.replace(folder / entry.name)
+        former.rmdir()
+    if (folder / _DROPPED).is_dir():
+        shutil.rmtree(folder / _DROPPED)
+
+
+def _entries(folder: Path) -> list[Path]:
+    """All but the lock and what was set aside; the database before its log."""
+    return [entry for entry in sorted(folder.iterdir()) if entry.name not in ("lock", FORMER)]
 
 
 def _read(path: Path, wanted: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +22,26 @@ _TABLES = (".csv", ".tsv", ".parquet", ".gz", ".zst")
 """Endings of files that data comes in, and that are not read here: each of their lines would be a broken row."""
 
 
-class BrokenRow:
-    """A line of a file that is no JSON; its place in the results is kept."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileRow:
+    """A row of a file; its result says of which line it is."""
 
-    def __init__(self, message: str) -> None:
-        self.message = message
+    line: int
+    """From 1, blank ones counted."""
+    value: Any = None
+    broken: str | None = None
+    """Why there is no value: the line is no JSON."""
 
 
 def predict_batch(
     session: Session, example: Callable[[Any], Example], rows: Iterable[Any], *, window: int
 ) -> Iterator[dict[str, Any]]:
-    """One result a row, in order; see `Predictor.batch`. `example` checks a row (InputError)."""
+    """One result a row, in order; see `Predictor.batch`. `example` checks a row (InputError). That of a `FileRow` has
+    its `line` in front.
+    """
     if window < 1:
         raise ValueError("a window holds at least one row")
-    pending: deque[int | InputError] = deque()
+    pending: deque[tuple[int | InputError, dict[str, Any]]] = deque()
     source = iter(rows)
     try:
         more = True
@@ -44,17 +51,18 @@ def predict_batch(
                 if row is _END:
                     more = False
                 else:
-                    pending.append(_submitted(session, example, row))
+                    place = {"line": row.line} if isinstance(row, FileRow) else {}
+                    pending.append((_submitted(session, example, row), place))
             if pending:
-                first = pending.popleft()
-                yield _wrong(first) if isinstance(first, InputError) else _result(session.wait(first))
+                first, place = pending.popleft()
+                yield place | (_wrong(first) if isinstance(first, InputError) else _result(session.wait(first)))
     finally:
-        for left in pending:
+        for left, _ in pending:
             if isinstance(left, int):
                 session.forget(left)
 
 
-def rows_of_file(path: Path) -> Iterator[Any]:
+def rows_of_file(path: Path) -> Iterator[FileRow]:
     """The JSON values of a JSONL file, blank lines left out; a broken line keeps its place as a failed row.
 
     `-` is standard input. Raises UsageError (BTC567) where the file is no JSONL by its name, or cannot be read.
@@ -66,13 +74,13 @@ def rows_of_file(path: Path) -> Iterator[Any]:
     return _rows(path)
 
 
-def _rows(path: Path) -> Iterator[Any]:
+def _rows(path: Path) -> Iterator[FileRow]:
     named = path != Path("-")
     try:
         with path.open("rb") if named else nullcontext(sys.stdin.buffer) as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
-                    yield _row(line, f"{path if named else '<stdin>'}:{number}")
+                    yield _row(line, number, path if named else "<stdin>")
     except OSError as error:
         raise UsageError.of(
             "BTC567", f"cannot read `{path}`: {error.strerror}", help="name a JSONL file: one input object a line"
@@ -82,18 +90,19 @@ def _rows(path: Path) -> Iterator[Any]:
 _END = object()
 
 
-def _row(line: bytes, place: str) -> Any:
+def _row(line: bytes, number: int, path: Path | str) -> FileRow:
     try:
-        return json.loads(line, parse_constant=refuse_constant)
+        return FileRow(line=number, value=json.loads(line, parse_constant=refuse_constant))
     except (ValueError, RecursionError) as error:
-        return BrokenRow(f"{place} is not JSON: {error}")
+        return FileRow(line=number, broken=f"{path}:{number} is not JSON: {error}")
 
 
 def _submitted(session: Session, example: Callable[[Any], Example], row: Any) -> int | InputError:
-    if isinstance(row, BrokenRow):
-        return InputError([Problem(path=(), message=row.message, kind="json")])
+    value = row.value if isinstance(row, FileRow) else row
+    if isinstance(row, FileRow) and row.broken is not None:
+        return InputError([Problem(path=(), message=row.broken, kind="json")])
     try:
-        return session.submit(example(row))
+        return session.submit(example(value))
     except InputError as error:
         return error
 

@@ -6,8 +6,10 @@ The model is opened at the first use, or by `open`. Knows nothing of optimising,
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Self
@@ -18,7 +20,7 @@ from bt_compiler.data import make_example
 from bt_compiler.data.example import Example
 from bt_compiler.diagnostics import Diagnostic
 from bt_compiler.engine.progress import Progress, Silent
-from bt_compiler.engine.request import Backend
+from bt_compiler.engine.request import Backend, turn_of
 from bt_compiler.engine.trace import Failure, Trace
 from bt_compiler.errors import BtcError, BundleError, UsageError
 from bt_compiler.runtime.batch import predict_batch
@@ -30,6 +32,7 @@ from bt_compiler.spec.sections import ModelSection
 from bt_compiler.spec.types import Field
 
 if TYPE_CHECKING:
+    from bt_compiler.artifact.changed_code import ChangedCode
     from bt_compiler.engine.executor import Engine
     from bt_compiler.engine.retrieval import Retriever
     from bt_compiler.engine.tools import Tool
@@ -46,15 +49,18 @@ def load(
     *,
     overrides: Sequence[str] = (),
     progress: Progress | None = None,
-    cache_root: Path | None = None,
+    cache_root: str | Path | None = None,
     opener: OpenBackend | None = None,
-    tools: Path | None = None,
+    tools: str | Path | None = None,
+    on_change: Callable[[ChangedCode], None] | None = None,
 ) -> Predictor:
     """A predictor for the bundle at `path`; every hash is verified now, the model is opened at the first use.
 
     `overrides` (`model.endpoints=[…]`) change the bundle's resolved spec, for endpoints and paths of this machine.
     `tools` is the Python file of tools of kind `function`, which a bundle does not hold.
-    `opener` opens backends in another way than the spec's engine. Raises BundleError, SpecError, UsageError (BTC586)
+    `opener` opens backends in another way than the spec's engine. `on_change` is told, before a tool runs, where an
+    installed package has other code for it than at the compile; without it `progress` is, or a UserWarning is given.
+    Raises BundleError, SpecError, UsageError (BTC586)
     where an override would change the program.
     """
     from bt_compiler.engine.cache import cache_root as default_root
@@ -64,10 +70,21 @@ def load(
     if overrides:
         _refuse_another_program(bundle, spec)
     sections = build_sections(spec)
-    root = default_root(os.environ) if cache_root is None else cache_root
+    root = default_root(os.environ) if cache_root is None else Path(cache_root)
+    file = None if tools is None else Path(tools)
     told = Silent() if progress is None else progress
     opened = opener or _opener(root, told)
-    return Predictor(bundle, sections, progress=told, cache_root=root, opener=opened, tools=tools)
+    tell = on_change or (_warned if progress is None else partial(_said, told))
+    return Predictor(bundle, sections, progress=told, cache_root=root, opener=opened, tools=file, on_change=tell)
+
+
+def _said(progress: Progress, change: ChangedCode) -> None:
+    item = change.finding(gate=False)
+    progress.say(f"{item.severity}[{item.code}]: {item.message}")
+
+
+def _warned(change: ChangedCode) -> None:
+    warnings.warn(change.finding(gate=False).message, stacklevel=2)
 
 
 _DONE = "optimize.strategy=[]"
@@ -109,6 +126,7 @@ class Predictor:
         progress: Progress,
         cache_root: Path,
         opener: OpenBackend,
+        on_change: Callable[[ChangedCode], None],
         tools: Path | None = None,
     ) -> None:
         self.bundle = bundle
@@ -122,6 +140,7 @@ class Predictor:
         self._progress = progress
         self._cache_root = cache_root
         self._opener = opener
+        self._on_change = on_change
         self._tools_file = tools
         self._opening = Lock()
         self._engine: Engine | None = None
@@ -144,7 +163,8 @@ class Predictor:
 
                 retrievers = self._retrievers()
                 tools = self._tools()
-                engine = Engine(backends=self._backends(), retrievers=retrievers, tools=tools)
+                backends = self._backends()
+                engine = Engine(backends=backends, retrievers=retrievers, tools=tools, turn=turn_of(backends.values()))
                 bundle = self.bundle
                 self._engine, self._process = engine, os.getpid()
                 self._session = Session(
@@ -273,6 +293,7 @@ class Predictor:
 
     def _tools(self) -> dict[str, Tool]:
         """Checked before one is run."""
+        from bt_compiler.artifact.changed_code import changed_code
         from bt_compiler.engine.tools import open_tools
         from bt_compiler.engine.tools.registry import tool_digest
 
@@ -286,6 +307,8 @@ class Predictor:
                     f"tool `{section.name}` is not the one that the bundle was compiled with",
                     help="give the same file or package version, or compile again with this one",
                 )
+        for change in changed_code(self.bundle.manifest, tools=sections):
+            self._on_change(change)
         return open_tools(sections, file=self._tools_file)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -122,9 +123,47 @@ def test_the_workflow_lies_where_github_reads_it_and_finds_the_spec(
     assert workflow["env"]["SPEC"] == f"{path}/spec.yaml"
     assert (top / workflow["env"]["SPEC"]).exists()
     assert (top / ".gitignore").read_text() == "artifacts/\n"
-    again = btc("init", "../other/demo" if work.endswith("sub") else "other/demo", cwd=tmp_path / work)
-    assert (again.returncode, "BTC580" in again.stderr, "btc-demo.yml" in again.stderr) == (2, True, True)
-    assert not (tmp_path / work / "other").exists()
+
+
+def test_starters_of_one_name_have_workflows_of_their_own_and_one_is_made_again(tmp_path: Path) -> None:
+    (tmp_path / ".git").mkdir()
+    folder = tmp_path / ".github" / "workflows"
+    for name in ("a/demo", "b/demo"):
+        made = btc("init", name, cwd=tmp_path)
+        assert (made.returncode, made.stderr) == (0, "")
+    flows = {path.name: yaml.safe_load(path.read_text()) for path in folder.iterdir()}
+    assert {name: (flow["name"], flow["env"]["SPEC"]) for name, flow in flows.items()} == {
+        "btc-demo.yml": ("btc-demo", "a/demo/spec.yaml"),
+        "btc-b_demo.yml": ("btc-b_demo", "b/demo/spec.yaml"),
+    }
+    mended = (folder / "btc-demo.yml").read_text().replace("OWNER", "us")
+    (folder / "btc-demo.yml").write_text(mended)
+    shutil.rmtree(tmp_path / "a")
+    again = btc("init", "a/demo", cwd=tmp_path)
+    assert (again.returncode, again.stderr, "btc-demo.yml is there for it" in again.stdout) == (0, "", True)
+    assert (folder / "btc-demo.yml").read_text() == mended and len(list(folder.iterdir())) == 2
+    refused = btc("init", "demo", cwd=tmp_path)
+    assert refused.returncode == 2 and not (tmp_path / "demo").exists()
+    assert refused.stderr == (
+        "error[BTC580]: `.github/workflows/btc-demo.yml` exists already\n"
+        "  = help: delete it, or name another folder; nothing was changed\n"
+    )
+
+
+@pytest.mark.parametrize("file", [".github", ".gitignore/", ".github/workflows"])
+def test_an_init_that_fails_leaves_nothing_and_names_the_place(tmp_path: Path, file: str) -> None:
+    (tmp_path / ".git").mkdir()
+    if file.endswith("/"):
+        (tmp_path / file).mkdir()
+    else:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text("")
+    before = sorted(tmp_path.rglob("*"))
+    made = btc("init", "new/demo", cwd=tmp_path)
+    assert made.returncode == 2
+    assert made.stderr.startswith(f"error[BTC581]: cannot write `{file.rstrip('/')}"), made.stderr
+    assert "nothing was changed" in made.stderr
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_new_folder_among_others_is_a_repository_of_its_own(tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ from urllib.request import Request, urlopen
 import pytest
 
 from bt_compiler.cli.main import main
+from bt_compiler.errors import BackendError
+from bt_compiler.runtime import load
 
 GOOD = "def double(n):\n    return n * 2\n"
 SPEC = """\
@@ -156,6 +158,17 @@ def test_run_and_eval_with_the_file(bundle: Path, folder: Path) -> None:
     assert "tool_errors" not in document
     gate = btc(folder, "eval", "artifacts/agent", "--tools", "mine.py", "--at-least", "1")
     assert gate.returncode == 0, gate.stderr
+
+
+def test_in_python_the_file_is_named_by_a_text_like_the_bundle(
+    bundle: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "*")
+    with load(str(bundle), tools=str(folder / "mine.py"), cache_root=str(folder / "cache")) as agent:
+        assert agent(text="double 4").twice == 8
+    with load(str(bundle)) as agent, pytest.raises(BackendError, match="BTC543") as caught:
+        agent(text="double 4")
+    assert str(caught.value.diagnostics[0].help).endswith("`--tools FILE`, in Python the argument `tools`")
 
 
 def test_a_score_below_what_is_asked_for_ends_with_one(bundle: Path, folder: Path) -> None:

@@ -24,10 +24,11 @@ model: {id: rule, engine: scripted}
 data: DATA
 modules: {classify: {signature: "text -> mood"}}
 metric: {kind: exact_match, output: mood}
-optimize: {strategy: [], accept: {metric: {kind: contains, output: mood, label: part}}}
+optimize: {strategy: STRATEGY, prompts: {candidates: 1}, accept: {metric: {kind: contains, output: mood, label: part}}}
 """
 FILES = "{train: train.jsonl, dev: dev.jsonl, test: test.jsonl}"
 
+Compiled = Callable[..., Path]
 Scored = Callable[..., tuple[int, dict[str, Any], str]]
 
 
@@ -45,9 +46,9 @@ def opened(*_: Any) -> RuleBackend:
 
 
 @pytest.fixture
-def compiled(tmp_path: Path) -> Callable[[str], Path]:
-    def run(data: str) -> Path:
-        (tmp_path / "moods.yaml").write_text(SPEC.replace("DATA", data))
+def compiled(tmp_path: Path) -> Compiled:
+    def run(data: str, strategy: str = "[prompts]") -> Path:
+        (tmp_path / "moods.yaml").write_text(SPEC.replace("DATA", data).replace("STRATEGY", strategy))
         settings = CompileSettings(out=tmp_path / "bundle", cache=tmp_path / "cache", opener=opened)
         return compile_with(tmp_path / "moods.yaml", settings)
 
@@ -77,7 +78,7 @@ def scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
 @pytest.mark.parametrize("split", ["{train: 20, dev: 10, test: 10}", "{train: 0.6, dev: 0.2, test: 0.2}"])
 def test_rows_added_to_a_file_that_is_split_pass_no_gate(
-    split: str, compiled: Callable[[str], Path], scored: Scored, tmp_path: Path
+    split: str, compiled: Compiled, scored: Scored, tmp_path: Path
 ) -> None:
     folder = compiled(f"{{path: all.jsonl, split: {split}}}")
     code, document, err = scored("--at-least", "0.9")
@@ -102,12 +103,19 @@ def test_rows_added_to_a_file_that_is_split_pass_no_gate(
     assert scored("--at-least", "0.9", "--data", str(tmp_path / "held.jsonl"))[0] == 0
 
 
+def test_a_compile_without_steps_has_learnt_from_nothing(compiled: Compiled, scored: Scored, tmp_path: Path) -> None:
+    compiled("{path: all.jsonl, split: {train: 20, dev: 10, test: 10}}", strategy="[]")
+    write(tmp_path / "all.jsonl", range(80))
+    code, document, err = scored("--at-least", "0.9")
+    assert (code, document["data_changed"], "warning[BTC455]" in err, "learnt" in err) == (0, True, True, False), err
+
+
 def test_test_rows_beside_an_unchanged_train_pass_a_gate_and_are_told_of(
-    compiled: Callable[[str], Path], scored: Scored, tmp_path: Path
+    compiled: Compiled, scored: Scored, tmp_path: Path
 ) -> None:
     compiled(FILES)
     assert "BTC455" not in scored("--split", "train", "--at-least", "0.9")[2]
-    for numbers, said in ((range(30, 40), "10 examples, there were 6; 4 are new\n"), (range(30, 34), "4 examples, ")):
+    for numbers, said in ((range(30, 40), "10 examples, 6 before; 4 are new\n"), (range(30, 34), "4 examples, ")):
         write(tmp_path / "test.jsonl", numbers)
         code, document, err = scored("--at-least", "0.9")
         assert (
@@ -125,7 +133,7 @@ def test_test_rows_beside_an_unchanged_train_pass_a_gate_and_are_told_of(
 
 
 def test_rows_that_chose_or_that_come_with_another_train_pass_no_gate(
-    compiled: Callable[[str], Path], scored: Scored, tmp_path: Path
+    compiled: Compiled, scored: Scored, tmp_path: Path
 ) -> None:
     compiled(FILES)
     write(tmp_path / "dev.jsonl", range(50, 56))
@@ -139,9 +147,7 @@ def test_rows_that_chose_or_that_come_with_another_train_pass_no_gate(
     assert (code, "2 are new, and the compile may have learnt from 2 of these" in err) == (1, True), err
 
 
-def test_every_example_is_shown_with_its_place_and_answer(
-    compiled: Callable[[str], Path], scored: Scored, tmp_path: Path
-) -> None:
+def test_every_example_is_shown_with_its_place_and_answer(compiled: Compiled, scored: Scored, tmp_path: Path) -> None:
     compiled(FILES)
     _, document, _ = scored()
     first = document["scores"][0]
@@ -156,7 +162,7 @@ def test_every_example_is_shown_with_its_place_and_answer(
 
 
 def test_a_difference_names_the_lines_of_what_changed(
-    compiled: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    compiled: Compiled, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     right = compiled(FILES).rename(tmp_path / "right")
 

@@ -23,7 +23,7 @@ from bt_compiler.compiler.evaluate import evaluate_bundle
 from bt_compiler.compiler.identity import compile_identity
 from bt_compiler.engine.progress import Silent
 from bt_compiler.engine.templates import template_folder
-from bt_compiler.errors import BtcError, BundleError, CompileError, DataError, SpecError
+from bt_compiler.errors import BackendError, BtcError, BundleError, CompileError, DataError, SpecError
 from bt_compiler.optimize.journal import Journal, journal_folder
 
 SPEC = """\
@@ -244,6 +244,24 @@ def test_a_change_starts_over_and_says_why(run: Compile, tmp_path: Path, change:
     assert [line for line in said if "starting over" in line] == [
         f"starting over, for this has changed since the last compile: {why}"
     ]
+
+
+@pytest.mark.parametrize("when", ["opening", "first answer", "first answer after some of the cache"])
+def test_a_changed_compile_that_cannot_start_costs_the_earlier_one_nothing(run: Compile, when: str) -> None:
+    """As with a mistyped model of a server; or with a key that is asked for completions alone."""
+    digest, _, _ = run("bundle")
+
+    def down(*_: Any) -> RuleBackend:
+        if when == "opening":
+            raise BackendError.of("BTC530", "the server has no model `rul`")
+        return RuleBackend(rule=sometimes, die_after=0)
+
+    cache = "cache" if "cache" in when else "empty"
+    with pytest.raises((BackendError, Killed)):
+        run(opener=down, cache=cache, overrides=["optimize.prompts.candidates=4"])
+    again, backend, said = run(cache="other")
+    assert (again, backend.asked) == (digest, [])
+    assert any("up to date" in line for line in said)
 
 
 def test_settings_that_no_step_reads_start_nothing_over(run: Compile, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from bt_compiler.spec.sections import DataSection, Extraction, SourceSection
 from bt_compiler.spec.types import FLOAT, INT, NULL, STR, Type
 
 INPUTS = (Field(name="text", type=STR),)
+OR_NULL = Type(kind="union", options=(STR, NULL))
 LABELS = (Field(name="label", type=Type(kind="enum", values=("a", "b"))),)
 
 
@@ -183,6 +184,23 @@ def test_an_optional_label_that_is_mapped_is_in_some_split(tmp_path: Path) -> No
     with pytest.raises(DataError, match="did you mean `kind`"):
         check_data(mistyped, inputs=INPUTS, labels=LABELS, optional=more)
     assert load_splits(mistyped, inputs=INPUTS, labels=LABELS, optional=more).test  # a bundle is scored without it
+
+
+def test_an_optional_label_that_is_mapped_may_be_in_rows_that_the_limit_leaves_unread(tmp_path: Path) -> None:
+    rows = [{"text": str(number), "label": "a", **({"kind": "b"} if number == 9 else {})} for number in range(10)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"{number},a\n" for number in range(10)))
+
+    def checked(name: str, limit: int, column: str = "kind") -> list[str]:
+        data = DataSection(path=SourceSection(path=str(tmp_path / name), limit=limit), columns={"more": column})
+        found = check_data(data, inputs=INPUTS, labels=LABELS, optional=(Field(name="more", type=OR_NULL),)).notes
+        return [f"{item.severity} {item.code}" for item in found]
+
+    assert checked("a.jsonl", 9) == ["warning BTC310", "note BTC330"]
+    assert checked("a.jsonl", 10) == ["note BTC330"]
+    for name, limit in (("a.jsonl", 10), ("a.csv", 9)):
+        with pytest.raises(DataError, match="BTC310"):
+            checked(name, limit, "kid")
 
 
 def test_a_null_is_what_a_row_does_not_have(tmp_path: Path) -> None:

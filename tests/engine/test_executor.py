@@ -17,7 +17,7 @@ from bt_compiler.canonical import digest
 from bt_compiler.engine.backends.scripted import ScriptedBackend
 from bt_compiler.engine.cache import CompletionCache
 from bt_compiler.engine.executor import Engine, Execution
-from bt_compiler.engine.request import Completion, Finished, Request
+from bt_compiler.engine.request import Completion, Finished, Request, turn_of
 from bt_compiler.errors import BackendError, ExampleError
 from bt_compiler.graph.candidate import SHARED, Adapter, Demo, Prompt
 from bt_compiler.graph.program import Binding, Carry, Constant, Program, Ref, Repeat
@@ -386,9 +386,8 @@ def test_a_slow_model_does_not_hold_back_another():
 
     modules = tuple(replace(one, model="large") if one.name == "answer" else one for one in program.modules)
     program = replace(program, modules=modules)
-    engine = Engine(
-        backends={"default": Held(answered), "large": ScriptedBackend(function=answer)}, retrievers={"wiki": Wiki()}
-    )
+    backends = {"default": Held(answered), "large": ScriptedBackend(function=answer)}
+    engine = Engine(backends=backends, retrievers={"wiki": Wiki()}, turn=turn_of(backends.values()))
     traces = engine.run(program, candidate_of(program), examples(QUESTIONS[:2]))
     assert [trace.outputs["answer"] for trace in traces] == ["q0 with 3", "q1 with 3"]
 

@@ -5,12 +5,16 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bt_compiler.engine.request import Completion
 from bt_compiler.errors import CompileError
+from bt_compiler.optimize.branch import Branch
 from bt_compiler.optimize.journal import Journal, journal_folder
 
 IDENTITY = {"seed": 0, "spec": {"modules": "abc", "model": "def"}, "package": {"torch": "2.6"}}
@@ -87,6 +91,100 @@ def test_fresh_starts_over(tmp_path: Path) -> None:
     with Journal.open(tmp_path, IDENTITY, fresh=True) as journal:
         assert journal.opened == "fresh"
         assert journal.memo("x", lambda: 2) == 2
+
+
+OTHER = {**IDENTITY, "seed": 1}
+
+
+@pytest.fixture
+def earlier(tmp_path: Path) -> Path:
+    """A finished journal with one of everything."""
+    with Journal.open(tmp_path, IDENTITY) as journal:
+        journal.completions.put("key", COMPLETION)
+        journal.memo("x", lambda: 1)
+        (journal.step_folder(1) / "checkpoint").write_text("here")
+        journal.finish({"digest": "d"})
+    return tmp_path
+
+
+def holds_all(folder: Path) -> bool:
+    with Journal.open(folder, IDENTITY) as journal:
+        return (
+            journal.opened == "resumed"
+            and journal.completions.get("key") == COMPLETION
+            and journal.memo("x", lambda: 2) == 1
+            and (folder / "steps" / "01" / "checkpoint").read_text() == "here"
+            and journal.finished() is not None
+            and not (folder / "former").exists()
+        )
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_what_ends_before_anything_is_paid_for_leaves_the_earlier_journal(earlier: Path, *, fresh: bool) -> None:
+    with pytest.raises(ZeroDivisionError), Journal.open(earlier, OTHER, fresh=fresh) as journal:
+        assert journal.opened == ("fresh" if fresh else "changed")
+        journal.memo("dtype", lambda: "float32")
+        journal.completions.put("other", replace(COMPLETION, cached=True))
+        raise ZeroDivisionError
+    assert holds_all(earlier)
+
+
+PAID: dict[str, Callable[[Journal], object]] = {
+    "completion": lambda journal: journal.completions.put("other", COMPLETION),
+    "folder": lambda journal: journal.step_folder(1),
+    "branch": lambda journal: Branch(journal, seed=0, steps=("weights",)).step_folder(1),
+    "finish": lambda journal: journal.finish({"digest": "e"}),
+}
+
+
+@pytest.mark.parametrize("paid", PAID)
+def test_what_was_paid_for_takes_the_place_of_the_earlier_journal(earlier: Path, paid: str) -> None:
+    with pytest.raises(ZeroDivisionError), Journal.open(earlier, OTHER) as journal:
+        PAID[paid](journal)
+        assert not (earlier / "former").exists()
+        raise ZeroDivisionError
+    with Journal.open(earlier, OTHER) as journal:
+        assert journal.opened == "resumed"
+
+
+def test_a_kill_at_any_change_of_the_folder_loses_no_journal(earlier: Path, tmp_path_factory: Any) -> None:
+    """Of the one that is set aside and put back, until the other one holds something."""
+    program = """
+import os, shutil, sys
+from pathlib import Path
+from bt_compiler.optimize.journal import Journal
+def killed(event, arguments):
+    global left
+    if event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir"):
+        left -= 1
+        if left < 0:
+            os._exit(137)
+for changes in range(40):
+    folder = Path(sys.argv[2], str(changes))
+    shutil.copytree(sys.argv[1], folder)
+    child = os.fork()
+    if child == 0:
+        left = changes
+        sys.addaudithook(killed)
+        with Journal.open(folder, eval(sys.argv[3])) as journal:
+            journal.memo("dtype", lambda: "float32")
+            1 / 0
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 137:
+        break
+"""
+    copies = tmp_path_factory.mktemp("killed")
+    command = [sys.executable, "-c", program, str(earlier), str(copies), repr(OTHER)]
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    found = {folder.name: holds_all(folder) for folder in copies.iterdir()}
+    assert 15 < len(found) < 40 and all(found.values()), found
+
+
+def test_a_put_back_that_was_killed_goes_on(earlier: Path) -> None:
+    former = earlier / "former"
+    former.mkdir()
+    for name in ("memo", "steps"):
+        (earlier / name).rename(former / name)  # the rest lies outside again, its identity first
+    assert holds_all(earlier)
 
 
 def test_finished_is_remembered(tmp_path: Path) -> None:

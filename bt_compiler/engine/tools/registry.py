@@ -65,7 +65,7 @@ def tool_digest(section: ToolSection, file: Path | None = None) -> str:
         return TextSplitter(int(section.option or WORDS)).digest
     name = str(section.option)
     if section.kind == "entry_point":
-        entry = _entry_point(section, name)
+        entry = registered(section)
         made = (entry.dist.name, entry.dist.version) if entry.dist is not None else ("", "")
         return digest(["entry_point", name, entry.value, *made])
     found = _file(section, name, file)
@@ -77,7 +77,7 @@ def tool_code(section: ToolSection) -> str | None:
     """Digest of the code behind a tool that an installed package brings, which may change while its version does not;
     None for other kinds. Raises BackendError BTC543 where it is not there.
     """
-    return entry_code_digest(_entry_point(section, str(section.option))) if section.kind == "entry_point" else None
+    return entry_code_digest(registered(section)) if section.kind == "entry_point" else None
 
 
 def _opened(section: ToolSection, file: Path | None) -> Tool:
@@ -97,20 +97,21 @@ def _file(section: ToolSection, name: str, file: Path | None) -> Path:
             "BTC543",
             f"tool `{section.name}` is a function of your own, and no file was named",
             span=section.span,
-            help=f"give the Python file that defines `{name}`: `--tools FILE`",
+            help=f"give the Python file that defines `{name}`: `--tools FILE`, in Python the argument `tools`",
         )
     if not file.is_file():
         raise BackendError.of("BTC543", f"there is no file `{file}`", help="`--tools` names a Python file")
     return file.absolute()
 
 
-def _entry_point(section: ToolSection, name: str) -> EntryPoint:
-    registered = {entry.name: entry for entry in entry_points(group=GROUP)}
-    if name not in registered:
+def registered(section: ToolSection) -> EntryPoint:
+    """The entry point of a tool of kind `entry_point`; its code is not loaded. Raises BackendError BTC543."""
+    name, found = str(section.option), {entry.name: entry for entry in entry_points(group=GROUP)}
+    if name not in found:
         raise BackendError.of(
             "BTC543",
             f"no installed package registers the tool `{name}`",
             span=section.span,
-            help=did_you_mean(name, registered, what="registered") if registered else f"none has the group `{GROUP}`",
+            help=did_you_mean(name, found, what="registered") if found else f"none has the group `{GROUP}`",
         )
-    return registered[name]
+    return found[name]
