@@ -24,13 +24,12 @@ from bt_compiler.compiler.opening import (
     open_models,
     running_tools,
 )
-from bt_compiler.compiler.workbench import refuse_what_never_fits
+from bt_compiler.compiler.workbench import opened_retrievers, refuse_what_never_fits
 from bt_compiler.data.example import Example
 from bt_compiler.engine.cache import cache_root
 from bt_compiler.engine.executor import Engine
 from bt_compiler.engine.progress import Progress, Silent
 from bt_compiler.engine.request import Backend, Completion, WeightHost, turn_of, weight_host
-from bt_compiler.engine.retrieval import open_retrievers
 from bt_compiler.engine.trace import Trace
 from bt_compiler.errors import CompileError
 from bt_compiler.graph import spec_candidate
@@ -149,8 +148,7 @@ def bench_spec(
         raise CompileError.of("BTC451", "there are no train examples to run", help="give `data` a train split")
     root = cache_root(os.environ) if cache is None else cache
     models = used_models(spec.sections, spec.program, judges={})  # nothing is judged
-    asked = [retriever.name for retriever in spec.program.retrievers]
-    retrievers = open_retrievers(asked, spec.sections.retrievers, cache_root=root, progress=told)
+    retrievers = opened_retrievers(spec, cache_root=root, progress=told)
     with (
         open_models(models, choices=measured, opener=opener or backend_opener(root, told)) as backends,
         running_tools(used_tools(spec.sections, spec.program), file=tools) as running,

@@ -8,20 +8,28 @@ comes back as warnings and notes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
+from bt_compiler.compiler.ungiven import ungiven_answers, ungiven_demos
 from bt_compiler.compiler.unlabelled import unlabelled_outputs
 from bt_compiler.compiler.unwritable import empty_answers
 from bt_compiler.data import Loaded, Splits, check_data
 from bt_compiler.diagnostics import Diagnostic
 from bt_compiler.errors import BackendError, BtcError, DataError, SpecError
-from bt_compiler.graph import Judge, Judges, Module, Program, lower_with_warnings
+from bt_compiler.graph import Judge, Judges, Module, Program, lower_with_warnings, meetings
 from bt_compiler.optimize.inner import inner_split
 from bt_compiler.spec import Field, Sections, Spec, Type, build_sections, load_spec
-from bt_compiler.spec.sections import IN_PROCESS, MetricSection, ModelSection, RetrieverSection, ToolSection
+from bt_compiler.spec.sections import (
+    IN_PROCESS,
+    CorpusSection,
+    MetricSection,
+    ModelSection,
+    RetrieverSection,
+    ToolSection,
+)
 from bt_compiler.spec.types import STR
 
 _READ_WHOLE = 64 * 1024 * 1024
@@ -66,13 +74,14 @@ def checked(path: Path, overrides: Sequence[str] = ()) -> CheckedSpec:
     labels = _answer_labels(sections, lowered.judges)
     unlabelled = unlabelled_outputs(program, loaded.splits.train, sections, labels)
     empty = empty_answers(program, loaded.splits, sections.data, labels)
+    ungiven = ungiven_answers(program, loaded.splits, sections.data, labels)
     return CheckedSpec(
         spec=spec,
         sections=sections,
         program=program,
         judges=lowered.judges,
         splits=loaded.splits,
-        warnings=(*lowered.warnings, *loaded.notes, *unlabelled, *empty),
+        warnings=(*lowered.warnings, *loaded.notes, *unlabelled, *empty, *ungiven),
     )
 
 
@@ -141,6 +150,7 @@ def _check_settings(spec: Spec, sections: Sections, program: Program, judges: Ju
             found += _check_registered(spec, tool)
     modules = (*program.modules, *(judge.module for judge in judges.values()))
     found += _check_formats(spec, modules)
+    found += ungiven_demos(spec, modules)
     models = {module.model for module in modules}
     for model in sections.models:
         if model.name in models:
@@ -260,19 +270,41 @@ def _check_files(sections: Sections, program: Program, judges: Judges) -> Loaded
         found += [item for item in _check_corpus(retriever) if item not in found]  # several may share a file
     if found or loaded is None:
         raise DataError(found)
+    _check_ids(sections, program)
     return loaded
 
 
-def _check_corpus(retriever: RetrieverSection) -> list[Diagnostic]:
-    """Every row of a corpus of usual size; of a large one or the hub's the head: the rest is read to be indexed."""
-    from bt_compiler.engine.retrieval.corpus import check_corpus, read_corpus
+def _check_ids(sections: Sections, program: Program) -> None:
+    """Whether corpora that are read whole share ids where their passages meet; opening looks at large ones."""
+    if not program.retrievers:
+        return
+    from bt_compiler.engine.retrieval import refuse_shared_ids
+    from bt_compiler.engine.retrieval.corpus import read_corpus
+
+    def ids_of(retriever: RetrieverSection) -> Iterator[str]:
+        corpus = retriever.corpus
+        if corpus is not None and not _is_large(corpus):
+            yield from (text.id for text in read_corpus(corpus))
+
+    refuse_shared_ids(meetings(program), sections.retrievers, ids_of)
+
+
+def _is_large(corpus: CorpusSection) -> bool:
+    """Whether its head alone is looked at: the rest is read to be indexed."""
     from bt_compiler.engine.retrieval.corpus_rows import in_hub
+
+    path = Path(corpus.path)
+    return in_hub(corpus) or (path.is_file() and path.stat().st_size > _READ_WHOLE)
+
+
+def _check_corpus(retriever: RetrieverSection) -> list[Diagnostic]:
+    """Every row of a corpus of usual size, of a large one or the hub's the head."""
+    from bt_compiler.engine.retrieval.corpus import check_corpus, read_corpus
 
     if retriever.corpus is None:
         return []
-    path = Path(retriever.corpus.path)
     try:
-        if in_hub(retriever.corpus) or (path.is_file() and path.stat().st_size > _READ_WHOLE):
+        if _is_large(retriever.corpus):
             check_corpus(retriever.corpus)
             return []
         for _ in read_corpus(retriever.corpus):

@@ -26,11 +26,11 @@ from bt_compiler.engine.executor import Engine
 from bt_compiler.engine.metrics import Metric, build_metric
 from bt_compiler.engine.progress import Progress
 from bt_compiler.engine.request import Backend, Completion, in_fixed_parts, turn_of
-from bt_compiler.engine.retrieval import Retriever, open_retrievers
+from bt_compiler.engine.retrieval import Retriever, ids_within, open_retrievers, refuse_shared_ids
 from bt_compiler.engine.tools import Tool
 from bt_compiler.engine.window import least_length
 from bt_compiler.errors import SpecError
-from bt_compiler.graph import spec_candidate
+from bt_compiler.graph import meetings, spec_candidate
 from bt_compiler.optimize.accounts import AccountedStore
 from bt_compiler.optimize.budget import Limit, LimitedBudget, Unlimited
 from bt_compiler.optimize.journal import Journal, StepJournal
@@ -119,6 +119,16 @@ class Workbench:
         return replace(engine, stores=(store,), ended=runs.commit, answered=answered), store
 
 
+def opened_retrievers(spec: CheckedSpec, *, cache_root: Path, progress: Progress) -> dict[str, Retriever]:
+    """Those that the program asks and all that they are made of. Raises as `open_retrievers`, and DataError BTC390."""
+    sections, program = spec.sections.retrievers, spec.program
+    opened = open_retrievers(
+        [one.name for one in program.retrievers], sections, cache_root=cache_root, progress=progress
+    )
+    refuse_shared_ids(meetings(program), sections, lambda section: ids_within(opened[section.name]))
+    return opened
+
+
 @contextmanager
 def open_workbench(
     spec: CheckedSpec,
@@ -137,8 +147,7 @@ def open_workbench(
     """
     sections = spec.sections
     metric, accept = build_metric(sections.metric, spec.judges), sections.optimize.accept.metric
-    asked = [retriever.name for retriever in spec.program.retrievers]
-    retrievers = open_retrievers(asked, sections.retrievers, cache_root=cache_root, progress=progress)
+    retrievers = opened_retrievers(spec, cache_root=cache_root, progress=progress)
     models = used_models(sections, spec.program, spec.judges)
     with (
         closing(CompletionCache(cache_path(cache_root))) as cache,

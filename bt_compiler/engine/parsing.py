@@ -108,6 +108,15 @@ def as_given(module: Module, inputs: Mapping[str, Any], outputs: Mapping[str, An
     return found if module.kind != "react" else {**outputs, ARGUMENTS: found}
 
 
+def is_given(output: Field, inputs: Mapping[str, Any], value: Any) -> bool:
+    """Whether `among`, if there is one, leaves `value` to the output, or each text of a list."""
+    try:
+        given = _given(output, inputs)
+    except ExampleError:
+        return False
+    return given is None or all(one_line(text) in given for text in (value if isinstance(value, list) else [value]))
+
+
 def _given(output: Field, inputs: Mapping[str, Any]) -> dict[str, str] | None:
     """What `among` leaves to an output: as completions write it, and as it was given; of several the first."""
     path = output.type.among

@@ -8,6 +8,7 @@ from bt_compiler.graph.candidate import SHARED, Adapter, Candidate, Demo, Prompt
 from bt_compiler.graph.dump import program_mermaid, program_text
 from bt_compiler.graph.judges import Judge, Judges
 from bt_compiler.graph.lower import Lowered, lower, lower_with_warnings
+from bt_compiler.graph.meetings import Meeting, meetings
 from bt_compiler.graph.program import (
     Binding,
     Block,
@@ -53,6 +54,7 @@ __all__ = [
     "Judges",
     "Lowered",
     "Map",
+    "Meeting",
     "Module",
     "Node",
     "Program",
@@ -74,6 +76,7 @@ __all__ = [
     "dearest",
     "lower",
     "lower_with_warnings",
+    "meetings",
     "nodes",
     "program_from_json",
     "program_mermaid",

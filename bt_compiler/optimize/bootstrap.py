@@ -86,7 +86,8 @@ def labelled(context: StepContext, train: Sequence[Example], traces: Sequence[Tr
     """
     found: dict[str, dict[str, Demo]] = {}
     labels = answer_labels(context.metric, context.accept)
-    for task in labelled_tasks(context.program, train, lambda: traces, of=_searched(context.program), labels=labels):
+    modules, say = _searched(context.program), context.progress.say
+    for task in labelled_tasks(context.program, train, lambda: traces, say, of=modules, labels=labels):
         demo = Demo(inputs=task.inputs, outputs=task.labels, example=task.example.id, origin="labelled")
         found.setdefault(task.module.name, {}).setdefault(task.example.id, demo)
     return found

@@ -306,7 +306,8 @@ def _tasks(start: Start, examples: Sequence[Example]) -> list[Task]:
         context.progress.say("labels of modules inside the program: left out, for its runs do not fit the budget")
         return []
 
-    return labelled_tasks(context.program, examples, runs, labels=answer_labels(context.metric, context.accept))
+    labels = answer_labels(context.metric, context.accept)
+    return labelled_tasks(context.program, examples, runs, context.progress.say, labels=labels)
 
 
 class _Answer(NamedTuple):

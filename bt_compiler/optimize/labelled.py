@@ -5,12 +5,14 @@ Knows programs and examples; nothing of prompts or rows.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from bt_compiler.data.example import Example
+from bt_compiler.engine.parsing import is_given
 from bt_compiler.engine.trace import Trace
 from bt_compiler.graph.program import Binding, Call, Constant, Module, Program, Ref, Value
 from bt_compiler.optimize.rows import trainable
@@ -31,6 +33,7 @@ def labelled_tasks(
     program: Program,
     examples: Sequence[Example],
     own_traces: Callable[[], Sequence[Trace]],
+    say: Callable[[str], None],
     *,
     of: Sequence[Module] | None = None,
     labels: Mapping[str, str] = MappingProxyType({}),
@@ -44,6 +47,8 @@ def labelled_tasks(
 
     Inputs that are no program inputs are taken from the program's own run of the example: `own_traces` gives those
     runs and is asked only where they are needed.
+
+    A label that `among` does not leave to the output for these very inputs is not taught; `say` is told how many.
     """
     calls = _labelled_calls(program, trainable(program) if of is None else of, labels)
     names = {item.name for item in program.inputs}
@@ -51,15 +56,27 @@ def labelled_tasks(
     if _read_steps(program, calls):
         traces = {trace.example: trace for trace in own_traces()}
     tasks: list[Task] = []
+    held, missed = Counter[str](), Counter[tuple[str, str, str | None]]()
     for example in examples:
         for node, module, sources in calls:
             inputs = _inputs(node, names, example, traces.get(example.id))
             if inputs is None or any(label not in example.labels for label in sources.values()):
                 continue
-            types = {item.name: item.type for item in module.signature.outputs}
-            with suppress(ValueError):
-                taught = {name: _taught(example.labels[label], types[name]) for name, label in sources.items()}
-                tasks.append(Task(example, module, inputs, taught))
+            answers = [
+                (item, fitting_answers(example.labels[sources[item.name]], item.type))
+                for item in module.signature.outputs
+            ]
+            if not all(fitting for _, fitting in answers):
+                continue
+            held[module.name] += 1
+            left = {item: [one for one in fitting if is_given(item, inputs, one)] for item, fitting in answers}
+            lacking = next((item for item, fitting in left.items() if not fitting), None)
+            if lacking is None:
+                tasks.append(Task(example, module, inputs, {item.name: fitting[0] for item, fitting in left.items()}))
+            else:
+                missed[module.name, lacking.name, lacking.type.among] += 1
+    for (name, output, among), count in missed.items():
+        say(f"labels of `{name}`: {count} of {held[name]} left out, for `{output}` is not among `{among}` there")
     return tasks
 
 
@@ -95,14 +112,13 @@ def _read_steps(program: Program, calls: Sequence[tuple[Call, Module, dict[str, 
     return any(not _given(binding.value, names) for node, _, _ in calls for binding in node.inputs)
 
 
-def _taught(label: Any, type: Type) -> Any:
-    """The answer to learn: the label, or of several accepted ones the first that the output can be; null is one where
-    the type takes it. Raises ValueError where the output can be none of them.
-    """
+def fitting_answers(label: Any, type: Type) -> list[Any]:
+    """The label, or of several accepted answers those that the output can be; null is one where its type takes it."""
+    found = []
     for accepted in [label, *(label if isinstance(label, list) else ())]:
         with suppress(ValueError):
-            return convert(accepted, type)
-    raise ValueError("the output can be none of the answers that the label accepts")
+            found.append(convert(accepted, type))
+    return found
 
 
 def _label_sources(program: Program, module: Module, call: Call, labels: Mapping[str, str]) -> dict[str, str] | None:

@@ -111,7 +111,8 @@ def prompts_step(context: StepContext, candidate: Candidate) -> StepResult:
             + (f", {found.failed} failed" if found.failed else "")
         )
         _say_cause(context, [trace.error for trace in found.traces if trace.error is not None])
-    pool = _Pool(bootstrapped=found, labelled=labelled(context, split.train, found.traces))
+    shows_labels = settings.max_labeled_demos > 0
+    pool = _Pool(bootstrapped=found, labelled=labelled(context, split.train, found.traces) if shows_labels else {})
     scored = _score_all(context, candidate, pool, draws, split.val, progress)
     most = max(len(item.report.scores) for item in scored)
     finished = [item for item in scored if len(item.report.scores) == most]

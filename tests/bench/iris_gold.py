@@ -63,7 +63,7 @@ def gold_rows(spec: CheckedSpec, examples: list[Example]) -> list[Row]:
             outputs=task.labels,
             source="gold",
         )
-        for task in labelled_tasks(spec.program, examples, lambda: ())
+        for task in labelled_tasks(spec.program, examples, lambda: (), print)
     ]
 
 

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from engine_parts import candidate_of, examples
 
 from bt_compiler.engine.backends.scripted import ScriptedBackend
 from bt_compiler.engine.executor import Engine
 from bt_compiler.engine.progress import Silent
-from bt_compiler.engine.retrieval import Retriever, open_retrievers
-from bt_compiler.graph import Program, lower
+from bt_compiler.engine.retrieval import Retriever, ids_within, open_retrievers, refuse_shared_ids
+from bt_compiler.errors import DataError
+from bt_compiler.graph import Program, lower, meetings
 from bt_compiler.spec import build_sections, load_spec
 
 SPEC = """\
@@ -84,3 +86,90 @@ def test_ids_of_the_corpus_stay_and_one_corpus_is_numbered(tmp_path: Path) -> No
     assert ids(retrievers["all"].search(["river"], 9)[0]) == ["Seine", "Tiber", "cities:1", "cities:2"]
     _, retrievers = opened(tmp_path / "b", "cities.jsonl", "cities.jsonl")
     assert ids(retrievers["all"].search(["river"], 9)[0]) == ["1", "2"]
+
+
+APART = """\
+version: 1
+data: d.jsonl
+metric: {kind: exact_match, output: answer}
+retrievers:
+  faq: {kind: bm25, corpus: {path: faq.jsonl, id: id}}
+  short: {kind: bm25, corpus: {path: faq.jsonl, id: id, text: "{title}"}}
+  law: {kind: bm25, corpus: {path: law.jsonl, id: id}}
+  both: {kind: hybrid, of: [faq, law]}
+modules:
+  ask: {signature: "context: [Passage], question -> answer"}
+  tell: {signature: "question -> yes: bool"}
+program:
+  inputs: {question: str}
+  steps:
+    a: {retrieve: faq, in: {query: $question}}
+    t: {call: tell, in: [question]}
+STEPS
+  out: {answer: $c.answer, first: $a.passages, yes: $t.yes}
+"""
+CALL = "    c: {call: ask, in: {context: $CONTEXT, question: $question}}"
+KNOWN = "    b: {retrieve: NAME, in: {query: $question, known: $a.passages}}\n" + CALL.replace("CONTEXT", "b.passages")
+LOOP = """\
+    l:
+      repeat: 2
+      carry: {context: {add: $again.found}}
+      steps:
+        again:
+          switch: $t.yes
+          cases:
+            true: {steps: {x: {retrieve: NAME, in: {query: $question}}}, out: {found: $x.passages}}
+            false: {out: {found: $a.passages}}
+"""
+
+
+def refused(folder: Path, steps: str, ids: Sequence[int] = (0, 1)) -> DataError | None:
+    """What is said of two corpora, of which the second has these ids, as check has it and as opening has it."""
+    for name, numbers in (("faq", (0, 1)), ("law", ids)):
+        rows = [{"id": number, "title": f"{name} {number}", "text": "a tax"} for number in numbers]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    path = folder / "spec.yaml"
+    path.write_text(APART.replace("STEPS", steps), encoding="utf-8")
+    spec = load_spec(path)
+    sections = build_sections(spec)
+    program = lower(spec, sections)
+    asked = [one.name for one in program.retrievers]
+    opened = open_retrievers(asked, sections.retrievers, cache_root=folder / "cache", progress=Silent())
+    try:
+        refuse_shared_ids(meetings(program), sections.retrievers, lambda section: ids_within(opened[section.name]))
+    except DataError as error:
+        return error
+    return None
+
+
+HYBRID = "    b: {retrieve: both, in: {query: $question}}\n" + CALL.replace("CONTEXT", "b.passages")
+
+
+@pytest.mark.parametrize(
+    ("steps", "where"),
+    [
+        (HYBRID, "retriever `both`"),
+        (KNOWN.replace("NAME", "law"), "`known` of step `b`"),
+        (LOOP.replace("NAME", "law") + CALL.replace("CONTEXT", "l.context"), "`carry: context` of loop `l`"),
+    ],
+)
+def test_one_id_in_two_corpora_that_meet_is_refused(tmp_path: Path, steps: str, where: str) -> None:
+    error = refused(tmp_path, steps)
+    assert error is not None
+    (found,) = error.diagnostics
+    assert found.code == "BTC390" and found.span is not None and found.span.line == 7
+    assert "passage id `0`" in found.message and f"{where} takes" in found.message
+    assert "faq.jsonl" in found.message and "law.jsonl" in found.message
+    assert refused(tmp_path, steps, ids=(2, 3)) is None
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        KNOWN.replace("NAME", "short"),
+        LOOP.replace("NAME", "short") + CALL.replace("CONTEXT", "l.context"),
+        KNOWN.replace("NAME", "law").replace(", known: $a.passages", ""),
+    ],
+)
+def test_ids_are_shared_over_one_file_and_where_passages_do_not_meet(tmp_path: Path, steps: str) -> None:
+    assert refused(tmp_path, steps) is None

@@ -73,7 +73,7 @@ def test_each_turn_is_a_row_with_the_turns_before_it(spec: CheckedSpec, traces: 
 
 
 def test_labels_alone_say_nothing_of_a_react_module(spec: CheckedSpec, traces: list[Trace]) -> None:
-    assert labelled_tasks(spec.program, spec.splits.train, lambda: traces, of=spec.program.modules) == []
+    assert labelled_tasks(spec.program, spec.splits.train, lambda: traces, print, of=spec.program.modules) == []
 
 
 def test_demos_are_turns_of_solved_examples_and_survive_the_bundle(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Retrievers: queries in, passages out. A kind is a file here and one entry in `registry`."""
 
+from bt_compiler.engine.retrieval.apart import ids_within, refuse_shared_ids
 from bt_compiler.engine.retrieval.opening import mend
 from bt_compiler.engine.retrieval.registry import (
     check_retriever,
@@ -15,9 +16,11 @@ __all__ = [
     "Passage",
     "Retriever",
     "check_retriever",
+    "ids_within",
     "mend",
     "open_retriever",
     "open_retrievers",
     "reachable",
+    "refuse_shared_ids",
     "retriever_kinds",
 ]

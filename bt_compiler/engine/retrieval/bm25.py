@@ -6,13 +6,14 @@ that is renamed into place, and read through memory maps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from bt_compiler.engine.progress import Progress
-from bt_compiler.engine.retrieval.bm25_index import Postings, Words
+from bt_compiler.engine.retrieval.bm25_index import WORDS, WORDS_AND_CHARACTERS, Postings, Words, stand_together
 from bt_compiler.engine.retrieval.corpus import read_corpus
 from bt_compiler.engine.retrieval.corpus_rows import count_rows, shown_corpus
 from bt_compiler.engine.retrieval.index_folder import (
@@ -27,6 +28,8 @@ from bt_compiler.engine.retrieval.passages import Passages, write_passages
 from bt_compiler.errors import BackendError, DataError
 from bt_compiler.spec.sections import CorpusSection, RetrieverSection
 
+_HEAD = 10_000
+"""Passages that are looked at for the script they are in."""
 Tokenize = Callable[[Sequence[str]], list[list[str]]]
 
 
@@ -39,9 +42,17 @@ def open_bm25(opening: Opening) -> Bm25Retriever:
     if corpus is None:
         raise ValueError("a bm25 retriever without a corpus: `check_retriever` comes first")
     settings = _settings(section, corpus)
-    tokenize = _tokenizer(settings["stemmer"], settings["stopwords"])
-    index = find_index(opening, corpus, settings, lambda folder: _build(folder, corpus, settings, opening.progress))
-    return Bm25Retriever(index, tokenize)
+    with_characters = {**settings, "words": WORDS_AND_CHARACTERS}
+
+    def choose() -> Mapping[str, Any]:
+        texts = (text.text for text in islice(read_corpus(corpus), _HEAD))
+        return with_characters if stand_together(texts) else settings
+
+    def build(folder: Path, settings: Mapping[str, Any]) -> None:
+        _build(folder, corpus, settings, opening.progress)
+
+    index = find_index(opening, corpus, [settings, with_characters], build, choose=choose)
+    return Bm25Retriever(index, _tokenizer(index.settings))
 
 
 class Bm25Retriever:
@@ -99,27 +110,38 @@ def _version(package: str) -> str:
         ) from error
 
 
-def _tokenizer(language: str | None, stopwords: str | list[str] | None) -> Tokenize:
-    """Lower case, words of two letters or more, without stop words, stemmed."""
+def _tokenizer(settings: Mapping[str, Any]) -> Tokenize:
+    """Lower case, words as `_pattern` has them, without stop words, stemmed."""
     import bm25s
     import Stemmer
 
+    language, stopwords, pattern = settings["stemmer"], settings["stopwords"], _pattern(settings)
     stemmer = Stemmer.Stemmer(language) if language else None
 
     def tokenize(texts: Sequence[str]) -> list[list[str]]:
         tokens: list[list[str]] = bm25s.tokenize(
-            list(texts), stopwords=stopwords, stemmer=stemmer, return_ids=False, show_progress=False
+            list(texts),
+            token_pattern=pattern,
+            stopwords=stopwords,
+            stemmer=stemmer,
+            return_ids=False,
+            show_progress=False,
         )
         return tokens
 
     return tokenize
 
 
-def _build(folder: Path, corpus: CorpusSection, settings: dict[str, Any], progress: Progress) -> None:
+def _pattern(settings: Mapping[str, Any]) -> str:
+    """What counts as a word."""
+    return str(settings.get("words", WORDS))
+
+
+def _build(folder: Path, corpus: CorpusSection, settings: Mapping[str, Any], progress: Progress) -> None:
     import bm25s
 
     progress.begin(f"index {Path(corpus.path).name}", count_rows(corpus))
-    words, postings = _words(settings["stemmer"], settings["stopwords"]), Postings()
+    words, postings = _words(settings), Postings()
     for chunk in in_chunks(write_passages(folder, read_corpus(corpus))):
         postings.add([words.numbers(text.text) for text in chunk])
         progress.advance(len(chunk))
@@ -137,8 +159,9 @@ def _build(folder: Path, corpus: CorpusSection, settings: dict[str, Any], progre
     index.save(folder, show_progress=False)
 
 
-def _words(language: str | None, stopwords: str | list[str] | None) -> Words:
+def _words(settings: Mapping[str, Any]) -> Words:
     from bm25s.tokenization import Tokenizer
     from Stemmer import Stemmer
 
-    return Words(Tokenizer(stopwords=stopwords).stopwords, Stemmer(language).stemWord if language else None)
+    stopwords, language = Tokenizer(stopwords=settings["stopwords"]).stopwords, settings["stemmer"]
+    return Words(_pattern(settings), stopwords, Stemmer(language).stemWord if language else None)

@@ -8,30 +8,48 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from math import log
 from typing import Any, NamedTuple
 
-_WORD = re.compile(r"(?u)\b\w\w+\b")
-"""bm25s's own pattern."""
+WORDS = r"(?u)\b\w\w+\b"
+"""bm25s's own pattern: words of two characters or more, between blanks and signs."""
+_ALONE = (
+    "\u0e01-\u0e3a\u0e40-\u0e4e\u3005-\u3007\u3041-\u3096\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff\u3400-\u4dbf"
+    "\u4e00-\u9fff\uac00-\ud7a3\uf900-\ufaff\uff66-\uff9d\U00020000-\U0003ffff"
+)
+"""Characters of Thai, Japanese, Chinese and Korean, which stand together without a blank."""
+WORDS_AND_CHARACTERS = rf"(?u)[{_ALONE}]|[^\W{_ALONE}]{{2,}}"
+"""Each of these characters is a word; without any in it a text has the words of `WORDS`."""
 _STOP = -1
 _PART = 1 << 20
 """Tokens whose postings are sorted together."""
 
 
+def stand_together(texts: Iterable[str]) -> bool:
+    """Whether texts are in scripts without blanks: one character in twenty at least. A name in such a script here and
+    there leaves what is a word as it is.
+    """
+    alone = re.compile(f"[{_ALONE}]").findall
+    counts = [(0 if text.isascii() else len(alone(text)), len(text)) for text in texts]
+    found = sum(count for count, _ in counts)
+    return found > 0 and found * 20 >= sum(count for _, count in counts)
+
+
 class Words:
     """Numbers the stems of words in the order in which they first come; tokens are those of `bm25s.tokenize`."""
 
-    def __init__(self, stopwords: Sequence[str], stem: Callable[[str], str] | None) -> None:
+    def __init__(self, pattern: str, stopwords: Sequence[str], stem: Callable[[str], str] | None) -> None:
         self.stems: dict[str, int] = {}
         """Stem -> number."""
         self._known: dict[str, int] = dict.fromkeys(stopwords, _STOP)
         self._stem = stem
+        self._words_of = re.compile(pattern).findall
 
     def numbers(self, text: str) -> list[int]:
         """One number a word that is no stop word."""
-        words = _WORD.findall(text.lower())
+        words = self._words_of(text.lower())
         if not self._known.keys() >= set(words):
             self._learn(words)
         found = list(map(self._known.__getitem__, words))

@@ -46,7 +46,7 @@ def open_dense(opening: Opening) -> DenseRetriever:
         "versions": {"sentence-transformers": library},
     }
     encoder = Encoder(model.path)
-    index = find_index(opening, corpus, settings, lambda folder: _build(folder, corpus, encoder, opening.progress))
+    index = find_index(opening, corpus, [settings], lambda folder, _: _build(folder, corpus, encoder, opening.progress))
     return DenseRetriever(index, encoder)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from hashlib import sha256
 from itertools import islice
@@ -58,25 +58,36 @@ class Index(NamedTuple):
     folder: Path
     digest: str
     """Of the corpus and of all settings."""
+    settings: Mapping[str, Any]
 
 
 def find_index(
-    opening: Opening, corpus: CorpusSection, settings: Mapping[str, Any], build: Callable[[Path], None]
+    opening: Opening,
+    corpus: CorpusSection,
+    choices: Sequence[Mapping[str, Any]],
+    build: Callable[[Path, Mapping[str, Any]], None],
+    *,
+    choose: Callable[[], Mapping[str, Any]] | None = None,
 ) -> Index:
-    """The index of a corpus under `settings`: the one that a bundle brought, else the one in the cache, built first
-    where there is none.
+    """The index of a corpus: the one that a bundle brought, else the one in the cache, built first where there is none.
+
+    Its settings are those of `choices` that the expected digest is of. Where none is expected `choose` says which, and
+    without it they are the first.
 
     Raises DataError for the corpus, BackendError BTC362 where the cache cannot be written, BundleError: BTC563 where it
     is not the one expected, which is seen before anything is built, BTC568 where a carried one cannot be used.
     """
     content = corpus_digest(corpus) if opening.carried is None else _carried_content(opening, opening.carried)
-    identity = digest({"corpus": content, **settings})
+    known = {digest({"corpus": content, **settings}): settings for settings in choices}
+    identity = opening.expected if opening.expected in known else next(iter(known))
     opening.refuse_another(identity)
     if opening.carried is not None:
-        return Index(opening.carried, identity)
+        return Index(opening.carried, identity, known[identity])
+    settings = choose() if choose is not None and opening.expected is None else known[identity]
+    identity = digest({"corpus": content, **settings})
     folder = opening.cache_root / "indexes" / identity
-    _prepare(folder, corpus, content, build)
-    return Index(folder, identity)
+    _prepare(folder, corpus, content, lambda building: build(building, settings))
+    return Index(folder, identity, settings)
 
 
 def _carried_content(opening: Opening, folder: Path) -> str:

@@ -44,5 +44,14 @@ class Passages:
         return len(self._starts) - 1
 
     def __getitem__(self, number: int) -> Text:
+        return Text(*json.loads(self._line(number)))
+
+    def ids(self) -> Iterator[str]:
+        """Those of all passages, in order; the rest of their lines is not read."""
+        first_of = json.JSONDecoder().raw_decode
+        for number in range(len(self)):
+            yield first_of(self._line(number), 1)[0]
+
+    def _line(self, number: int) -> str:
         line = self._map[int(self._starts[number]) : int(self._starts[number + 1])]
-        return Text(*json.loads(line.decode("utf-8", "surrogatepass")))
+        return line.decode("utf-8", "surrogatepass")
