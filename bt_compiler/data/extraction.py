@@ -7,7 +7,12 @@ from typing import Any
 
 from bt_compiler.spec.sections import Extraction
 
-_NUMBER = re.compile(r"\s*([-−+]?)\s?[$€£]?\s?(\d{1,3}(?:,\d{3})+|\d+|(?=\.\d))(\.\d+)?(?![\w])")
+_NUMBER = re.compile(
+    r"""\s*([-−+]?)\s?[$€£]?\s?
+        (\d{1,3}(?:,\d{3})+ | \d+ | (?=\.\d))(\.\d+)?
+        (?! \w | [-−–.,:/'’^]\d | [^\S\n](?:\d{3}(?!\d) | \d+/\d))    # more of the same figure: it is not cut short""",
+    re.VERBOSE,
+)
 
 
 def extracted(value: Any, how: Extraction) -> str:
@@ -32,7 +37,7 @@ def _number_after(text: str, mark: str) -> str:
         raise ValueError(f"there is no `{mark}` in {_shown(text)}")
     number = _NUMBER.match(rest)
     if number is None:
-        raise ValueError(f"no number follows `{mark}` in {_shown(text)}")
+        raise ValueError(f"no plain number follows `{mark}` in {_shown(text)}")
     sign = "-" if number[1] in ("-", "−") else ""
     return f"{sign}{(number[2] or '0').replace(',', '')}{number[3] or ''}"
 

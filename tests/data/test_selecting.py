@@ -110,6 +110,13 @@ def test_splits_that_sample_one_source_are_disjoint(tmp_path: Path) -> None:
         ("####-7", "-7"),
         ("#### \u22120.5", "-0.5"),
         ("#### .5", "0.5"),
+        ("#### 1,234.50.", "1234.50"),
+        ("#### 5.", "5"),
+        ("#### -$5, so", "-5"),
+        ("#### 1,000,000 apples", "1000000"),
+        ("#### 3.5%", "3.5"),
+        ("#### 42 - 3 lines", "42"),
+        ("#### 42\n100 is another", "42"),
     ],
 )
 def test_the_number_after_a_mark(text: str, expected: str) -> None:
@@ -120,6 +127,18 @@ def test_the_number_after_a_mark(text: str, expected: str) -> None:
 def test_no_number_after_a_mark(text: str) -> None:
     with pytest.raises(ValueError, match="####"):
         extracted(text, Extraction(number_after="####"))
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        *("15kg", "1.5kg", "$1.5M", ".5l", "1.5e3", "1,234.5M", "1.234.567", "2,5", "1,23", "1,2345", "1/2", "7:30"),
+        *("10-12", "1'000", "1 000", "1\u202f000", "1 1/2"),
+    ],
+)
+def test_a_number_is_not_cut_out_of_a_longer_figure(figure: str) -> None:
+    with pytest.raises(ValueError, match="no plain number follows `####`"):
+        extracted(f"#### {figure}", Extraction(number_after="####"))
 
 
 def test_extraction_by_regular_expression() -> None:
