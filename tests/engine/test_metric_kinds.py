@@ -206,6 +206,7 @@ def test_weighted_is_the_weighted_mean_and_fails_with_its_parts() -> None:
 
 
 PLUGIN = """
+import numpy
 def polite(*, inputs, outputs, labels, steps, words=("please",), bonus=0):
     if outputs["answer"] == "boom":
         raise RuntimeError("too rude")
@@ -224,6 +225,11 @@ def sorts(*, inputs, outputs, labels, steps, words):
     given = [inputs["words"], outputs["answer"], labels["gold"], steps[0].outputs["words"], words]
     return float(all(one == ["b", "a"] and one.sort() is None for one in given))
 
+def counts(*, inputs, outputs, labels, steps):
+    kinds = {"half": numpy.float32(0.5), "one": numpy.array([True]).sum(), "yes": numpy.bool_(True)}
+    return {**kinds, "still": numpy.array(0.25), "many": numpy.array([0.5])}[outputs["answer"]]
+
+async def later(*, inputs, outputs, labels, steps): return 1
 def needy(*, inputs, outputs, labels, steps, model): return 1
 def blind(*, outputs): return 1
 def open_ended(**given): return len(given["steps"]) + len(given["extra"])
@@ -238,7 +244,7 @@ def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info = tmp_path / "btc_test_plugin-1.2.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: btc-test-plugin\nVersion: 1.2\n", encoding="utf-8")
-    names = ("polite", "strict", "sorts", "needy", "blind", "open_ended", "constant", "absent")
+    names = ("polite", "strict", "sorts", "needy", "blind", "open_ended", "constant", "absent", "counts", "later")
     lines = "".join(f"{name} = btc_test_plugin:{name}\n" for name in names)
     (info / "entry_points.txt").write_text(f"[bt_compiler.metrics]\n{lines}gone = no_such_module:f\n", encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -292,6 +298,14 @@ def test_a_metric_that_says_it_is_binary_gives_0_or_1() -> None:
 
 
 @pytest.mark.usefixtures("plugins")
+def test_numbers_of_numpy_are_numbers() -> None:
+    found = [score("counts", answer, None) for answer in ("half", "one", "yes", "still")]
+    assert json.dumps(found) == "[0.5, 1.0, 1.0, 0.25]"
+    with pytest.raises(ExampleError, match=r"BTC356.*array\(\[0.5\]\), a number is expected"):
+        score("counts", "many", None)
+
+
+@pytest.mark.usefixtures("plugins")
 def test_what_a_metric_changes_in_place_is_its_own() -> None:
     words = ["b", "a"]
     example = Example(id="e", inputs={"words": words}, labels={"gold": words})
@@ -309,6 +323,7 @@ def test_what_a_metric_changes_in_place_is_its_own() -> None:
         ("needy", {}, "BTC352", "option `model` of metric `needy` has to be given"),
         ("blind", {}, "BTC357", "takes no `inputs`"),
         ("constant", {}, "BTC357", "cannot be imported: TypeError"),
+        ("later", {}, "BTC357", "is `async`"),
         ("absent", {}, "BTC357", "cannot be imported: AttributeError"),
         ("gone", {}, "BTC357", "cannot be imported: ModuleNotFoundError"),
         ("pollite", {}, "BTC350", "did you mean `polite`?"),

@@ -21,10 +21,10 @@ from bt_compiler.errors import BackendError, ExampleError
 from bt_compiler.graph import lower, program_from_json, program_to_json
 from bt_compiler.spec import build_sections, load_spec
 from bt_compiler.spec.sections import ToolSection
-from bt_compiler.spec.types import FLOAT, INT, STR, Field
+from bt_compiler.spec.types import FLOAT, INT, STR, Field, Type
 
 FUNCTIONS = """
-import os, time
+import numpy, os, time
 print("loading says something")
 def double(n):
     print("so does a call")
@@ -35,6 +35,9 @@ def raises(n): raise ValueError(f"no {n}")
 def wrong(n): return "three"
 def odd(n): return object()
 def dies(n): os._exit(3)
+async def later(n): return n
+def counted(n): return {"a": numpy.float32(n) / 2, "b": [numpy.int64(n), numpy.array(n)]}
+def nan(n): return numpy.float32("nan")
 """
 
 
@@ -96,8 +99,16 @@ def test_a_function_of_a_file_is_called_with_keywords_and_typed(opened: Opened) 
     assert both({"n": 3}) == {"a": 3.0, "b": "3"}
 
 
+def test_numbers_of_numpy_are_numbers(opened: Opened) -> None:
+    counted = opened(
+        "counted", outputs=(Field(name="a", type=FLOAT), Field(name="b", type=Type(kind="list", item=INT)))
+    )
+    assert counted({"n": 3}) == {"a": 1.5, "b": [3, 3]}
+
+
 @pytest.mark.parametrize(
-    ("name", "code"), [("raises", "BTC540"), ("wrong", "BTC541"), ("odd", "BTC540"), ("dies", "BTC540")]
+    ("name", "code"),
+    [("nan", "BTC540"), ("raises", "BTC540"), ("wrong", "BTC541"), ("odd", "BTC540"), ("dies", "BTC540")],
 )
 def test_what_goes_wrong_in_a_function_ends_on_its_example_and_the_next_call_works(
     opened: Opened, name: str, code: str
@@ -167,6 +178,8 @@ def test_a_file_imports_what_lies_beside_it(opened: Opened) -> None:
 def test_functions_that_are_not_there(opened: Opened, file: Path) -> None:
     with pytest.raises(BackendError, match=r"BTC544.*defines no `lost`"):
         opened("lost")
+    with pytest.raises(BackendError, match=r"BTC544.*`later` is `async`"):
+        opened("later")
     opened.file = file.with_name("other.py")
     with pytest.raises(BackendError, match=r"BTC543.*there is no file"):
         opened("double")

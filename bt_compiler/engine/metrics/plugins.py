@@ -52,6 +52,8 @@ class PluginMetric:
                 steps=deepcopy(trace.steps),
                 **{name: deepcopy(value) for name, value in self.options.items()},
             )
+            if getattr(found, "ndim", None) == 0:  # a number of numpy or torch
+                found = found.item()
         except Exception as error:  # the boundary to code of others: whatever it raises is this example's failure
             raise ExampleError("BTC356", f"metric `{self.kind}` raised {type(error).__name__}: {error}") from error
         if not isinstance(found, bool | int | float):
@@ -89,6 +91,8 @@ def build_plugin(section: MetricSection, point: EntryPoint) -> PluginMetric:
     except Exception as error:  # importing runs code of others; whatever it raises is its package's mistake
         reason = f"{type(error).__name__}: {error}"
         raise _unusable(section, point, f"cannot be imported: {reason}") from error
+    if inspect.iscoroutinefunction(function):
+        raise _unusable(section, point, "is `async`: nothing awaits it, a metric is a plain function")
     named = {name for name, one in parameters.items() if one.kind in (one.KEYWORD_ONLY, one.POSITIONAL_OR_KEYWORD)}
     open_ended = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
     missing = [name for name in GIVEN if name not in named and not open_ended]

@@ -5,6 +5,7 @@ Imports nothing of btc. What the function prints goes to stderr, for stdout carr
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import runpy
@@ -28,7 +29,16 @@ def loaded(kind: str, source: str, name: str) -> Callable[..., Any]:
         function = entry.load()
     if not callable(function):
         raise TypeError(f"`{name}` is no function")
+    if inspect.iscoroutinefunction(function):
+        raise TypeError(f"`{name}` is `async`: nothing awaits it, a tool is a plain function")
     return function  # type: ignore[no-any-return]
+
+
+def plain(value: Any) -> Any:
+    """The Python number of a number of numpy or torch. Raises TypeError for whatever else JSON has no word for."""
+    if getattr(value, "ndim", None) == 0:
+        return value.item()
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
 
 
 def main(arguments: list[str]) -> None:
@@ -37,7 +47,7 @@ def main(arguments: list[str]) -> None:
     os.dup2(2, 1)
 
     def say(answer: dict[str, Any]) -> None:
-        answers.write(json.dumps(answer, allow_nan=False) + "\n")
+        answers.write(json.dumps(answer, allow_nan=False, default=plain) + "\n")
         answers.flush()
 
     try:
