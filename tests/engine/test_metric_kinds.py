@@ -207,11 +207,15 @@ def test_weighted_is_the_weighted_mean_and_fails_with_its_parts() -> None:
 
 PLUGIN = """
 import numpy
+print("loading")
 def polite(*, inputs, outputs, labels, steps, words=("please",), bonus=0):
     if outputs["answer"] == "boom":
         raise RuntimeError("too rude")
     if outputs["answer"] == "nothing":
         return None
+    if outputs["answer"] == "exit":
+        raise SystemExit("enough")
+    print("judging", outputs["answer"])
     return bonus + 0.5 * any(word in outputs["answer"] for word in words)
 
 polite.binary = False
@@ -270,6 +274,7 @@ def test_a_package_brings_a_metric() -> None:
     ("answer", "options", "code", "words"),
     [
         ("boom", {}, "BTC356", "metric `polite` raised RuntimeError: too rude"),
+        ("exit", {}, "BTC356", "metric `polite` raised SystemExit: enough"),
         ("nothing", {}, "BTC356", "gave None, a number is expected"),
         ("please", {"bonus": 1}, "BTC355", "gave 1.5"),
         ("please", {"bonus": math.nan}, "BTC355", "gave nan"),
@@ -295,6 +300,13 @@ def test_a_metric_that_says_it_is_binary_gives_0_or_1() -> None:
     assert [one.error.code if one.error else None for one in scored] == [None, "BTC356", None]
     assert scored[1].error is not None and "gave 0.5, though it says `binary = True`" in scored[1].error.message
     assert interval_of([one.score for one in scored], metric.binary).method == "wilson"
+
+
+@pytest.mark.usefixtures("plugins")
+def test_what_a_metric_prints_is_no_result(capsys: pytest.CaptureFixture[str]) -> None:
+    assert score("polite", "please", None) == 0.5
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "loading\njudging please\n")
 
 
 @pytest.mark.usefixtures("plugins")

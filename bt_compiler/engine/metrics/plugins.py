@@ -6,13 +6,16 @@
     def politeness(*, inputs, outputs, labels, steps, threshold=0.5) -> float: ...
 
 A spec names the entry point (`kind: politeness`), never a path: what can run is decided by what is installed.
-Parameters beyond the four are options of the spec. `politeness.binary = True` says that scores are 0 or 1 alone.
+Parameters beyond the four are options of the spec. `politeness.binary = True` says that scores are 0 or 1 alone. What
+the package prints goes to stderr, for stdout carries results.
 """
 
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from copy import deepcopy
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -45,16 +48,17 @@ class PluginMetric:
         nor 1.
         """
         try:
-            found = self.function(
-                inputs=deepcopy(example.inputs),
-                outputs=deepcopy(trace.outputs or {}),
-                labels=deepcopy(example.labels),
-                steps=deepcopy(trace.steps),
-                **{name: deepcopy(value) for name, value in self.options.items()},
-            )
+            with redirect_stdout(sys.stderr):
+                found = self.function(
+                    inputs=deepcopy(example.inputs),
+                    outputs=deepcopy(trace.outputs or {}),
+                    labels=deepcopy(example.labels),
+                    steps=deepcopy(trace.steps),
+                    **{name: deepcopy(value) for name, value in self.options.items()},
+                )
             if getattr(found, "ndim", None) == 0:  # a number of numpy or torch
                 found = found.item()
-        except Exception as error:  # the boundary to code of others: whatever it raises is this example's failure
+        except (Exception, SystemExit) as error:  # from code of others: whatever it is, it is this example's failure
             raise ExampleError("BTC356", f"metric `{self.kind}` raised {type(error).__name__}: {error}") from error
         if not isinstance(found, bool | int | float):
             raise ExampleError("BTC356", f"metric `{self.kind}` gave {found!r:.60}, a number is expected")
@@ -86,9 +90,10 @@ def plugin_code(kind: str) -> str | None:
 def build_plugin(section: MetricSection, point: EntryPoint) -> PluginMetric:
     """Imports the function. Raises SpecError BTC357 (cannot be imported or called), BTC351 (unknown option)."""
     try:
-        function = point.load()
+        with redirect_stdout(sys.stderr):
+            function = point.load()
         parameters = inspect.signature(function).parameters
-    except Exception as error:  # importing runs code of others; whatever it raises is its package's mistake
+    except (Exception, SystemExit) as error:  # importing runs code of others: it is its package's mistake
         reason = f"{type(error).__name__}: {error}"
         raise _unusable(section, point, f"cannot be imported: {reason}") from error
     if inspect.iscoroutinefunction(function):
