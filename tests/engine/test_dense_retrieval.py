@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +149,30 @@ def test_a_cross_encoder_puts_passages_in_its_order(models: Path, corpus: Corpus
             words,
         )
     assert caught.value.diagnostics[0].code == "BTC385"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["dense", "rerank"])
+def test_a_model_that_cannot_be_loaded_is_named_with_the_reason(
+    kind: str, models: Path, corpus: CorpusSection, tmp_path: Path
+) -> None:
+    words = RetrieverSection(name="w", kind="bm25", corpus=corpus)
+    folder = tmp_path / "broken"
+    shutil.copytree(models / ("encoder" if kind == "dense" else "pairs"), folder)
+    options = {"model": str(folder)}
+    section = RetrieverSection(name="r", kind=kind, corpus=corpus, options=options)
+    if kind == "rerank":
+        section = RetrieverSection(name="r", kind=kind, of=("w",), options=options)
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(BackendError, match=r"BTC365.*broken` cannot be loaded: .*incomplete"):
+        opened(section, tmp_path, words)
+    config = json.loads((folder / "config.json").read_text())
+    code = {"AutoConfig": "own.Config", "AutoModel": "own.Model", "AutoModelForSequenceClassification": "own.Model"}
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "own", "auto_map": code}))
+    (folder / "own.py").write_text("raise SystemExit('code of a model was run')")
+    with pytest.raises(BackendError, match=r"BTC365.*needs code that comes with it, which btc does not run"):
+        opened(section, tmp_path, words)
 
 
 def test_without_the_library_its_extra_is_named(

@@ -78,7 +78,7 @@ class Reranked:
 
 
 def open_reranked(opening: Opening) -> Reranked:
-    """Raises BackendError BTC384, BTC385, BTC500 to BTC503."""
+    """Raises BackendError BTC365, BTC384, BTC385, BTC500 to BTC503."""
     section = opening.section
     library = library_version("rerank")
     model = find_encoder(section, cache_root=opening.cache_root, progress=opening.progress)

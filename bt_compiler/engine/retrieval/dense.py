@@ -31,8 +31,8 @@ _VECTORS = "vectors.f32"
 def open_dense(opening: Opening) -> DenseRetriever:
     """The retriever over its index; see `find_index`. The model is needed where the index is carried, too.
 
-    Raises DataError for the corpus, BackendError where the model or a package is missing (BTC384, BTC500 to BTC503),
-    BundleError.
+    Raises DataError for the corpus, BackendError where the model or a package is missing (BTC384, BTC500 to BTC503)
+    or the model cannot be loaded (BTC365), BundleError.
     """
     section, corpus = opening.section, opening.section.corpus
     if corpus is None:
@@ -45,7 +45,7 @@ def open_dense(opening: Opening) -> DenseRetriever:
         "model": model.digest,
         "versions": {"sentence-transformers": library},
     }
-    encoder = Encoder(model.path)
+    encoder = Encoder(section, model.path)
     index = find_index(opening, corpus, [settings], lambda folder, _: _build(folder, corpus, encoder, opening.progress))
     return DenseRetriever(index, encoder)
 

@@ -6,7 +6,7 @@ else is asked at the same time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -62,14 +62,30 @@ def library_version(kind: str) -> str:
     return version("sentence-transformers")
 
 
+def _loaded(section: RetrieverSection, load: Callable[..., Any], folder: Path) -> Any:
+    """What `load`, a class of the library, makes of the folder. Raises BackendError BTC365."""
+    try:
+        with quiet():
+            return load(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # what the library raises depends on the file that it trips over
+        if "trust_remote_code" in str(error):
+            why = "it needs code that comes with it, which btc does not run"
+            help = "name a model whose architecture transformers has itself"
+        else:
+            why = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+            help = "the download or copy may be incomplete: fetch the files again"
+        message = f"model `{section.options['model']}` cannot be loaded: {why}"
+        raise BackendError.of("BTC365", message, span=section.span, help=help) from error
+
+
 class Encoder:
     """A bi-encoder: texts to vectors of length 1."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, section: RetrieverSection, folder: Path) -> None:
+        """Raises BackendError BTC365 where the folder cannot be loaded."""
         from sentence_transformers import SentenceTransformer
 
-        with quiet():
-            self._model = SentenceTransformer(str(folder), local_files_only=True)
+        self._model = _loaded(section, SentenceTransformer, folder)
 
     @property
     def dimension(self) -> int:
@@ -91,10 +107,10 @@ class PairScorer:
     """A cross-encoder: a query and passages to one score each."""
 
     def __init__(self, section: RetrieverSection, folder: Path) -> None:
+        """Raises BackendError BTC365 where the folder cannot be loaded, BTC385 where it is no reranker."""
         from sentence_transformers import CrossEncoder
 
-        with quiet():
-            self._model = CrossEncoder(str(folder), local_files_only=True)
+        self._model = _loaded(section, CrossEncoder, folder)
         if self._model.num_labels != 1:
             raise BackendError.of(
                 "BTC385",

@@ -52,7 +52,7 @@ class RemoteRetriever:
 def open_remote(opening: Opening) -> RemoteRetriever:
     """The retriever, after a question that shows the server to be there, to answer as its kind does, to hold passages.
 
-    Raises BackendError BTC380 to BTC384, BTC389.
+    Raises BackendError BTC365, BTC380 to BTC384, BTC389.
     """
     section = opening.section
     wire = Wire(section)
@@ -67,7 +67,7 @@ def open_remote(opening: Opening) -> RemoteRetriever:
     else:
         library = library_version(section.kind)
         model = find_encoder(section, cache_root=opening.cache_root, progress=opening.progress)
-        encoder = Encoder(model.path)
+        encoder = Encoder(section, model.path)
         key = digest([*identity, model.digest, library])
         retriever = RemoteRetriever(key, lambda queries, k: ask_qdrant(section, wire, encoder, queries, k))
     found = retriever.search([_PROBE], 1)[0]
