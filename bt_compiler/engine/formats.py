@@ -114,11 +114,9 @@ class Format:
         return self._words("user", values, described(module, module.written))
 
     def _words(self, macro: str, *arguments: Any) -> str:
-        from jinja2 import TemplateError
-
         try:
             return "\n".join(line.rstrip() for line in str(getattr(self.macros, macro)(*arguments)).strip().split("\n"))
-        except (TemplateError, TypeError, ArithmeticError, LookupError) as error:
+        except Exception as error:  # the boundary to a person's template: whatever it raises is its own mistake
             raise _broken(self.name, f"in `{macro}`: {error}") from error
 
 
@@ -145,11 +143,9 @@ def load_format(name_or_path: str) -> Format:
 
 def format_of(name: str, source: str) -> Format:
     """A format from the text of its template. Raises SpecError where it is no format."""
-    from jinja2 import TemplateError
-
     try:
         macros = _template(source).module
-    except (TemplateError, TypeError, ArithmeticError, LookupError) as error:
+    except Exception as error:  # as above
         line = getattr(error, "lineno", None)
         raise _broken(name, f"{error} (line {line})" if line else str(error)) from error
     missing = [macro for macro in ("system", "user") if not callable(getattr(macros, macro, None))]

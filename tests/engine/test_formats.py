@@ -265,6 +265,8 @@ def test_a_format_of_ones_own(tmp_path):
         ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
         ("{% include '/etc/passwd' %}", "no loader"),
         ("{{ 1 / 0 }}", "division"),
+        ("{{ '%d%' % 5 }}", "incomplete format"),
+        ("{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}", "recursion"),
     ],
 )
 def test_a_broken_format_says_why(source, said):
@@ -272,6 +274,23 @@ def test_a_broken_format_says_why(source, said):
         format_of("ours.jinja", source)
     assert caught.value.diagnostics[0].code == "BTC521"
     assert said in caught.value.diagnostics[0].message
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("values[0].text.index('number 7')", "substring not found"),
+        ("'{:>10d}'.format(values[0].text)", "format code"),
+        ("values[0].text.encode('cp0')", "unknown encoding"),
+        ("user(values, outputs)", "recursion"),
+        ("values[3].text", "no element 3"),
+    ],
+)
+def test_a_format_that_fails_on_an_example_says_why(words, said):
+    source = "{% macro system(a, b, c) %}{% endmacro %}{% macro user(values, outputs) %}{{ WORDS }}{% endmacro %}"
+    form = format_of("ours.jinja", source.replace("WORDS", words))
+    with pytest.raises(SpecError, match=f"BTC521.*ours.jinja.*in `user`: .*{said}"):
+        form.render(module({"q": STR}, {"answer": STR}), Prompt(instructions="Go"), {"q": "why"})
 
 
 def test_a_template_is_text_and_not_code():
