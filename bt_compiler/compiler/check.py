@@ -15,6 +15,7 @@ from types import MappingProxyType
 
 from bt_compiler.compiler.ungiven import ungiven_answers, ungiven_demos
 from bt_compiler.compiler.unlabelled import unlabelled_outputs
+from bt_compiler.compiler.unrendered import unrendered_formats
 from bt_compiler.compiler.unwritable import empty_answers
 from bt_compiler.data import Loaded, Splits, check_data
 from bt_compiler.diagnostics import Diagnostic
@@ -69,6 +70,8 @@ def checked(path: Path, overrides: Sequence[str] = ()) -> CheckedSpec:
     program = lowered.program
     _check_settings(spec, sections, program, lowered.judges)
     loaded = _check_files(sections, program, lowered.judges)
+    if failing := unrendered_formats(spec, program, loaded.splits.train[0]):
+        raise SpecError(failing)
     if sections.optimize.strategy:
         inner_split(loaded.splits.train, sections.optimize.prompts, seed=0)  # the seed decides who, not how many
     labels = _answer_labels(sections, lowered.judges)

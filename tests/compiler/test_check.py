@@ -160,6 +160,26 @@ def test_the_format_of_a_judge_is_looked_at(tmp_path: Path) -> None:
     assert found.code == "BTC520" and found.span is not None and found.span.line == 2
 
 
+def test_a_format_of_ones_own_is_rendered_with_a_row(tmp_path: Path) -> None:
+    path, own = qa(tmp_path), tmp_path / "own.jinja"
+    source = "{% macro system(a, b, c) %}{{ a }}{% endmacro %}{% macro user(v, o) %}{{ v[PLACE].text }}{% endmacro %}"
+    own.write_text(source.replace("PLACE", "3"))
+    with pytest.raises(SpecError) as caught:
+        checked(path, [f"format={own}"])
+    (found,) = caught.value.diagnostics
+    assert found.code == "BTC521" and "in `user`" in found.message and found.span is not None
+    assert found.notes[0].startswith("rendered for module `answer` with ") and "qa.jsonl:" in found.notes[0]
+    own.write_text(source.replace("PLACE", "0"))
+    checked(path, [f"format={own}"])
+    # what an earlier step gives is not known here
+    steps = "{one: {call: answer, in: [question]}, two: {call: late, in: {answer: $one.answer}}}"
+    late = "modules:\n  late: {format: late.jinja, signature: {inputs: {answer: str}, outputs: {said: str}}}"
+    text = path.read_text().replace("modules:", late).replace("{one: {call: answer, in: [question]}}", steps)
+    path.write_text(text.replace("{answer: $one.answer,", "{said: $two.said, answer: $one.answer,"))
+    (tmp_path / "late.jinja").write_text(source.replace("v[PLACE].text", "v[0].text.split(': ')[7]"))
+    checked(path)
+
+
 @pytest.mark.parametrize(("format", "codes"), [("fields", ["BTC335"]), ("completion", ["BTC335"]), ("json", [])])
 def test_an_empty_answer_that_lines_cannot_hold_is_told_of(tmp_path: Path, format: str, codes: list[str]) -> None:
     path = qa(tmp_path)
