@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from said import Said
 from tiny_encoders import WORDS, write_encoders
 
 from bt_compiler.engine.progress import Silent
@@ -127,6 +128,35 @@ def test_dense_ranks_as_the_library_itself(models: Path, corpus: CorpusSection, 
     assert again.digest == retriever.digest
     assert again.search(queries, 5) == found
     assert retriever.search([], 5) == []
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_passages_longer_than_the_encoder_reads_are_counted(models: Path, tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    library = SentenceTransformer(str(models / "encoder"))
+    library.max_seq_length = 8  # [CLS] and [SEP] are two of them
+    library.save(str(tmp_path / "short"))
+    texts = ["", "red tower", "the old river in the big", "the old river in the big church", "bell " * 50]
+    path = tmp_path / "long.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    corpus = CorpusSection(path=str(path), text="{text}")
+    for model, lines in {
+        "short": [
+            "2 of 5 passages in long.jsonl have more than the 8 tokens that `MODEL` reads: the rest is not searched"
+        ],
+        "encoder": [],
+    }.items():
+        folder = str((tmp_path if model == "short" else models) / model)
+        said = Said()
+        options = {"model": folder}
+        section = RetrieverSection(name="d", kind="dense", corpus=corpus, options=options)
+        retriever = open_retriever(section, cache_root=tmp_path, progress=said)
+        assert said.lines == [line.replace("MODEL", folder) for line in lines]
+        (found,) = retriever.search(["bell"], 5)
+        vectors = SentenceTransformer(folder).encode(texts, normalize_embeddings=True)
+        scores = vectors @ SentenceTransformer(folder).encode("bell", normalize_embeddings=True)
+        np.testing.assert_allclose([one["score"] for one in found], np.sort(scores)[::-1], atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore")

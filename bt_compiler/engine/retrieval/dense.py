@@ -52,10 +52,18 @@ def open_dense(opening: Opening) -> DenseRetriever:
 
 def _build(folder: Path, corpus: CorpusSection, encoder: Encoder, progress: Progress) -> None:
     progress.begin(f"embed {Path(corpus.path).name}", count_rows(corpus))
+    count = long = 0
     with (folder / _VECTORS).open("wb") as file:
         for chunk in in_chunks(write_passages(folder, read_corpus(corpus))):
-            file.write(encoder.passages([text.text for text in chunk]).astype("<f4").tobytes())
+            texts = [text.text for text in chunk]
+            file.write(encoder.passages(texts).astype("<f4").tobytes())
+            count, long = count + len(chunk), long + encoder.too_long(texts)
             progress.advance(len(chunk))
+    if long:
+        progress.say(
+            f"{long} of {count} passages in {Path(corpus.path).name} have more than the {encoder.window} tokens that "
+            f"`{encoder.name}` reads: the rest is not searched"
+        )
 
 
 class DenseRetriever:

@@ -85,12 +85,29 @@ class Encoder:
         """Raises BackendError BTC365 where the folder cannot be loaded."""
         from sentence_transformers import SentenceTransformer
 
+        self.name = str(section.options["model"])
+        """As the spec calls it, for people."""
         self._model = _loaded(section, SentenceTransformer, folder)
 
     @property
     def dimension(self) -> int:
         """Numbers a vector has."""
         return len(self.queries([""])[0])
+
+    @property
+    def window(self) -> int | None:
+        """Tokens of a text that are read; None where there is no bound, or no tokenizer to count with."""
+        window = self._model.max_seq_length
+        tokenizer = getattr(self._model, "tokenizer", None)  # some of the library's are no tokenizers of transformers
+        return window if isinstance(window, int) and hasattr(tokenizer, "num_special_tokens_to_add") else None
+
+    def too_long(self, texts: Sequence[str]) -> int:
+        """How many of the texts have more tokens than `window`; what the model itself puts before them is left out."""
+        window = self.window
+        if window is None or not texts:
+            return 0
+        found = self._model.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
+        return sum(len(tokens) > window for tokens in found)
 
     def queries(self, texts: Sequence[str]) -> Any:
         """float32 (texts, dimension)."""
