@@ -28,7 +28,7 @@ def unrendered_formats(spec: Spec, program: Program, example: Example) -> list[D
         from bt_compiler.engine.formats import load_format
 
         prompt = Prompt(instructions=module.signature.instructions, demos=module.demos)
-        turns = {TRAJECTORY: []} if module.kind == "react" else {}
+        turns: Mapping[str, Any] = {TRAJECTORY: []} if module.kind == "react" else {}
         try:
             load_format(module.format).render(module, prompt, {**inputs, **turns})
         except SpecError as error:
