@@ -12,13 +12,19 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from engine_parts import call, candidate_of, examples, fields, module
 
+from bt_compiler.engine.backends.scripted import ScriptedBackend
+from bt_compiler.engine.executor import Engine
 from bt_compiler.engine.progress import Silent
 from bt_compiler.engine.retrieval import Retriever, check_retriever, open_retriever
+from bt_compiler.engine.retrieval.combined import HybridRetriever, Reranked
 from bt_compiler.engine.retrieval.remote import ask_qdrant
 from bt_compiler.engine.retrieval.wire import Wire
-from bt_compiler.errors import BackendError, SpecError
+from bt_compiler.errors import BackendError, ExampleError, SpecError
+from bt_compiler.graph.program import Binding, Program, Ref, Retrieve, RetrieverRef
 from bt_compiler.spec.sections import RetrieverSection
+from bt_compiler.spec.types import PASSAGES, STR
 
 STORED: list[dict[str, Any]] = [
     {"title": "Louvre", "text": "A museum in Paris.", "year": 1793},
@@ -40,6 +46,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         query = parse_qs(urlsplit(self.path).query)
         self.server.asked.append((self.path, dict(self.headers)))
+        if self.server.mode == "picky" and "clauses" in query["query"][0]:
+            self.send_error(414, "too long")
+            return
         hits = [{"text": f"{row['title']} | {row['text']}", "score": 9.5 - n, "pid": n} for n, row in enumerate(STORED)]
         self.answer({"topk": hits, "query": query["query"]})
 
@@ -51,12 +60,22 @@ class Handler(BaseHTTPRequestHandler):
             hits = [{"_id": f"d{n}", "_score": 2.0 - n, "_source": row} for n, row in enumerate(STORED)]
             if self.server.mode == "empty" or (self.server.mode == "rare" and "multi_match" in body):
                 hits = []
-            sizes = [line["size"] for line in lines[1::2]]
-            self.answer({"took": 1, "responses": [{"hits": {"hits": hits[:size]}, "status": 200} for size in sizes]})
+            found = [{"hits": {"hits": hits[: line["size"]]}, "status": 200} for line in lines[1::2]]
+            given = [self.refused(line) or one for line, one in zip(lines[1::2], found, strict=True)]
+            self.answer({"took": 1, "responses": given})
         else:
             searches = json.loads(body)["searches"]
             points = [{"id": n, "version": 1, "score": 0.5 - n, "payload": row} for n, row in enumerate(STORED)]
             self.answer({"result": [{"points": points[: one["limit"]]} for one in searches], "status": "ok"})
+
+    def refused(self, search: Any) -> Any:
+        """What stands in the place of one search of several; the whole answer has status 200."""
+        mode, seen = self.server.mode, len(self.server.asked)
+        if mode == "picky" and "clauses" in json.dumps(search):
+            return {"error": {"type": "too_many_clauses"}, "status": 400}
+        if mode == "full" or (mode == "fills" and seen < 3 and "bells" in json.dumps(search)):
+            return {"error": {"type": "es_rejected_execution_exception"}, "status": 429}
+        return None
 
     def answer(self, value: Any) -> None:
         mode = self.server.mode
@@ -215,6 +234,79 @@ def test_a_key_that_no_header_can_carry_is_never_shown(server: Server, monkeypat
     with pytest.raises(BackendError, match="BTC383") as caught:
         opened(section(server, api_key={"env": "BTC_TEST_KEY"}))
     assert "private" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("kind", "why"), [("elasticsearch", "too_many_clauses"), ("colbert", "status 414")])
+def test_a_query_that_is_refused_fails_alone(server: Server, kind: str, why: str) -> None:
+    retriever = opened(section(server, kind))
+    server.mode = "picky"
+    for queries in (["bells", "many clauses", "museums"], ["many clauses"]):
+        for query, found in zip(queries, retriever.search(queries, 2), strict=True):
+            if query == "many clauses":
+                assert isinstance(found, ExampleError)
+                assert found.code == "BTC545"
+                assert why in found.message
+            else:
+                assert len(found) == 2
+    server.mode = "error" if kind == "elasticsearch" else "refuses"
+    with pytest.raises(BackendError, match="BTC382"):
+        retriever.search(["bells", "many clauses"], 2)
+
+
+def test_only_searches_that_a_busy_server_put_off_are_asked_again(server: Server) -> None:
+    retriever = opened(section(server))
+    server.mode = "fills"
+    server.asked.clear()
+    assert [len(found) for found in retriever.search(["museums", "bells"], 2)] == [2, 2]
+    assert [len(body.splitlines()) // 2 for _, body in server.asked] == [2, 1, 1]
+    server.mode = "full"
+    with pytest.raises(BackendError, match=r"BTC382.*es_rejected_execution_exception"):
+        retriever.search(["museums", "bells"], 2)
+
+
+def test_a_refused_query_fails_its_example_alone(server: Server) -> None:
+    program, retriever = single_search(), opened(section(server))
+    rows = [{"question": text} for text in ("museums", "many clauses", "bells")]
+    server.mode = "picky"
+    backend = ScriptedBackend(function=lambda request: "Answer: yes")
+    engine = Engine(backends={"default": backend}, retrievers={"wiki": retriever})
+    one, two, three = engine.run(program, candidate_of(program), examples(rows))
+    assert one.outputs == three.outputs == {"answer": "yes"}
+    assert two.error is not None
+    assert (two.error.code, two.error.node) == ("BTC545", "found")
+    assert [step.node for step in two.steps] == ["found"]
+
+
+def single_search() -> Program:
+    """Retrieves once, then answers."""
+    answer = module({"context": PASSAGES, "question": STR}, {"answer": STR}, name="answer")
+    passages = fields(passages=PASSAGES)
+    found = Retrieve(name="found", retriever="wiki", query=(Ref(step=None, field="question"),), k=2, outputs=passages)
+    return Program(
+        name="search",
+        inputs=fields(question=STR),
+        nodes=(found, call("final", answer, context="found.passages", question="question")),
+        out=(Binding(name="answer", value=Ref(step="final", field="answer"), type=STR),),
+        modules=(answer,),
+        retrievers=(RetrieverRef(name="wiki", kind="elasticsearch", k=2),),
+    )
+
+
+class LengthScorer:
+    """Stands in for a cross-encoder."""
+
+    def scores(self, query: str, texts: Sequence[str]) -> list[float]:
+        return [float(len(text)) for text in texts]
+
+
+def test_what_is_made_of_a_server_passes_its_refusals_on(server: Server) -> None:
+    part = opened(section(server))
+    server.mode = "picky"
+    scorer: Any = LengthScorer()
+    for retriever in (HybridRetriever([part, part]), Reranked(part, scorer, depth=5, identity=None)):
+        found, refused = retriever.search(["bells", "many clauses"], 2)
+        assert len(found) == 2
+        assert isinstance(refused, ExampleError)
 
 
 def test_lists_of_sentences_are_joined_as_in_a_corpus(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

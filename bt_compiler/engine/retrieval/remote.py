@@ -1,7 +1,8 @@
 """Search servers: Elasticsearch or OpenSearch, Qdrant, and a ColBERT server as DSPy's examples use one.
 
 All queries that wait go out in one request; a ColBERT server takes one query a request. `filter` is in the server's own
-language and goes out as it is. Answers are checked before they become passages.
+language and goes out as it is. Answers are checked before they become passages. What a server refuses fails that search
+alone, as long as it answers others.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from bt_compiler.canonical import digest
 from bt_compiler.engine.retrieval.encoder import Encoder, find_encoder, library_version
 from bt_compiler.engine.retrieval.opening import Opening
 from bt_compiler.engine.retrieval.template import filled
-from bt_compiler.engine.retrieval.wire import Wire
-from bt_compiler.errors import BackendError
+from bt_compiler.engine.retrieval.wire import Refusal, Wire, passes
+from bt_compiler.errors import BackendError, ExampleError
 from bt_compiler.spec.sections import RetrieverSection
 
-Found = list[list[dict[str, Any]]]
+Passages = list[dict[str, Any]]
+Found = list[Passages]
+Answers = Sequence[Passages | Refusal]
 _PROBE = "test"
 _ANYTHING: Mapping[str, Any] = MappingProxyType({"match_all": {}})
 
@@ -36,17 +39,36 @@ class QueryEncoder(Protocol):
 class RemoteRetriever:
     """A `Retriever` whose passages are elsewhere."""
 
-    def __init__(self, digest: str, ask: Callable[[Sequence[str], int], Found]) -> None:
+    def __init__(
+        self, wire: Wire, digest: str, ask: Callable[[Sequence[str], int], Answers], *, one_by_one: bool = False
+    ) -> None:
         self.digest = digest
+        self._wire = wire
         self._ask = ask
+        self._one_by_one = one_by_one
 
-    def search(self, queries: Sequence[str], k: int) -> Found:
+    def search(self, queries: Sequence[str], k: int) -> list[Passages | ExampleError]:
         """See `Retriever`. Equal queries are asked once. Raises BackendError BTC380 to BTC382."""
         distinct = list(dict.fromkeys(queries))
         if not distinct or k <= 0:
             return [[] for _ in queries]
-        found = dict(zip(distinct, self._ask(distinct, k), strict=True))
-        return [[dict(passage) for passage in found[query]] for query in queries]
+        answers: dict[str, Passages | Refusal] = {}
+        for asked in [[query] for query in distinct] if self._one_by_one else [distinct]:
+            given = self._ask(asked, k)
+            if all(isinstance(answer, Refusal) for answer in given):
+                self.probe()  # a server that refuses this too is at fault, not the queries
+            answers.update(zip(asked, given, strict=True))
+        return [self._found(answers[query]) for query in queries]
+
+    def probe(self) -> Passages:
+        """What the server has for a word. Raises BackendError BTC380 to BTC382, the last also where it refuses."""
+        (answer,) = self._ask([_PROBE], 1)
+        return self._wire.agreed(answer)
+
+    def _found(self, answer: Passages | Refusal) -> Passages | ExampleError:
+        if isinstance(answer, Refusal):
+            return ExampleError("BTC545", self._wire.said(answer.why))
+        return [dict(passage) for passage in answer]
 
 
 def open_remote(opening: Opening) -> RemoteRetriever:
@@ -60,19 +82,23 @@ def open_remote(opening: Opening) -> RemoteRetriever:
     identity += [{key: value for key, value in section.options.items() if key not in _PLACES}]
     if section.kind == "elasticsearch":
         retriever = RemoteRetriever(
-            digest(identity), lambda queries, k: _elasticsearch(section, wire, [_match(section, q) for q in queries], k)
+            wire,
+            digest(identity),
+            lambda queries, k: _elasticsearch(section, wire, [_match(section, q) for q in queries], k),
         )
     elif section.kind == "colbert":
-        retriever = RemoteRetriever(digest(identity), lambda queries, k: _colbert(section, wire, queries, k))
+        retriever = RemoteRetriever(
+            wire, digest(identity), lambda queries, k: [_colbert(wire, q, k) for q in queries], one_by_one=True
+        )
     else:
         library = library_version(section.kind)
         model = find_encoder(section, cache_root=opening.cache_root, progress=opening.progress)
         encoder = Encoder(model.path)
         key = digest([*identity, model.digest, library])
-        retriever = RemoteRetriever(key, lambda queries, k: ask_qdrant(section, wire, encoder, queries, k))
-    found = retriever.search([_PROBE], 1)[0]
+        retriever = RemoteRetriever(wire, key, lambda queries, k: ask_qdrant(section, wire, encoder, queries, k))
+    found = retriever.probe()
     if not found and section.kind == "elasticsearch":  # the word may be in no passage
-        found = _elasticsearch(section, wire, [_ANYTHING], 1)[0]
+        found = wire.agreed(_elasticsearch(section, wire, [_ANYTHING], 1)[0])
     if not found:
         raise BackendError.of(
             "BTC389",
@@ -91,8 +117,20 @@ def _match(section: RetrieverSection, query: str) -> dict[str, Any]:
     return {"multi_match": {"query": query, "fields": list(section.options.get("search", ["title", "text"]))}}
 
 
-def _elasticsearch(section: RetrieverSection, wire: Wire, matches: Sequence[Mapping[str, Any]], k: int) -> Found:
-    """`_msearch`: one line of header and one of body for each clause in the server's language."""
+def _elasticsearch(section: RetrieverSection, wire: Wire, matches: Sequence[Mapping[str, Any]], k: int) -> Answers:
+    """`_msearch`, again for those that may be answered the next time."""
+    answers: dict[int, Passages | Refusal] = {}
+    left = list(range(len(matches)))
+    for _ in wire.tries():
+        answers.update(zip(left, _msearch(section, wire, [matches[place] for place in left], k), strict=True))
+        left = [place for place in left if isinstance(one := answers[place], Refusal) and one.passing]
+        if not left:
+            break
+    return [answers[place] for place in range(len(matches))]
+
+
+def _msearch(section: RetrieverSection, wire: Wire, matches: Sequence[Mapping[str, Any]], k: int) -> Answers:
+    """One line of header and one of body for each clause in the server's language."""
     options = section.options
     lines = []
     for match in matches:
@@ -106,18 +144,15 @@ def _elasticsearch(section: RetrieverSection, wire: Wire, matches: Sequence[Mapp
         content="\n".join(lines) + "\n",
         headers={"Content-Type": "application/x-ndjson"},
     )
-    found: Found = []
-    for one in _lists(answer, "responses", wire, len(matches)):
-        if isinstance(one, Mapping) and "error" in one:
-            raise wire.nonsense(f"refuses the search: {json.dumps(one['error'])[:300]}")
-        hits = one.get("hits", {}).get("hits") if isinstance(one, Mapping) else None
-        found.append(
-            [
-                _passage(section, wire, hit.get("_source"), hit.get("_id"), hit.get("_score"))
-                for hit in _maps(hits, wire)
-            ]
-        )
-    return found
+    return [_hits(section, wire, one) for one in _lists(answer, "responses", wire, len(matches))]
+
+
+def _hits(section: RetrieverSection, wire: Wire, one: Any) -> Passages | Refusal:
+    """What stands in the place of one search: the status of the whole answer says nothing of it."""
+    if isinstance(one, Mapping) and "error" in one:
+        return Refusal(f"refuses the search: {json.dumps(one['error'])[:300]}", passing=passes(one.get("status")))
+    hits = one.get("hits", {}).get("hits") if isinstance(one, Mapping) else None
+    return [_passage(section, wire, hit.get("_source"), hit.get("_id"), hit.get("_score")) for hit in _maps(hits, wire)]
 
 
 def ask_qdrant(section: RetrieverSection, wire: Wire, encoder: QueryEncoder, queries: Sequence[str], k: int) -> Found:
@@ -137,22 +172,21 @@ def ask_qdrant(section: RetrieverSection, wire: Wire, encoder: QueryEncoder, que
     ]
 
 
-def _colbert(section: RetrieverSection, wire: Wire, queries: Sequence[str], k: int) -> Found:
+def _colbert(wire: Wire, query: str, k: int) -> Passages | Refusal:
     """GET with `query` and `k`; passages are texts `title | body`, best first."""
-    found: Found = []
-    for query in queries:
-        answer = wire.ask("GET", "", params={"query": query, "k": k})
-        hits = answer.get("topk") if isinstance(answer, Mapping) else None
-        passages = []
-        for hit in _maps(hits, wire)[:k]:
-            text = hit.get("text")
-            if not isinstance(text, str):
-                raise wire.nonsense("gives a passage without `text`")
-            title = hit.get("title") or (text.partition(" | ")[0] if " | " in text else "")
-            id = str(hit.get("pid", title or text))
-            passages.append({"id": id, "title": title, "text": text, "score": _score(hit.get("score"), wire)})
-        found.append(passages)
-    return found
+    answer = wire.try_to_ask("GET", "", params={"query": query, "k": k})
+    if isinstance(answer, Refusal):
+        return answer
+    hits = answer.get("topk") if isinstance(answer, Mapping) else None
+    passages = []
+    for hit in _maps(hits, wire)[:k]:
+        text = hit.get("text")
+        if not isinstance(text, str):
+            raise wire.nonsense("gives a passage without `text`")
+        title = hit.get("title") or (text.partition(" | ")[0] if " | " in text else "")
+        id = str(hit.get("pid", title or text))
+        passages.append({"id": id, "title": title, "text": text, "score": _score(hit.get("score"), wire)})
+    return passages
 
 
 def _lists(answer: Any, key: str, wire: Wire, count: int) -> list[Any]:
