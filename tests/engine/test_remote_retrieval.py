@@ -75,6 +75,11 @@ class Handler(BaseHTTPRequestHandler):
             return {"error": {"type": "too_many_clauses"}, "status": 400}
         if mode == "full" or (mode == "fills" and seen < 3 and "bells" in json.dumps(search)):
             return {"error": {"type": "es_rejected_execution_exception"}, "status": 429}
+        if mode == "timed" or (mode == "times" and seen < 2):
+            return {"timed_out": True, "_shards": {"total": 2, "failed": 0}, "hits": {"hits": []}, "status": 200}
+        if mode == "sharded":
+            shards = {"total": 2, "successful": 1, "failed": 1, "failures": [{"reason": "lost"}]}
+            return {"timed_out": False, "_shards": shards, "hits": {"hits": []}, "status": 200}
         return None
 
     def answer(self, value: Any) -> None:
@@ -262,6 +267,18 @@ def test_only_searches_that_a_busy_server_put_off_are_asked_again(server: Server
     server.mode = "full"
     with pytest.raises(BackendError, match=r"BTC382.*es_rejected_execution_exception"):
         retriever.search(["museums", "bells"], 2)
+
+
+def test_an_answer_from_a_part_of_the_index_is_none(server: Server) -> None:
+    retriever = opened(section(server))
+    server.mode = "times"
+    server.asked.clear()
+    assert [len(found) for found in retriever.search(["museums", "bells"], 2)] == [2, 2]
+    assert len(server.asked) == 2
+    for mode, why in (("timed", "ran out of time"), ("sharded", "1 of 2 shards failed: .*lost")):
+        server.mode = mode
+        with pytest.raises(BackendError, match=f"BTC382.*{why}"):
+            retriever.search(["museums", "bells"], 2)
 
 
 def test_a_refused_query_fails_its_example_alone(server: Server) -> None:

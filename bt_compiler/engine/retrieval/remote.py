@@ -151,8 +151,21 @@ def _hits(section: RetrieverSection, wire: Wire, one: Any) -> Passages | Refusal
     """What stands in the place of one search: the status of the whole answer says nothing of it."""
     if isinstance(one, Mapping) and "error" in one:
         return Refusal(f"refuses the search: {json.dumps(one['error'])[:300]}", passing=passes(one.get("status")))
+    part = _part(one) if isinstance(one, Mapping) else None
+    if part is not None:
+        return Refusal(part, passing=True)
     hits = one.get("hits", {}).get("hits") if isinstance(one, Mapping) else None
     return [_passage(section, wire, hit.get("_source"), hit.get("_id"), hit.get("_score")) for hit in _maps(hits, wire)]
+
+
+def _part(one: Mapping[str, Any]) -> str | None:
+    """Why what was found is not all that there is; it comes with a status of success."""
+    shards = one.get("_shards")
+    failed = shards.get("failed") if isinstance(shards, Mapping) else None
+    if isinstance(shards, Mapping) and isinstance(failed, int) and failed > 0:
+        why = json.dumps(shards.get("failures"))[:300]
+        return f"answers from a part of the index: {failed} of {shards.get('total')} shards failed: {why}"
+    return "answers from a part of the index: it ran out of time" if one.get("timed_out") is True else None
 
 
 def ask_qdrant(section: RetrieverSection, wire: Wire, encoder: QueryEncoder, queries: Sequence[str], k: int) -> Found:
