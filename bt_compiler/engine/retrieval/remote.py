@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from math import isfinite
+from sys import float_info
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -154,8 +154,11 @@ def _hits(section: RetrieverSection, wire: Wire, one: Any) -> Passages | Refusal
     part = _part(one) if isinstance(one, Mapping) else None
     if part is not None:
         return Refusal(part, passing=True)
-    hits = one.get("hits", {}).get("hits") if isinstance(one, Mapping) else None
-    return [_passage(section, wire, hit.get("_source"), hit.get("_id"), hit.get("_score")) for hit in _maps(hits, wire)]
+    hits = one.get("hits") if isinstance(one, Mapping) else None
+    return [
+        _passage(section, wire, hit.get("_source"), hit.get("_id"), hit.get("_score"))
+        for hit in _maps(hits.get("hits") if isinstance(hits, Mapping) else None, wire)
+    ]
 
 
 def _part(one: Mapping[str, Any]) -> str | None:
@@ -238,6 +241,6 @@ def _as_text(value: Any) -> str:
 
 
 def _score(score: Any, wire: Wire) -> float:
-    if isinstance(score, bool) or not isinstance(score, int | float) or not isfinite(score):
+    if isinstance(score, bool) or not isinstance(score, int | float) or not abs(score) <= float_info.max:
         raise wire.nonsense(f"gives `{score!r:.40}` as a passage's score")
     return float(score)
