@@ -37,6 +37,7 @@ class Server(ThreadingHTTPServer):
 
     mode = "well"
     asked: list[tuple[str, Any]]
+    hit: dict[str, Any]
     daemon_threads = True
 
 
@@ -48,6 +49,9 @@ class Handler(BaseHTTPRequestHandler):
         self.server.asked.append((self.path, dict(self.headers)))
         if self.server.mode == "picky" and "clauses" in query["query"][0]:
             self.send_error(414, "too long")
+            return
+        if self.server.mode == "hit":
+            self.answer({"topk": [self.server.hit]})
             return
         hits = [{"text": f"{row['title']} | {row['text']}", "score": 9.5 - n, "pid": n} for n, row in enumerate(STORED)]
         self.answer({"topk": hits, "query": query["query"]})
@@ -335,6 +339,51 @@ def test_what_is_made_of_a_server_passes_its_refusals_on(server: Server) -> None
 def test_lists_of_sentences_are_joined_as_in_a_corpus(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(STORED[0], "text", ["One.", "Two."])
     assert opened(section(server)).search(["x"], 1)[0][0]["text"] == "One. Two."
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"), [({"en": "A museum."}, "object"), (["A museum.", None], "list"), ([{"en": "x"}], "list")]
+)
+@pytest.mark.parametrize("field", ["text", "title"])
+def test_a_field_that_is_no_text_is_refused_as_in_a_corpus(
+    server: Server, monkeypatch: pytest.MonkeyPatch, field: str, value: Any, kind: str
+) -> None:
+    monkeypatch.setitem(STORED[0], "year", value)
+    assert len(opened(section(server)).search(["x"], 2)[0]) == 2  # nobody looks at it
+    monkeypatch.setitem(STORED[0], field, value)
+    with pytest.raises(BackendError, match=f"BTC382.*field `{field}` holds a {kind}"):
+        opened(section(server))
+
+
+@pytest.mark.parametrize(
+    ("hit", "id", "title"),
+    [
+        ({"pid": None}, "A", "A"),
+        ({"pid": 0}, "0", "A"),
+        ({"pid": 3, "title": 7}, "3", "7"),
+        ({"pid": None, "title": ["B", "C"]}, "B C", "B C"),
+    ],
+)
+def test_what_a_colbert_server_says_of_a_passage_is_text(server: Server, hit: Any, id: str, title: str) -> None:
+    server.mode = "hit"
+    server.hit = {"text": "A | b", "score": 1, **hit}
+    assert opened(section(server, "colbert")).search(["x"], 1) == [
+        [{"id": id, "title": title, "text": "A | b", "score": 1.0}]
+    ]
+
+
+@pytest.mark.parametrize("hit", [{"title": {"en": "A"}}, {"pid": [1]}, {"text": "", "pid": None}])
+def test_a_passage_of_a_colbert_server_that_is_none(server: Server, hit: Any) -> None:
+    server.mode = "hit"
+    server.hit = {"text": "A | b", "score": 1, **hit}
+    with pytest.raises(BackendError, match="BTC382"):
+        opened(section(server, "colbert"))
+
+
+def test_an_id_that_is_null_is_none(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(STORED[0], "key", None)
+    with pytest.raises(BackendError, match=r"BTC382.*without an id"):
+        opened(section(server, id="key"))
 
 
 def test_a_word_that_no_passage_has_is_no_empty_index(server: Server) -> None:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from sys import float_info
 from types import MappingProxyType
 from typing import Any, Protocol
 
 from bt_compiler.canonical import digest
 from bt_compiler.engine.retrieval.encoder import Encoder, find_encoder, library_version
+from bt_compiler.engine.retrieval.hits import headed_passage, maps, results, stored_passage
 from bt_compiler.engine.retrieval.opening import Opening
-from bt_compiler.engine.retrieval.template import filled
 from bt_compiler.engine.retrieval.wire import Refusal, Wire, passes
 from bt_compiler.errors import BackendError, ExampleError
 from bt_compiler.spec.sections import RetrieverSection
@@ -144,7 +143,7 @@ def _msearch(section: RetrieverSection, wire: Wire, matches: Sequence[Mapping[st
         content="\n".join(lines) + "\n",
         headers={"Content-Type": "application/x-ndjson"},
     )
-    return [_hits(section, wire, one) for one in _lists(answer, "responses", wire, len(matches))]
+    return [_hits(section, wire, one) for one in results(answer, "responses", wire, len(matches))]
 
 
 def _hits(section: RetrieverSection, wire: Wire, one: Any) -> Passages | Refusal:
@@ -156,8 +155,8 @@ def _hits(section: RetrieverSection, wire: Wire, one: Any) -> Passages | Refusal
         return Refusal(part, passing=True)
     hits = one.get("hits") if isinstance(one, Mapping) else None
     return [
-        _passage(section, wire, hit.get("_source"), hit.get("_id"), hit.get("_score"))
-        for hit in _maps(hits.get("hits") if isinstance(hits, Mapping) else None, wire)
+        stored_passage(section, wire, hit.get("_source"), hit.get("_id"), hit.get("_score"))
+        for hit in maps(hits.get("hits") if isinstance(hits, Mapping) else None, wire)
     ]
 
 
@@ -181,10 +180,10 @@ def ask_qdrant(section: RetrieverSection, wire: Wire, encoder: QueryEncoder, que
     answer = wire.ask("POST", path, json={"searches": searches})
     return [
         [
-            _passage(section, wire, point.get("payload"), point.get("id"), point.get("score"))
-            for point in _maps(one.get("points") if isinstance(one, Mapping) else None, wire)
+            stored_passage(section, wire, point.get("payload"), point.get("id"), point.get("score"))
+            for point in maps(one.get("points") if isinstance(one, Mapping) else None, wire)
         ]
-        for one in _lists(answer, "result", wire, len(queries))
+        for one in results(answer, "result", wire, len(queries))
     ]
 
 
@@ -194,53 +193,4 @@ def _colbert(wire: Wire, query: str, k: int) -> Passages | Refusal:
     if isinstance(answer, Refusal):
         return answer
     hits = answer.get("topk") if isinstance(answer, Mapping) else None
-    passages = []
-    for hit in _maps(hits, wire)[:k]:
-        text = hit.get("text")
-        if not isinstance(text, str):
-            raise wire.nonsense("gives a passage without `text`")
-        title = hit.get("title") or (text.partition(" | ")[0] if " | " in text else "")
-        id = str(hit.get("pid", title or text))
-        passages.append({"id": id, "title": title, "text": text, "score": _score(hit.get("score"), wire)})
-    return passages
-
-
-def _lists(answer: Any, key: str, wire: Wire, count: int) -> list[Any]:
-    found = answer.get(key) if isinstance(answer, Mapping) else None
-    if not isinstance(found, list) or len(found) != count:
-        raise wire.nonsense(f"answers without the {count} results in `{key}` that were asked for")
-    return found
-
-
-def _maps(found: Any, wire: Wire) -> list[Mapping[str, Any]]:
-    if not isinstance(found, list) or not all(isinstance(item, Mapping) for item in found):
-        raise wire.nonsense("answers without a list of passages")
-    return found
-
-
-def _passage(section: RetrieverSection, wire: Wire, stored: Any, id: Any, score: Any) -> dict[str, Any]:
-    """A passage of what the server stores of it, by the section's `id`, `title` and `text`."""
-    options = section.options
-    if not isinstance(stored, Mapping):
-        raise wire.nonsense("gives a passage without its stored fields")
-    values = {key: _as_text(value) for key, value in stored.items()}
-    try:
-        text = filled(str(options.get("text", "{text}")), values)
-        named = values[options["id"]] if "id" in options else str(id)
-        title = values[options["title"]] if "title" in options else values.get("title", "")
-    except KeyError as error:
-        known = ", ".join(f"`{key}`" for key in sorted(values)[:10]) or "none"
-        raise wire.nonsense(f"gives a passage without the field `{error.args[0]}`; its fields: {known}") from error
-    return {"id": named, "title": title, "text": text, "score": _score(score, wire)}
-
-
-def _as_text(value: Any) -> str:
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return " ".join(value)  # as in a corpus file
-    return "" if value is None else str(value)
-
-
-def _score(score: Any, wire: Wire) -> float:
-    if isinstance(score, bool) or not isinstance(score, int | float) or not abs(score) <= float_info.max:
-        raise wire.nonsense(f"gives `{score!r:.40}` as a passage's score")
-    return float(score)
+    return [headed_passage(wire, hit) for hit in maps(hits, wire)[:k]]
