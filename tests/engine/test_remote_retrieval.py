@@ -96,6 +96,12 @@ class Handler(BaseHTTPRequestHandler):
         if mode == "refuses":
             self.send_error(404, "index_not_found_exception")
             return
+        if mode == "moved":
+            self.send_response(301)
+            self.send_header("Location", "https://there/_msearch?key=secret")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         bad_score = '{"responses": [{"hits": {"hits": [{"_id": "a", "_score": NaN, "_source": {"text": "b"}}]}}]}'
         bodies = {
             "nan": bad_score,
@@ -205,6 +211,7 @@ def test_a_server_that_is_busy_is_asked_again(server: Server) -> None:
     ("mode", "options", "code", "words"),
     [
         ("refuses", {}, "BTC382", "answers status 404"),
+        ("moved", {}, "BTC382", "status 301: a redirect to https://there/_msearch, and `endpoint` has to"),
         ("html", {}, "BTC382", "not JSON: '<html>'"),
         ("other", {}, "BTC382", "without the 1 results in `responses`"),
         ("list", {}, "BTC382", "without the 1 results"),

@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from bt_compiler.canonical import whole
 from bt_compiler.engine.keys import read_key
 from bt_compiler.errors import BackendError
 from bt_compiler.spec.sections import RetrieverSection
+
+if TYPE_CHECKING:
+    import httpx
 
 ATTEMPTS = 3
 Answer = TypeVar("Answer")
@@ -64,7 +67,7 @@ class Wire:
                 if answer.is_success:
                     return self._json(answer, url)
                 if last or not passes(answer.status_code):
-                    return Refusal(f"answers status {answer.status_code}: {answer.text[:200].strip()}")
+                    return Refusal(f"answers status {answer.status_code}: {_reason(answer)}")
         raise AssertionError("the last attempt returns or raises")
 
     def tries(self) -> Iterator[bool]:
@@ -102,6 +105,13 @@ class Wire:
             "BTC381": "raise `timeout` (seconds), or ask for fewer passages",
         }.get(code, "see `kind`, `endpoint` and the names of index and fields")
         return BackendError.of(code, self.said(what), help=help, notes=(f"asked {url}",))
+
+
+def _reason(answer: httpx.Response) -> str:
+    if not answer.has_redirect_location:
+        return answer.text[:200].strip()
+    there = answer.headers["location"].partition("?")[0]  # what follows may be a key
+    return f"a redirect to {there[:200]}, and `endpoint` has to name the place itself"
 
 
 def passes(status: Any) -> bool:
