@@ -9,6 +9,7 @@ import shlex
 import shutil
 from collections.abc import Mapping
 from contextlib import closing
+from itertools import chain, count
 from pathlib import Path
 
 import click
@@ -76,16 +77,18 @@ def _repository(name: Path) -> Path:
 
 def _workflow(top: Path, program: str, spec: str) -> Path:
     """Where the workflow of `spec` (a path from `top`) goes, or is already: it has the program's name, or where another
-    spec's has that, one of the whole path. Raises UsageError (BTC580) where that is taken too.
+    spec's has that, one of the whole path, numbered where that is taken too.
     """
     whole = _word(Path(spec).parent.as_posix())  # no `-` in it: a workflow finds its cache by its name and a `-`
-    for found in (top / ".github" / "workflows" / f"btc-{word}.yml" for word in (program, whole)):
-        if not found.exists():
-            return found
-        lines = found.read_text(encoding="utf-8", errors="replace").splitlines()
-        if f"SPEC: {json.dumps(spec)}" in map(str.strip, lines):
-            return found
-    raise _taken(found, help="delete it, or name another folder; nothing was changed")
+    words = chain((program, whole), (f"{whole}_{number}" for number in count(2)))
+    paths = (top / ".github" / "workflows" / f"btc-{word}.yml" for word in words)
+    return next(path for path in paths if not path.exists() or _runs(path, spec))
+
+
+def _runs(workflow: Path, spec: str) -> bool:
+    """Whether the workflow is that of `spec`."""
+    lines = workflow.read_text(encoding="utf-8", errors="replace").splitlines()
+    return f"SPEC: {json.dumps(spec)}" in map(str.strip, lines)
 
 
 def _word(text: str) -> str:
@@ -97,8 +100,10 @@ def _refuse_there(path: Path) -> None:
         raise _taken(path)
 
 
-def _taken(path: Path, help: str = "name a folder that does not exist; nothing was changed") -> UsageError:
-    return UsageError.of("BTC580", f"`{path}` exists already", help=help)
+def _taken(path: Path) -> UsageError:
+    return UsageError.of(
+        "BTC580", f"`{path}` exists already", help="name a folder that does not exist; nothing was changed"
+    )
 
 
 def _filled(template: Path, **words: str) -> str:

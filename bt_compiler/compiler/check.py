@@ -72,17 +72,23 @@ def checked(path: Path, overrides: Sequence[str] = ()) -> CheckedSpec:
     if sections.optimize.strategy:
         inner_split(loaded.splits.train, sections.optimize.prompts, seed=0)  # the seed decides who, not how many
     labels = _answer_labels(sections, lowered.judges)
-    unlabelled = unlabelled_outputs(program, loaded.splits.train, sections, labels)
     empty = empty_answers(program, loaded.splits, sections.data, labels)
     ungiven = ungiven_answers(program, loaded.splits, sections.data, labels)
-    return CheckedSpec(
+    found = CheckedSpec(
         spec=spec,
         sections=sections,
         program=program,
         judges=lowered.judges,
         splits=loaded.splits,
-        warnings=(*lowered.warnings, *loaded.notes, *unlabelled, *empty, *ungiven),
+        warnings=(*lowered.warnings, *loaded.notes, *empty, *ungiven),
     )
+    return replace(found, warnings=(*found.warnings, *unlearnt(found)))
+
+
+def unlearnt(spec: CheckedSpec) -> list[Diagnostic]:
+    """Notes on modules whose labels teach the steps of the strategy nothing, for the data has but some of them."""
+    labels = _answer_labels(spec.sections, spec.judges)
+    return unlabelled_outputs(spec.program, spec.splits.train, spec.sections, labels)
 
 
 def label_fields(program: Program, sections: Sections, judges: Judges = MappingProxyType({})) -> tuple[Field, ...]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -24,6 +24,7 @@ from bt_compiler.compiler.handover import Finding, bundle_contents
 from bt_compiler.compiler.identity import brought_code, compile_identity, require_rounding, searched, used_models
 from bt_compiler.compiler.opening import OpenBackend
 from bt_compiler.compiler.workbench import open_workbench
+from bt_compiler.diagnostics import Diagnostic
 from bt_compiler.engine.cache import cache_root
 from bt_compiler.engine.progress import Progress, Silent
 from bt_compiler.errors import BundleError, CompileError, UsageError
@@ -105,8 +106,7 @@ def compile_spec(
 def compile_with(path: Path, settings: CompileSettings) -> Path:
     """As `compile_spec`, with every part that can be replaced."""
     spec = checked(path, settings.overrides)
-    for item in spec.warnings:
-        settings.progress.say(f"{item.severity}[{item.code}]: {item.message}")
+    tell_findings(spec.warnings, settings.progress)
     if settings.with_index:
         _refuse_nothing_to_carry(spec)
     out = (settings.out or ARTIFACTS / spec.program.name).absolute()
@@ -186,6 +186,12 @@ def _check_prices(spec: CheckedSpec, budget: Limit | None) -> None:
         )
 
 
+def tell_findings(found: Iterable[Diagnostic], progress: Progress) -> None:
+    """Says the warnings and notes of a check, a line each; where they stand is said by `btc check`."""
+    for item in found:
+        progress.say(f"{item.severity}[{item.code}]: {item.message}")
+
+
 def tell_opening(journal: Journal, progress: Progress) -> None:
     """Says that work goes on, or why it starts over."""
     if journal.opened == "resumed" and journal.finished() is None:
@@ -205,7 +211,10 @@ def _up_to_date(journal: Journal, out: Path, spec: CheckedSpec, settings: Compil
         return False  # gone or damaged: it is written again from the journal
     # endpoints, paths and names of keys are outside the digest, and in the spec that the bundle runs by
     told = (out / "spec.yaml").read_text(encoding="utf-8") == yaml_text(spec.spec.resolved())
-    return told and manifest.digest == record["digest"] and bool(manifest.indexes) == settings.with_index
+    # a bundle of an earlier version does not say what plug-in code it was made with
+    known = manifest.identity.get("code", {}) == brought_code(spec.sections, spec.program)
+    same = manifest.digest == record["digest"] and bool(manifest.indexes) == settings.with_index
+    return told and known and same
 
 
 def _refuse_nothing_to_carry(spec: CheckedSpec) -> None:

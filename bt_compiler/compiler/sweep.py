@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 
 from bt_compiler.artifact.sweep_files import refuse_other_folder, write_sweep
 from bt_compiler.canonical import digest
-from bt_compiler.compiler.check import CheckedSpec, check_launch, checked
-from bt_compiler.compiler.compile import ARTIFACTS, disk_errors, tell_opening
+from bt_compiler.compiler.check import CheckedSpec, check_launch, checked, unlearnt
+from bt_compiler.compiler.compile import ARTIFACTS, disk_errors, tell_findings, tell_opening
 from bt_compiler.compiler.identity import compile_identity, data_facts, require_rounding, used_models
 from bt_compiler.compiler.opening import OpenBackend
 from bt_compiler.compiler.workbench import open_workbench
@@ -110,6 +110,8 @@ def sweep_spec(path: Path, settings: SweepSettings) -> Swept:
         "metric": first.sections.metric.kind,
         "tables": [],
     }
+    # the data is the same for all models
+    tell_findings((*first.warnings, *unlearnt(first)), settings.progress)
     with disk_errors(out), ExitStack() as held:
         refused: list[SpecError] = []
         # before anything is paid for: a journal that another process holds would end this after hours

@@ -32,11 +32,13 @@ def unlabelled_outputs(
         found.append(
             Diagnostic(
                 code="BTC336",
-                message=f"the data has no column for output {shown}, so that it gives module `{module.name}` "
-                f"{' and '.join(lost)}",
+                message=f"no train row has a label for output {shown}, so that the data gives module "
+                f"`{module.name}` {' and '.join(lost)}",
                 span=sections.data.span,
                 severity="note",
-                help=f"a column of another name is mapped by `data: {{columns: {{{missing[0]}: COLUMN}}}}`",
+                help=None
+                if missing[0] in sections.data.columns
+                else f"a column of another name is mapped by `data: {{columns: {{{missing[0]}: COLUMN}}}}`",
             )
         )
     return found

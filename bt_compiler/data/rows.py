@@ -131,8 +131,8 @@ def _unbounded(label: Field, found: Any, how: Extraction | None, *, of_csv: bool
         _value(found, free, how, of_csv=of_csv)
     except ValueError:
         return None
-    own = f"`data: {{labels: {{{label.name}: {show_type(free)}}}}}`"
-    return f"a label may have a type of its own, without these bounds: {own}"
+    own = f"under `{label.name}` in `data: {{labels: {{}}}}`"
+    return f"a label may have a type of its own: write that of the output without its bounds {own}"
 
 
 def _value(found: Any, type: Type, how: Extraction | None, *, of_csv: bool) -> Any:

@@ -70,8 +70,8 @@ def load(
     if overrides:
         _refuse_another_program(bundle, spec)
     sections = build_sections(spec)
-    root = default_root(os.environ) if cache_root is None else Path(cache_root)
-    file = None if tools is None else Path(tools)
+    root = default_root(os.environ) if cache_root is None else Path(cache_root).absolute()
+    file = None if tools is None else Path(tools).absolute()
     told = Silent() if progress is None else progress
     opened = opener or _opener(root, told)
     tell = on_change or (_warned if progress is None else partial(_said, told))

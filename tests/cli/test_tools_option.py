@@ -164,7 +164,9 @@ def test_in_python_the_file_is_named_by_a_text_like_the_bundle(
     bundle: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NO_PROXY", "*")
-    with load(str(bundle), tools=str(folder / "mine.py"), cache_root=str(folder / "cache")) as agent:
+    monkeypatch.chdir(folder)
+    with load(str(bundle), tools="mine.py", cache_root="cache") as agent:
+        monkeypatch.chdir("/")  # what is opened at the first use lies where `load` was called
         assert agent(text="double 4").twice == 8
     with load(str(bundle)) as agent, pytest.raises(BackendError, match="BTC543") as caught:
         agent(text="double 4")

@@ -163,6 +163,9 @@ def test_a_bundle_that_knows_no_code_runs_as_before(
     (package / "tool.py").write_text(TOOL.replace("upper", "title"))
     code, _, err = called("eval", str(folder), "--at-least", "0.8")
     assert (code, "BTC578" in err) == (0, False), err
+    monkeypatch.setattr(story, "bundle_contents", bundle_contents)
+    (package / "tool.py").write_text(TOOL)
+    assert read_bundle(compiled("bundle")).manifest.identity["code"].keys() == {"metric", "tool"}
 
 
 def test_what_no_package_brings_has_no_code() -> None:

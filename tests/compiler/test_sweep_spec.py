@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from answering import Asked, Killed, RuleBackend, coin, train_by_name, truth, wrong
+from said import Said
 
 from bt_compiler.artifact.bundle import read_bundle
 from bt_compiler.artifact.sweep_files import sweep_markdown, sweep_page, sweep_text
@@ -118,6 +119,17 @@ def test_each_of_several_teachers_has_a_journal_of_its_own_and_a_model_that_noth
     assert len(swept.document["tables"]) == len(list((tmp_path / ".moods-sweep.journals").iterdir())) == 2
     assert len(opened) == 4
     assert sweep(strategies=(("weights",),), seeds=(0,), overrides=(*spare, *lists))[1] == []
+
+
+def test_what_check_finds_of_the_data_is_said_once(sweep: Sweep, spec: Path) -> None:
+    spec.write_text(SPEC.replace("[good, bad]}}", "[good, bad]}, why: str}"))
+    for strategies, expected in (
+        (((), ("weights",)), ["note[BTC336]: no train row has a label for output `why`"]),
+        (((),), []),
+    ):
+        told = Said()
+        sweep(strategies=strategies, seeds=(0,), overrides=["model.id=one,two"], progress=told)
+        assert [line.partition(", so that")[0] for line in told.lines if "[BTC" in line] == expected
 
 
 def test_a_model_that_another_sweep_is_at_work_on_ends_it_before_anything_runs(sweep: Sweep, tmp_path: Path) -> None:
