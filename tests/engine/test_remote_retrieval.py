@@ -349,7 +349,7 @@ def test_lists_of_sentences_are_joined_as_in_a_corpus(server: Server, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("value", "kind"), [({"en": "A museum."}, "object"), (["A museum.", None], "list"), ([{"en": "x"}], "list")]
+    ("value", "kind"), [({"en": "A museum."}, "an object"), (["A museum.", None], "a list"), ([{"en": "x"}], "a list")]
 )
 @pytest.mark.parametrize("field", ["text", "title"])
 def test_a_field_that_is_no_text_is_refused_as_in_a_corpus(
@@ -358,7 +358,7 @@ def test_a_field_that_is_no_text_is_refused_as_in_a_corpus(
     monkeypatch.setitem(STORED[0], "year", value)
     assert len(opened(section(server)).search(["x"], 2)[0]) == 2  # nobody looks at it
     monkeypatch.setitem(STORED[0], field, value)
-    with pytest.raises(BackendError, match=f"BTC382.*field `{field}` holds a {kind}"):
+    with pytest.raises(BackendError, match=f"BTC382.*field `{field}` holds {kind}"):
         opened(section(server))
 
 

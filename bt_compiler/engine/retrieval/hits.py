@@ -70,6 +70,6 @@ def _as_text(name: str, value: Any, wire: Wire) -> str:
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return " ".join(value)
     if isinstance(value, list | dict):
-        kind = "list" if isinstance(value, list) else "object"
-        raise wire.nonsense(f"gives a passage whose field `{name}` holds a {kind}, not a text")
+        kind = "a list" if isinstance(value, list) else "an object"
+        raise wire.nonsense(f"gives a passage whose field `{name}` holds {kind}, not a text")
     return "" if value is None else str(value)
