@@ -76,13 +76,13 @@ def problem_detail(error: InputError) -> list[dict[str, Any]]:
 
 
 def failure_status(predictor: Predictor, code: str) -> int:
-    """Status of an example that failed: 413 where a prompt was too long, 502 where a remote model is involved, else
-    500.
+    """Status of an example that failed: 413 where a prompt was too long, 502 where a remote model is involved or a
+    search server refused, else 500.
     """
     if code == "BTC523":
         return 413
     remote = any(model.engine in REMOTE_ENGINES for model in predictor.bundle.manifest.models.values())
-    return 502 if remote else 500
+    return 502 if remote or code == "BTC545" else 500
 
 
 def describe(name: str, predictor: Predictor) -> dict[str, Any]:

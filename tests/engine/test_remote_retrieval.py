@@ -12,13 +12,19 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from engine_parts import call, candidate_of, examples, fields, module
 
+from bt_compiler.engine.backends.scripted import ScriptedBackend
+from bt_compiler.engine.executor import Engine
 from bt_compiler.engine.progress import Silent
 from bt_compiler.engine.retrieval import Retriever, check_retriever, open_retriever
+from bt_compiler.engine.retrieval.combined import HybridRetriever, Reranked
 from bt_compiler.engine.retrieval.remote import ask_qdrant
 from bt_compiler.engine.retrieval.wire import Wire
-from bt_compiler.errors import BackendError, SpecError
+from bt_compiler.errors import BackendError, ExampleError, SpecError
+from bt_compiler.graph.program import Binding, Program, Ref, Retrieve, RetrieverRef
 from bt_compiler.spec.sections import RetrieverSection
+from bt_compiler.spec.types import PASSAGES, STR
 
 STORED: list[dict[str, Any]] = [
     {"title": "Louvre", "text": "A museum in Paris.", "year": 1793},
@@ -31,6 +37,7 @@ class Server(ThreadingHTTPServer):
 
     mode = "well"
     asked: list[tuple[str, Any]]
+    hit: dict[str, Any]
     daemon_threads = True
 
 
@@ -40,6 +47,12 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         query = parse_qs(urlsplit(self.path).query)
         self.server.asked.append((self.path, dict(self.headers)))
+        if self.server.mode == "picky" and "clauses" in query["query"][0]:
+            self.send_error(414, "too long")
+            return
+        if self.server.mode == "hit":
+            self.answer({"topk": [self.server.hit]})
+            return
         hits = [{"text": f"{row['title']} | {row['text']}", "score": 9.5 - n, "pid": n} for n, row in enumerate(STORED)]
         self.answer({"topk": hits, "query": query["query"]})
 
@@ -51,12 +64,27 @@ class Handler(BaseHTTPRequestHandler):
             hits = [{"_id": f"d{n}", "_score": 2.0 - n, "_source": row} for n, row in enumerate(STORED)]
             if self.server.mode == "empty" or (self.server.mode == "rare" and "multi_match" in body):
                 hits = []
-            sizes = [line["size"] for line in lines[1::2]]
-            self.answer({"took": 1, "responses": [{"hits": {"hits": hits[:size]}, "status": 200} for size in sizes]})
+            found = [{"hits": {"hits": hits[: line["size"]]}, "status": 200} for line in lines[1::2]]
+            given = [self.refused(line) or one for line, one in zip(lines[1::2], found, strict=True)]
+            self.answer({"took": 1, "responses": given})
         else:
             searches = json.loads(body)["searches"]
             points = [{"id": n, "version": 1, "score": 0.5 - n, "payload": row} for n, row in enumerate(STORED)]
             self.answer({"result": [{"points": points[: one["limit"]]} for one in searches], "status": "ok"})
+
+    def refused(self, search: Any) -> Any:
+        """What stands in the place of one search of several; the whole answer has status 200."""
+        mode, seen = self.server.mode, len(self.server.asked)
+        if mode == "picky" and "clauses" in json.dumps(search):
+            return {"error": {"type": "too_many_clauses"}, "status": 400}
+        if mode == "full" or (mode == "fills" and seen < 3 and "bells" in json.dumps(search)):
+            return {"error": {"type": "es_rejected_execution_exception"}, "status": 429}
+        if mode == "timed" or (mode == "times" and seen < 2):
+            return {"timed_out": True, "_shards": {"total": 2, "failed": 0}, "hits": {"hits": []}, "status": 200}
+        if mode == "sharded":
+            shards = {"total": 2, "successful": 1, "failed": 1, "failures": [{"reason": "lost"}]}
+            return {"timed_out": False, "_shards": shards, "hits": {"hits": []}, "status": 200}
+        return None
 
     def answer(self, value: Any) -> None:
         mode = self.server.mode
@@ -68,10 +96,19 @@ class Handler(BaseHTTPRequestHandler):
         if mode == "refuses":
             self.send_error(404, "index_not_found_exception")
             return
+        if mode == "moved":
+            self.send_response(301)
+            self.send_header("Location", "https://there/_msearch?key=secret")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         bad_score = '{"responses": [{"hits": {"hits": [{"_id": "a", "_score": NaN, "_source": {"text": "b"}}]}}]}'
         bodies = {
             "nan": bad_score,
             "hits": '{"responses": [{"hits": {"hits": 3}}]}',
+            "no hits": '{"responses": [{"hits": null}]}',
+            "hits list": '{"responses": [{"hits": []}]}',
+            "huge": bad_score.replace("NaN", "1" + "0" * 400),
             "html": "<html>",
             "other": '{"hello": 1}',
             "list": "[1]",
@@ -174,6 +211,7 @@ def test_a_server_that_is_busy_is_asked_again(server: Server) -> None:
     ("mode", "options", "code", "words"),
     [
         ("refuses", {}, "BTC382", "answers status 404"),
+        ("moved", {}, "BTC382", "status 301: a redirect to https://there/_msearch, and `endpoint` has to"),
         ("html", {}, "BTC382", "not JSON: '<html>'"),
         ("other", {}, "BTC382", "without the 1 results in `responses`"),
         ("list", {}, "BTC382", "without the 1 results"),
@@ -181,6 +219,9 @@ def test_a_server_that_is_busy_is_asked_again(server: Server) -> None:
         ("well", {"title": "name"}, "BTC382", "without the field `name`; its fields: `text`, `title`, `year`"),
         ("nan", {}, "BTC382", "gives `nan` as a passage's score"),
         ("hits", {}, "BTC382", "without a list of passages"),
+        ("no hits", {}, "BTC382", "without a list of passages"),
+        ("hits list", {}, "BTC382", "without a list of passages"),
+        ("huge", {}, "BTC382", "00` as a passage's score"),
         ("empty", {"filter": [{"term": {"yaer": 1793}}]}, "BTC389", "has no passage to give"),
         ("slow", {"timeout": 0.05}, "BTC381", "does not answer within 0.05 s"),
         ("well", {"api_key": {"env": "BTC_TEST_NO_SUCH"}}, "BTC383", "is not set"),
@@ -217,9 +258,139 @@ def test_a_key_that_no_header_can_carry_is_never_shown(server: Server, monkeypat
     assert "private" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("kind", "why"), [("elasticsearch", "too_many_clauses"), ("colbert", "status 414")])
+def test_a_query_that_is_refused_fails_alone(server: Server, kind: str, why: str) -> None:
+    retriever = opened(section(server, kind))
+    server.mode = "picky"
+    for queries in (["bells", "many clauses", "museums"], ["many clauses"]):
+        for query, found in zip(queries, retriever.search(queries, 2), strict=True):
+            if query == "many clauses":
+                assert isinstance(found, ExampleError)
+                assert found.code == "BTC545"
+                assert why in found.message
+            else:
+                assert len(found) == 2
+    server.mode = "error" if kind == "elasticsearch" else "refuses"
+    with pytest.raises(BackendError, match="BTC382"):
+        retriever.search(["bells", "many clauses"], 2)
+
+
+def test_only_searches_that_a_busy_server_put_off_are_asked_again(server: Server) -> None:
+    retriever = opened(section(server))
+    server.mode = "fills"
+    server.asked.clear()
+    assert [len(found) for found in retriever.search(["museums", "bells"], 2)] == [2, 2]
+    assert [len(body.splitlines()) // 2 for _, body in server.asked] == [2, 1, 1]
+    server.mode = "full"
+    with pytest.raises(BackendError, match=r"BTC382.*es_rejected_execution_exception"):
+        retriever.search(["museums", "bells"], 2)
+
+
+def test_an_answer_from_a_part_of_the_index_is_none(server: Server) -> None:
+    retriever = opened(section(server))
+    server.mode = "times"
+    server.asked.clear()
+    assert [len(found) for found in retriever.search(["museums", "bells"], 2)] == [2, 2]
+    assert len(server.asked) == 2
+    for mode, why in (("timed", "ran out of time"), ("sharded", "1 of 2 shards failed: .*lost")):
+        server.mode = mode
+        with pytest.raises(BackendError, match=f"BTC382.*{why}"):
+            retriever.search(["museums", "bells"], 2)
+
+
+def test_a_refused_query_fails_its_example_alone(server: Server) -> None:
+    program, retriever = single_search(), opened(section(server))
+    rows = [{"question": text} for text in ("museums", "many clauses", "bells")]
+    server.mode = "picky"
+    backend = ScriptedBackend(function=lambda request: "Answer: yes")
+    engine = Engine(backends={"default": backend}, retrievers={"wiki": retriever})
+    one, two, three = engine.run(program, candidate_of(program), examples(rows))
+    assert one.outputs == three.outputs == {"answer": "yes"}
+    assert two.error is not None
+    assert (two.error.code, two.error.node) == ("BTC545", "found")
+    assert [step.node for step in two.steps] == ["found"]
+
+
+def single_search() -> Program:
+    """Retrieves once, then answers."""
+    answer = module({"context": PASSAGES, "question": STR}, {"answer": STR}, name="answer")
+    passages = fields(passages=PASSAGES)
+    found = Retrieve(name="found", retriever="wiki", query=(Ref(step=None, field="question"),), k=2, outputs=passages)
+    return Program(
+        name="search",
+        inputs=fields(question=STR),
+        nodes=(found, call("final", answer, context="found.passages", question="question")),
+        out=(Binding(name="answer", value=Ref(step="final", field="answer"), type=STR),),
+        modules=(answer,),
+        retrievers=(RetrieverRef(name="wiki", kind="elasticsearch", k=2),),
+    )
+
+
+class LengthScorer:
+    """Stands in for a cross-encoder."""
+
+    def scores(self, query: str, texts: Sequence[str]) -> list[float]:
+        return [float(len(text)) for text in texts]
+
+
+def test_what_is_made_of_a_server_passes_its_refusals_on(server: Server) -> None:
+    part = opened(section(server))
+    server.mode = "picky"
+    scorer: Any = LengthScorer()
+    for retriever in (HybridRetriever([part, part]), Reranked(part, scorer, depth=5, identity=None)):
+        found, refused = retriever.search(["bells", "many clauses"], 2)
+        assert len(found) == 2
+        assert isinstance(refused, ExampleError)
+
+
 def test_lists_of_sentences_are_joined_as_in_a_corpus(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(STORED[0], "text", ["One.", "Two."])
     assert opened(section(server)).search(["x"], 1)[0][0]["text"] == "One. Two."
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"), [({"en": "A museum."}, "an object"), (["A museum.", None], "a list"), ([{"en": "x"}], "a list")]
+)
+@pytest.mark.parametrize("field", ["text", "title"])
+def test_a_field_that_is_no_text_is_refused_as_in_a_corpus(
+    server: Server, monkeypatch: pytest.MonkeyPatch, field: str, value: Any, kind: str
+) -> None:
+    monkeypatch.setitem(STORED[0], "year", value)
+    assert len(opened(section(server)).search(["x"], 2)[0]) == 2  # nobody looks at it
+    monkeypatch.setitem(STORED[0], field, value)
+    with pytest.raises(BackendError, match=f"BTC382.*field `{field}` holds {kind}"):
+        opened(section(server))
+
+
+@pytest.mark.parametrize(
+    ("hit", "id", "title"),
+    [
+        ({"pid": None}, "A", "A"),
+        ({"pid": 0}, "0", "A"),
+        ({"pid": 3, "title": 7}, "3", "7"),
+        ({"pid": None, "title": ["B", "C"]}, "B C", "B C"),
+    ],
+)
+def test_what_a_colbert_server_says_of_a_passage_is_text(server: Server, hit: Any, id: str, title: str) -> None:
+    server.mode = "hit"
+    server.hit = {"text": "A | b", "score": 1, **hit}
+    assert opened(section(server, "colbert")).search(["x"], 1) == [
+        [{"id": id, "title": title, "text": "A | b", "score": 1.0}]
+    ]
+
+
+@pytest.mark.parametrize("hit", [{"title": {"en": "A"}}, {"pid": [1]}, {"text": "", "pid": None}])
+def test_a_passage_of_a_colbert_server_that_is_none(server: Server, hit: Any) -> None:
+    server.mode = "hit"
+    server.hit = {"text": "A | b", "score": 1, **hit}
+    with pytest.raises(BackendError, match="BTC382"):
+        opened(section(server, "colbert"))
+
+
+def test_an_id_that_is_null_is_none(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(STORED[0], "key", None)
+    with pytest.raises(BackendError, match=r"BTC382.*without an id"):
+        opened(section(server, id="key"))
 
 
 def test_a_word_that_no_passage_has_is_no_empty_index(server: Server) -> None:

@@ -24,7 +24,8 @@ from server_process import SERVER, server
 from bt_compiler.engine.backends.scripted import ScriptedBackend
 from bt_compiler.engine.request import Request
 from bt_compiler.errors import BackendError
-from bt_compiler.runtime import load
+from bt_compiler.runtime import Predictor, load
+from bt_compiler.runtime.routes import failure_status
 from bt_compiler.runtime.serve import by_name, create_app, serve_predictors
 
 
@@ -104,6 +105,11 @@ def test_a_failed_example_is_a_500_with_its_code(client: httpx.Client) -> None:
     answer = client.post("/v1/predict", json={"number": 13, "note": None})
     assert answer.status_code == 500
     assert answer.json() == {"error": {"code": "BTC521", "message": "the model gave no answer", "node": "add"}}
+
+
+def test_a_search_that_its_server_refuses_is_a_502(predictor: Predictor) -> None:
+    assert failure_status(predictor, "BTC521") == 500
+    assert failure_status(predictor, "BTC545") == 502
 
 
 def test_root_health_and_unknown_paths(client: httpx.Client) -> None:

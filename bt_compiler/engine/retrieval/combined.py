@@ -14,6 +14,7 @@ from bt_compiler.canonical import digest
 from bt_compiler.engine.retrieval.encoder import PairScorer, find_encoder, library_version
 from bt_compiler.engine.retrieval.opening import Opening
 from bt_compiler.engine.retrieval.retriever import Retriever
+from bt_compiler.errors import ExampleError
 
 RANK_CONSTANT = 60
 DEPTH = 50
@@ -29,14 +30,21 @@ class HybridRetriever:
         self._constant = rank_constant
         self.digest = digest(["hybrid", depth, rank_constant, [part.digest for part in parts]])
 
-    def search(self, queries: Sequence[str], k: int) -> list[list[dict[str, Any]]]:
+    def search(self, queries: Sequence[str], k: int) -> list[list[dict[str, Any]] | ExampleError]:
         """See `Retriever`. Equal scores stand in the order in which the parts give them, the first part's first. What
-        no part scores comes last, with score 0.
+        no part scores comes last, with score 0. What one part is refused, fails.
         """
         lists = [part.search(queries, max(k, self._depth)) for part in self._parts]
         return [self._fused([found[place] for found in lists], k) for place in range(len(queries))]
 
-    def _fused(self, lists: Sequence[Sequence[dict[str, Any]]], k: int) -> list[dict[str, Any]]:
+    def _fused(
+        self, found: Sequence[list[dict[str, Any]] | ExampleError], k: int
+    ) -> list[dict[str, Any]] | ExampleError:
+        lists: list[list[dict[str, Any]]] = []
+        for part in found:
+            if isinstance(part, ExampleError):
+                return part
+            lists.append(part)
         passages: dict[str, dict[str, Any]] = {}
         for passage in chain.from_iterable(lists):
             passages.setdefault(passage["id"], passage)
@@ -64,17 +72,25 @@ class Reranked:
         self._depth = depth
         self.digest = digest(["rerank", depth, identity, part.digest])
 
-    def search(self, queries: Sequence[str], k: int) -> list[list[dict[str, Any]]]:
+    def search(self, queries: Sequence[str], k: int) -> list[list[dict[str, Any]] | ExampleError]:
         """See `Retriever`. Equal scores stay in the order of the retriever. Equal queries are scored once."""
         distinct = list(dict.fromkeys(queries))
         lists = self._part.search(distinct, max(k, self._depth))
         best = {query: self._ordered(query, found, k) for query, found in zip(distinct, lists, strict=True)}
-        return [[dict(passage) for passage in best[query]] for query in queries]
+        return [_copied(best[query]) for query in queries]
 
-    def _ordered(self, query: str, found: Sequence[dict[str, Any]], k: int) -> list[dict[str, Any]]:
+    def _ordered(
+        self, query: str, found: list[dict[str, Any]] | ExampleError, k: int
+    ) -> list[dict[str, Any]] | ExampleError:
+        if isinstance(found, ExampleError):
+            return found
         scores = self._scorer.scores(query, [passage["text"] for passage in found])
         places = sorted(range(len(found)), key=lambda place: -scores[place])[:k]
         return [{**found[place], "score": scores[place]} for place in places]
+
+
+def _copied(found: list[dict[str, Any]] | ExampleError) -> list[dict[str, Any]] | ExampleError:
+    return found if isinstance(found, ExampleError) else [dict(passage) for passage in found]
 
 
 def open_reranked(opening: Opening) -> Reranked:

@@ -1,26 +1,28 @@
 """Search servers: Elasticsearch or OpenSearch, Qdrant, and a ColBERT server as DSPy's examples use one.
 
 All queries that wait go out in one request; a ColBERT server takes one query a request. `filter` is in the server's own
-language and goes out as it is. Answers are checked before they become passages.
+language and goes out as it is. Answers are checked before they become passages. What a server refuses fails that search
+alone, as long as it answers others.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from math import isfinite
 from types import MappingProxyType
 from typing import Any, Protocol
 
 from bt_compiler.canonical import digest
 from bt_compiler.engine.retrieval.encoder import Encoder, find_encoder, library_version
+from bt_compiler.engine.retrieval.hits import headed_passage, maps, results, stored_passage
 from bt_compiler.engine.retrieval.opening import Opening
-from bt_compiler.engine.retrieval.template import filled
-from bt_compiler.engine.retrieval.wire import Wire
-from bt_compiler.errors import BackendError
+from bt_compiler.engine.retrieval.wire import Refusal, Wire, passes
+from bt_compiler.errors import BackendError, ExampleError
 from bt_compiler.spec.sections import RetrieverSection
 
-Found = list[list[dict[str, Any]]]
+Passages = list[dict[str, Any]]
+Found = list[Passages]
+Answers = Sequence[Passages | Refusal]
 _PROBE = "test"
 _ANYTHING: Mapping[str, Any] = MappingProxyType({"match_all": {}})
 
@@ -36,17 +38,36 @@ class QueryEncoder(Protocol):
 class RemoteRetriever:
     """A `Retriever` whose passages are elsewhere."""
 
-    def __init__(self, digest: str, ask: Callable[[Sequence[str], int], Found]) -> None:
+    def __init__(
+        self, wire: Wire, digest: str, ask: Callable[[Sequence[str], int], Answers], *, one_by_one: bool = False
+    ) -> None:
         self.digest = digest
+        self._wire = wire
         self._ask = ask
+        self._one_by_one = one_by_one
 
-    def search(self, queries: Sequence[str], k: int) -> Found:
+    def search(self, queries: Sequence[str], k: int) -> list[Passages | ExampleError]:
         """See `Retriever`. Equal queries are asked once. Raises BackendError BTC380 to BTC382."""
         distinct = list(dict.fromkeys(queries))
         if not distinct or k <= 0:
             return [[] for _ in queries]
-        found = dict(zip(distinct, self._ask(distinct, k), strict=True))
-        return [[dict(passage) for passage in found[query]] for query in queries]
+        answers: dict[str, Passages | Refusal] = {}
+        for asked in [[query] for query in distinct] if self._one_by_one else [distinct]:
+            given = self._ask(asked, k)
+            if all(isinstance(answer, Refusal) for answer in given):
+                self.probe()  # a server that refuses this too is at fault, not the queries
+            answers.update(zip(asked, given, strict=True))
+        return [self._found(answers[query]) for query in queries]
+
+    def probe(self) -> Passages:
+        """What the server has for a word. Raises BackendError BTC380 to BTC382, the last also where it refuses."""
+        (answer,) = self._ask([_PROBE], 1)
+        return self._wire.agreed(answer)
+
+    def _found(self, answer: Passages | Refusal) -> Passages | ExampleError:
+        if isinstance(answer, Refusal):
+            return ExampleError("BTC545", self._wire.said(answer.why))
+        return [dict(passage) for passage in answer]
 
 
 def open_remote(opening: Opening) -> RemoteRetriever:
@@ -60,19 +81,23 @@ def open_remote(opening: Opening) -> RemoteRetriever:
     identity += [{key: value for key, value in section.options.items() if key not in _PLACES}]
     if section.kind == "elasticsearch":
         retriever = RemoteRetriever(
-            digest(identity), lambda queries, k: _elasticsearch(section, wire, [_match(section, q) for q in queries], k)
+            wire,
+            digest(identity),
+            lambda queries, k: _elasticsearch(section, wire, [_match(section, q) for q in queries], k),
         )
     elif section.kind == "colbert":
-        retriever = RemoteRetriever(digest(identity), lambda queries, k: _colbert(section, wire, queries, k))
+        retriever = RemoteRetriever(
+            wire, digest(identity), lambda queries, k: [_colbert(wire, q, k) for q in queries], one_by_one=True
+        )
     else:
         library = library_version(section.kind)
         model = find_encoder(section, cache_root=opening.cache_root, progress=opening.progress)
         encoder = Encoder(section, model.path)
         key = digest([*identity, model.digest, library])
-        retriever = RemoteRetriever(key, lambda queries, k: ask_qdrant(section, wire, encoder, queries, k))
-    found = retriever.search([_PROBE], 1)[0]
+        retriever = RemoteRetriever(wire, key, lambda queries, k: ask_qdrant(section, wire, encoder, queries, k))
+    found = retriever.probe()
     if not found and section.kind == "elasticsearch":  # the word may be in no passage
-        found = _elasticsearch(section, wire, [_ANYTHING], 1)[0]
+        found = wire.agreed(_elasticsearch(section, wire, [_ANYTHING], 1)[0])
     if not found:
         raise BackendError.of(
             "BTC389",
@@ -91,8 +116,20 @@ def _match(section: RetrieverSection, query: str) -> dict[str, Any]:
     return {"multi_match": {"query": query, "fields": list(section.options.get("search", ["title", "text"]))}}
 
 
-def _elasticsearch(section: RetrieverSection, wire: Wire, matches: Sequence[Mapping[str, Any]], k: int) -> Found:
-    """`_msearch`: one line of header and one of body for each clause in the server's language."""
+def _elasticsearch(section: RetrieverSection, wire: Wire, matches: Sequence[Mapping[str, Any]], k: int) -> Answers:
+    """`_msearch`, again for those that may be answered the next time."""
+    answers: dict[int, Passages | Refusal] = {}
+    left = list(range(len(matches)))
+    for _ in wire.tries():
+        answers.update(zip(left, _msearch(section, wire, [matches[place] for place in left], k), strict=True))
+        left = [place for place in left if isinstance(one := answers[place], Refusal) and one.passing]
+        if not left:
+            break
+    return [answers[place] for place in range(len(matches))]
+
+
+def _msearch(section: RetrieverSection, wire: Wire, matches: Sequence[Mapping[str, Any]], k: int) -> Answers:
+    """One line of header and one of body for each clause in the server's language."""
     options = section.options
     lines = []
     for match in matches:
@@ -106,18 +143,31 @@ def _elasticsearch(section: RetrieverSection, wire: Wire, matches: Sequence[Mapp
         content="\n".join(lines) + "\n",
         headers={"Content-Type": "application/x-ndjson"},
     )
-    found: Found = []
-    for one in _lists(answer, "responses", wire, len(matches)):
-        if isinstance(one, Mapping) and "error" in one:
-            raise wire.nonsense(f"refuses the search: {json.dumps(one['error'])[:300]}")
-        hits = one.get("hits", {}).get("hits") if isinstance(one, Mapping) else None
-        found.append(
-            [
-                _passage(section, wire, hit.get("_source"), hit.get("_id"), hit.get("_score"))
-                for hit in _maps(hits, wire)
-            ]
-        )
-    return found
+    return [_hits(section, wire, one) for one in results(answer, "responses", wire, len(matches))]
+
+
+def _hits(section: RetrieverSection, wire: Wire, one: Any) -> Passages | Refusal:
+    """What stands in the place of one search: the status of the whole answer says nothing of it."""
+    if isinstance(one, Mapping) and "error" in one:
+        return Refusal(f"refuses the search: {json.dumps(one['error'])[:300]}", passing=passes(one.get("status")))
+    part = _part(one) if isinstance(one, Mapping) else None
+    if part is not None:
+        return Refusal(part, passing=True)
+    hits = one.get("hits") if isinstance(one, Mapping) else None
+    return [
+        stored_passage(section, wire, hit.get("_source"), hit.get("_id"), hit.get("_score"))
+        for hit in maps(hits.get("hits") if isinstance(hits, Mapping) else None, wire)
+    ]
+
+
+def _part(one: Mapping[str, Any]) -> str | None:
+    """Why what was found is not all that there is; it comes with a status of success."""
+    shards = one.get("_shards")
+    failed = shards.get("failed") if isinstance(shards, Mapping) else None
+    if isinstance(shards, Mapping) and isinstance(failed, int) and failed > 0:
+        why = json.dumps(shards.get("failures"))[:300]
+        return f"answers from a part of the index: {failed} of {shards.get('total')} shards failed: {why}"
+    return "answers from a part of the index: it ran out of time" if one.get("timed_out") is True else None
 
 
 def ask_qdrant(section: RetrieverSection, wire: Wire, encoder: QueryEncoder, queries: Sequence[str], k: int) -> Found:
@@ -130,67 +180,17 @@ def ask_qdrant(section: RetrieverSection, wire: Wire, encoder: QueryEncoder, que
     answer = wire.ask("POST", path, json={"searches": searches})
     return [
         [
-            _passage(section, wire, point.get("payload"), point.get("id"), point.get("score"))
-            for point in _maps(one.get("points") if isinstance(one, Mapping) else None, wire)
+            stored_passage(section, wire, point.get("payload"), point.get("id"), point.get("score"))
+            for point in maps(one.get("points") if isinstance(one, Mapping) else None, wire)
         ]
-        for one in _lists(answer, "result", wire, len(queries))
+        for one in results(answer, "result", wire, len(queries))
     ]
 
 
-def _colbert(section: RetrieverSection, wire: Wire, queries: Sequence[str], k: int) -> Found:
+def _colbert(wire: Wire, query: str, k: int) -> Passages | Refusal:
     """GET with `query` and `k`; passages are texts `title | body`, best first."""
-    found: Found = []
-    for query in queries:
-        answer = wire.ask("GET", "", params={"query": query, "k": k})
-        hits = answer.get("topk") if isinstance(answer, Mapping) else None
-        passages = []
-        for hit in _maps(hits, wire)[:k]:
-            text = hit.get("text")
-            if not isinstance(text, str):
-                raise wire.nonsense("gives a passage without `text`")
-            title = hit.get("title") or (text.partition(" | ")[0] if " | " in text else "")
-            id = str(hit.get("pid", title or text))
-            passages.append({"id": id, "title": title, "text": text, "score": _score(hit.get("score"), wire)})
-        found.append(passages)
-    return found
-
-
-def _lists(answer: Any, key: str, wire: Wire, count: int) -> list[Any]:
-    found = answer.get(key) if isinstance(answer, Mapping) else None
-    if not isinstance(found, list) or len(found) != count:
-        raise wire.nonsense(f"answers without the {count} results in `{key}` that were asked for")
-    return found
-
-
-def _maps(found: Any, wire: Wire) -> list[Mapping[str, Any]]:
-    if not isinstance(found, list) or not all(isinstance(item, Mapping) for item in found):
-        raise wire.nonsense("answers without a list of passages")
-    return found
-
-
-def _passage(section: RetrieverSection, wire: Wire, stored: Any, id: Any, score: Any) -> dict[str, Any]:
-    """A passage of what the server stores of it, by the section's `id`, `title` and `text`."""
-    options = section.options
-    if not isinstance(stored, Mapping):
-        raise wire.nonsense("gives a passage without its stored fields")
-    values = {key: _as_text(value) for key, value in stored.items()}
-    try:
-        text = filled(str(options.get("text", "{text}")), values)
-        named = values[options["id"]] if "id" in options else str(id)
-        title = values[options["title"]] if "title" in options else values.get("title", "")
-    except KeyError as error:
-        known = ", ".join(f"`{key}`" for key in sorted(values)[:10]) or "none"
-        raise wire.nonsense(f"gives a passage without the field `{error.args[0]}`; its fields: {known}") from error
-    return {"id": named, "title": title, "text": text, "score": _score(score, wire)}
-
-
-def _as_text(value: Any) -> str:
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return " ".join(value)  # as in a corpus file
-    return "" if value is None else str(value)
-
-
-def _score(score: Any, wire: Wire) -> float:
-    if isinstance(score, bool) or not isinstance(score, int | float) or not isfinite(score):
-        raise wire.nonsense(f"gives `{score!r:.40}` as a passage's score")
-    return float(score)
+    answer = wire.try_to_ask("GET", "", params={"query": query, "k": k})
+    if isinstance(answer, Refusal):
+        return answer
+    hits = answer.get("topk") if isinstance(answer, Mapping) else None
+    return [headed_passage(wire, hit) for hit in maps(hits, wire)[:k]]

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from bt_compiler.errors import ExampleError
+
 Passage = dict[str, Any]
 """`id`, `title`, `text` (str) and `score` (float): a value of the type `Passage`."""
 
@@ -20,10 +22,11 @@ class Retriever(Protocol):
         """
         ...
 
-    def search(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
+    def search(self, queries: Sequence[str], k: int) -> Sequence[list[Passage] | ExampleError]:
         """For every query its k best passages (all of them where the corpus has fewer), best first; equal scores in
         the order of the corpus. A score of exactly 0 says that nothing of the query is in the passage: where words are
-        searched, such passages in the order of the corpus fill the list up.
+        searched, such passages in the order of the corpus fill the list up. In the place of a query that a server
+        refuses, while it answers others, is the error that its example fails with.
         """
         ...
 
