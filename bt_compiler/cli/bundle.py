@@ -295,7 +295,7 @@ def _answer_batch(predictor: Predictor, batch: Path, progress: TerminalProgress)
         click.echo(json.dumps(result, ensure_ascii=False))
         progress.advance()
     if failed:
-        progress.say(f"{failed} row{"s" if failed > 1 else ""} failed")
+        progress.say(f"{failed} row{'s' if failed > 1 else ''} failed")
         sys.exit(1)
 
 
