@@ -42,13 +42,16 @@ def ranked(step: Retrieve, section: RetrieverSection, module: Module, findings: 
         for item in module.signature.inputs
     )
     call = Call(name=module.name, module=module.name, inputs=bindings, outputs=module.gives, span=step.span)
+    depth = section.options.get("depth")
+    if not isinstance(depth, int):
+        depth = DEPTH  # what is no whole number is a finding of the retriever's own check
     return Rerank(
         name=step.name,
         retriever=step.retriever,
         query=step.query,
         known=step.known,
         k=step.k,
-        depth=max(step.k, int(section.options.get("depth", DEPTH))),
+        depth=max(step.k, depth),
         body=(call,),
         score=Binding(name="score", value=Ref(step=call.name, field=outputs[0].name), type=outputs[0].type),
         outputs=step.outputs,
