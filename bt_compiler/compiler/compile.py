@@ -189,7 +189,7 @@ def _check_prices(spec: CheckedSpec, budget: Limit | None) -> None:
 def tell_findings(found: Iterable[Diagnostic], progress: Progress) -> None:
     """Says the warnings and notes of a check, a line each; where they stand is said by `btc check`."""
     for item in found:
-        progress.say(f"{item.severity}[{item.code}]: {item.message}")
+        progress.say(item.line)
 
 
 def tell_opening(journal: Journal, progress: Progress) -> None:

@@ -60,3 +60,8 @@ class Diagnostic:
     help: str | None = None
     label: str | None = None
     """A few words that stand beside the carets of the excerpt."""
+
+    @property
+    def line(self) -> str:
+        """In one line, for where others stand above and below; `render` shows the whole."""
+        return f"{self.severity}[{self.code}]: {self.message}"

@@ -157,14 +157,7 @@ class _Told:
         self._read += len(whole)
         for line in whole.splitlines():
             what, *arguments = json.loads(line)
-            if what == "begin":
-                self._progress.begin(*arguments)
-            elif what == "advance":
-                self._progress.advance(*arguments)
-            elif what == "spare":
-                self._progress.spare(*arguments)
-            else:
-                self._progress.say(*arguments)
+            getattr(self._progress, what)(*arguments)  # a method of `Progress`, as the launched process named it
 
 
 def _outcome(folder: Path, name: str, returncode: int) -> tuple[LossPoint, ...]:

@@ -79,8 +79,7 @@ def load(
 
 
 def _said(progress: Progress, change: ChangedCode) -> None:
-    item = change.finding(gate=False)
-    progress.say(f"{item.severity}[{item.code}]: {item.message}")
+    progress.say(change.finding(gate=False).line)
 
 
 def _warned(change: ChangedCode) -> None:
