@@ -21,6 +21,7 @@ from bt_compiler.compiler.opening import (
     running_tools,
 )
 from bt_compiler.diagnostics import Diagnostic
+from bt_compiler.engine.backends import read_weights_ahead
 from bt_compiler.engine.cache import CompletionCache, CompletionStore, cache_path
 from bt_compiler.engine.executor import Engine
 from bt_compiler.engine.metrics import Metric, build_metric
@@ -147,8 +148,10 @@ def open_workbench(
     """
     sections = spec.sections
     metric, accept = build_metric(sections.metric, spec.judges), sections.optimize.accept.metric
-    retrievers = opened_retrievers(spec, cache_root=cache_root, progress=progress)
     models = used_models(sections, spec.program, spec.judges)
+    if opener is None:
+        read_weights_ahead(models, cache_root=cache_root, progress=progress)
+    retrievers = opened_retrievers(spec, cache_root=cache_root, progress=progress)
     with (
         closing(CompletionCache(cache_path(cache_root))) as cache,
         open_models(models, choices=journal.memo, opener=opener or backend_opener(cache_root, progress)) as backends,

@@ -73,9 +73,8 @@ def load(
     root = default_root(os.environ) if cache_root is None else Path(cache_root).absolute()
     file = None if tools is None else Path(tools).absolute()
     told = Silent() if progress is None else progress
-    opened = opener or _opener(root, told)
     tell = on_change or (_warned if progress is None else partial(_said, told))
-    return Predictor(bundle, sections, progress=told, cache_root=root, opener=opened, tools=file, on_change=tell)
+    return Predictor(bundle, sections, progress=told, cache_root=root, opener=opener, tools=file, on_change=tell)
 
 
 def _said(progress: Progress, change: ChangedCode) -> None:
@@ -124,7 +123,7 @@ class Predictor:
         *,
         progress: Progress,
         cache_root: Path,
-        opener: OpenBackend,
+        opener: OpenBackend | None,
         on_change: Callable[[ChangedCode], None],
         tools: Path | None = None,
     ) -> None:
@@ -138,7 +137,8 @@ class Predictor:
         self._sections = sections
         self._progress = progress
         self._cache_root = cache_root
-        self._opener = opener
+        self._opener = opener or _opener(cache_root, progress)
+        self._reads_ahead = opener is None
         self._on_change = on_change
         self._tools_file = tools
         self._opening = Lock()
@@ -158,8 +158,11 @@ class Predictor:
             )
         with self._opening:
             if self._session is None:
+                from bt_compiler.engine.backends import read_weights_ahead
                 from bt_compiler.engine.executor import Engine, Execution
 
+                if self._reads_ahead:
+                    read_weights_ahead(self._models(), cache_root=self._cache_root, progress=self._progress)
                 retrievers = self._retrievers()
                 tools = self._tools()
                 backends = self._backends()
@@ -234,17 +237,20 @@ class Predictor:
 
     def _backends(self) -> dict[str, Backend]:
         """By model name; on a failure those that were opened are closed."""
-        names = {module.model for module in self.bundle.program.modules}
         opened: dict[str, Backend] = {}
         try:
-            for section in self._sections.models:
-                if section.name in names:
-                    opened[section.name] = self.backend(section.name)
+            for section in self._models():
+                opened[section.name] = self.backend(section.name)
         except BtcError:
             for backend in opened.values():
                 backend.close()
             raise
         return opened
+
+    def _models(self) -> list[ModelSection]:
+        """Those that the program's modules ask, in the order of the spec."""
+        names = {module.model for module in self.bundle.program.modules}
+        return [section for section in self._sections.models if section.name in names]
 
     def backend(self, model: str) -> Backend:
         """Opens one model of the spec, of the judge of its metric for one; whoever asks closes it.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
@@ -13,7 +13,7 @@ from bt_compiler.engine.keys import read_key
 from bt_compiler.engine.progress import Progress
 from bt_compiler.engine.request import Backend
 from bt_compiler.errors import BackendError, SpecError
-from bt_compiler.spec.sections import ModelSection, VllmSection
+from bt_compiler.spec.sections import IN_PROCESS, ModelSection, VllmSection
 
 Choices = Callable[[str, Callable[[], Any]], Any]
 """`choices(name, measure)` returns a journalled earlier choice, or measures once and keeps the result."""
@@ -43,6 +43,20 @@ def open_backend(section: ModelSection, *, cache_root: Path, choices: Choices, p
             help=did_you_mean(section.engine, _ENGINES, what="engines"),
         )
     return engine(section, Surroundings(cache_root, choices, progress))
+
+
+def read_weights_ahead(sections: Iterable[ModelSection], *, cache_root: Path, progress: Progress) -> None:
+    """Has the weights of models in this process read in the background, for whoever opens other things first.
+
+    Raises BackendError where a model is nowhere to be found, as `open_backend` would.
+    """
+    from bt_compiler.engine.backends.hub import resolve_model, weight_files
+    from bt_compiler.engine.backends.readahead import read_ahead
+
+    for section in sections:
+        if section.engine in IN_PROCESS:
+            found = resolve_model(section.id, revision=section.revision, cache_root=cache_root, progress=progress)
+            read_ahead(weight_files(found.path))
 
 
 def _transformers(section: ModelSection, around: Surroundings) -> Backend:

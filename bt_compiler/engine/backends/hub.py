@@ -134,11 +134,15 @@ def _resolved(folder: Path, model_id: str, how: Literal["folder", "hub", "packag
     return ResolvedModel(path=folder, id=model_id, digest=model_digest(folder, cache_root), how=how)
 
 
+def weight_files(folder: Path) -> Sequence[Path]:
+    """The files of a model folder that hold its weights."""
+    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+
+
 def _digested_files(folder: Path) -> Sequence[Path]:
-    weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     named = ("config.json", "generation_config.json", "chat_template.jinja", "special_tokens_map.json", "merges.txt")
     others = [folder / name for name in (*named, *_TOKENIZERS) if (folder / name).is_file()]
-    return [*weights, *sorted(others)]
+    return [*weight_files(folder), *sorted(others)]
 
 
 def model_digest(folder: Path, cache_root: Path) -> str:
