@@ -17,7 +17,10 @@ from deepspeed.utils import (
     safe_get_full_optimizer_state,
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
 )
+from torch.nn import functional
 
 from bt_compiler.optimize.crew import Crew
 from bt_compiler.optimize.row_loss import NARROW
@@ -33,7 +36,8 @@ class ZeroSteps:
     """`Stepping` by DeepSpeed. `stage`: 1 spreads what AdamW keeps, 2 gradients too, 3 the model as well."""
 
     def __init__(self, model: Any, tunable: Tunable, job: Job, crew: Crew, *, stage: int) -> None:
-        self._size = crew.size
+        self._crew = crew
+        self._stage = stage
         self._factor = 1.0
         self._parameters = dict(sorted(tunable.parameters.items()))
         values = list(self._parameters.values())
@@ -57,7 +61,7 @@ class ZeroSteps:
 
     def backward(self, loss: torch.Tensor, *, scale: float, last: bool) -> None:
         """See `Stepping.backward`."""
-        self._factor = self._size / scale
+        self._factor = self._crew.size / scale
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss if scale == 1 else loss * scale)
 
@@ -88,11 +92,22 @@ class ZeroSteps:
             for name, value in self._parameters.items():
                 value.copy_(weights[name])
         for name, value in self._parameters.items():
-            safe_set_full_fp32_param(value, weights[name])
-            for kind in MOMENTS:
-                safe_set_full_optimizer_state(value, state[f"{kind}:{name}"], kind)
+            if self._stage == 3:
+                safe_set_local_fp32_param(value, self._share(weights[name]))
+                for kind in MOMENTS:
+                    safe_set_local_optimizer_state(value, self._share(state[f"{kind}:{name}"]), kind)
+            else:
+                safe_set_full_fp32_param(value, weights[name])
+                for kind in MOMENTS:
+                    safe_set_full_optimizer_state(value, state[f"{kind}:{name}"], kind)
         for share in self._adam.state.values():
             share["step"] = state[f"step:{next(iter(self._parameters))}"].clone()
+
+    def _share(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The part of this process in stage 3: what is given whole DeepSpeed cuts past its end where sizes are odd."""
+        size = -(-tensor.numel() // self._crew.size)
+        padded = functional.pad(tensor.flatten(), (0, size * self._crew.size - tensor.numel()))
+        return padded.narrow(0, size * self._crew.rank, size)
 
     def _make_state(self) -> None:
         """DeepSpeed makes what AdamW keeps in a first step: here one that changes nothing, of gradients of zero."""

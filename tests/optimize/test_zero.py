@@ -19,7 +19,7 @@ from bt_compiler.errors import CompileError
 from bt_compiler.optimize.accelerate_config import launch_findings, read_config
 from bt_compiler.spec.sections import LaunchSection, OptimizeSection, PreferenceSection, WeightsSection
 
-SETTINGS = replace(launched.SETTINGS, part_tokens=100)
+SETTINGS = replace(launched.SETTINGS, r=3, part_tokens=100)
 needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the package deepspeed")
 
 
@@ -40,7 +40,7 @@ def zero(folder: Path, stage: int, *, machines: int = 1, **more: Any) -> LaunchS
 
 def wide() -> TinyHost:
     """Under stage 3 parameters of less than 100,000 numbers are in all processes all the time; here some have more."""
-    return TinyHost(tiny_model(hidden_size=320, intermediate_size=400, initializer_range=0.1, tie_word_embeddings=True))
+    return TinyHost(tiny_model(hidden_size=320, intermediate_size=401, initializer_range=0.1, tie_word_embeddings=True))
 
 
 @pytest.mark.parametrize(
@@ -125,9 +125,8 @@ def test_a_spread_model_takes_the_steps_of_one_process_and_killed_ends_in_the_sa
 
 @needs_deepspeed
 def test_float16_is_that_of_one_process(tmp_path: Path) -> None:
-    settings = replace(SETTINGS, method="full", learning_rate=1e-3)
-    expected = train(tmp_path / "one", settings, host=wide(), precision="float16")
+    expected = train(tmp_path / "one", SETTINGS, host=wide(), precision="float16")
     launch = zero(tmp_path, 3)
-    narrow = train(tmp_path / "two", replace(settings, launch=launch), host=wide(), precision="float16")
+    narrow = train(tmp_path / "two", replace(SETTINGS, launch=launch), host=wide(), precision="float16")
     for ours, theirs in zip(narrow.history, expected.history, strict=True):
         assert ours.train == pytest.approx(theirs.train, rel=0.05)
