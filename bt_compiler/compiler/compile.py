@@ -21,7 +21,7 @@ from bt_compiler.artifact.bundle import refuse_foreign, verify_bundle, write_bun
 from bt_compiler.artifact.contents import BundleContents
 from bt_compiler.compiler.check import CheckedSpec, checked
 from bt_compiler.compiler.handover import Finding, bundle_contents
-from bt_compiler.compiler.identity import brought_code, compile_identity, require_rounding, searched, used_models
+from bt_compiler.compiler.identity import brought_code, compile_identity, require_packages, searched, used_models
 from bt_compiler.compiler.opening import OpenBackend
 from bt_compiler.compiler.workbench import open_workbench
 from bt_compiler.diagnostics import Diagnostic
@@ -114,7 +114,7 @@ def compile_with(path: Path, settings: CompileSettings) -> Path:
         refuse_foreign(out)  # before anything is paid for
     _check_prices(spec, settings.budget)
     root = cache_root(os.environ) if settings.cache is None else settings.cache
-    require_rounding(spec.sections)
+    require_packages(spec.sections)
     identity = compile_identity(
         spec, seed=settings.seed, cache_root=root, progress=settings.progress, tools=settings.tools
     )

@@ -27,7 +27,7 @@ from bt_compiler.engine.tools.registry import tool_digest
 from bt_compiler.errors import CompileError
 from bt_compiler.graph.judges import Judges
 from bt_compiler.graph.program import Program
-from bt_compiler.optimize.accelerate_config import launch_digest
+from bt_compiler.optimize.accelerate_config import by_deepspeed, launch_digest
 from bt_compiler.spec.resolve import read_settings
 from bt_compiler.spec.sections import IN_PROCESS, ModelSection, RetrieverSection, Sections, ToolSection
 
@@ -80,10 +80,20 @@ def _launch_facts(sections: Sections) -> dict[str, str]:
     return {"weights": launch_digest(launch)}
 
 
-def require_rounding(sections: Sections) -> None:
-    """Raises CompileError BTC424 where the package that rounds weights is asked for and not there."""
-    asked = "weights" in sections.optimize.strategy and sections.optimize.weights.quantize is not None
-    if asked and find_spec("bitsandbytes") is None:
+def require_packages(sections: Sections) -> None:
+    """Raises CompileError where training asks for a package that is not there: BTC424 to round weights, BTC425 to
+    spread them over processes.
+    """
+    weights = sections.optimize.weights
+    if "weights" not in sections.optimize.strategy:
+        return
+    if weights.launch is not None and by_deepspeed(weights.launch) and find_spec("deepspeed") is None:
+        raise CompileError.of(
+            "BTC425",
+            f"`{weights.launch.config}` launches training under DeepSpeed, which is not installed",
+            help="`pip install 'bt-compiler[deepspeed]'`, or write `distributed_type: FSDP`, which needs no package",
+        )
+    if weights.quantize is not None and find_spec("bitsandbytes") is None:
         raise CompileError.of(
             "BTC424",
             "`optimize.weights.quantize` needs the package `bitsandbytes`, which is not installed",
@@ -138,10 +148,11 @@ def package_versions(sections: Sections, program: Program, judges: Judges) -> di
         names.update(_RETRIEVAL)
     if any("model" in section.options for section in searched(sections, program)):
         names.update((*_IN_PROCESS, "sentence-transformers"))
-    if "weights" in sections.optimize.strategy and sections.optimize.weights.quantize is not None:
+    weights = sections.optimize.weights
+    if "weights" in sections.optimize.strategy and weights.quantize is not None:
         names.add("bitsandbytes")
-    if "weights" in sections.optimize.strategy and sections.optimize.weights.launch is not None:
-        names.add("accelerate")
+    if "weights" in sections.optimize.strategy and weights.launch is not None:
+        names.update(("accelerate", "deepspeed") if by_deepspeed(weights.launch) else ("accelerate",))
     names.update(_metric_packages(sections))
     return {"python": platform.python_version(), **_installed(sorted(names))}
 

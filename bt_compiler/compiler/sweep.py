@@ -22,7 +22,7 @@ from bt_compiler.artifact.sweep_files import refuse_other_folder, write_sweep
 from bt_compiler.canonical import digest
 from bt_compiler.compiler.check import CheckedSpec, check_launch, checked, unlearnt
 from bt_compiler.compiler.compile import ARTIFACTS, disk_errors, tell_findings, tell_opening
-from bt_compiler.compiler.identity import compile_identity, data_facts, require_rounding, used_models
+from bt_compiler.compiler.identity import compile_identity, data_facts, require_packages, used_models
 from bt_compiler.compiler.opening import OpenBackend
 from bt_compiler.compiler.workbench import open_workbench
 from bt_compiler.diagnostics import did_you_mean
@@ -194,7 +194,7 @@ def _variant(path: Path, overrides: Sequence[str], root: Path, settings: SweepSe
     asked, every = (_with_steps(spec, steps) for steps in (kinds, ("prompts", "weights")))
     if found := check_launch(spec.spec, every.sections):
         raise SpecError(found)
-    require_rounding(asked.sections)
+    require_packages(asked.sections)
     # of all steps: a journal is not to start over because other strategies are named than the last time
     identity = compile_identity(every, seed=0, cache_root=root, progress=settings.progress, tools=settings.tools)
     identity |= {"seed": "any", "sweep": SWEEP_SCHEMA}

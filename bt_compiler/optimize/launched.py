@@ -24,10 +24,12 @@ from bt_compiler.engine.backends.loading import load_base
 from bt_compiler.engine.backends.memory import OutOfMemory
 from bt_compiler.engine.progress import Progress, Silent
 from bt_compiler.errors import BtcError
+from bt_compiler.optimize.accelerate_config import ZERO_STAGE
 from bt_compiler.optimize.crew import Crew
 from bt_compiler.optimize.launch import WATCHED, outcome_of
 from bt_compiler.optimize.learning import learn
-from bt_compiler.optimize.sharded import shard
+from bt_compiler.optimize.sharded import sharded
+from bt_compiler.optimize.stepping import Spread, Steps
 from bt_compiler.optimize.training_job import Job, Precision, job_from_json
 from bt_compiler.optimize.training_run import Store
 
@@ -68,9 +70,10 @@ def main(folder: Path) -> int:
 
 def _trained(document: Mapping[str, Any], state: PartialState, folder: Path) -> Any:
     job = _with_precision(job_from_json(document["job"]))
-    sharded = _flag("ACCELERATE_USE_FSDP")
     device = "cpu" if state.device.type == "cpu" else str(state.device)
-    crew = Crew(rank=state.process_index, size=state.num_processes, lockstep=sharded, device=device)
+    spread = _spread(device)
+    lockstep = spread is not Steps
+    crew = Crew(rank=state.process_index, size=state.num_processes, lockstep=lockstep, device=device)
     store = Store(
         folder=Path(document["store"]["folder"]),
         key=document["store"]["key"],
@@ -80,12 +83,24 @@ def _trained(document: Mapping[str, Any], state: PartialState, folder: Path) -> 
     model = load_base(
         Path(document["base"]["path"]),
         dtype=document["base"]["dtype"],
-        device="cpu" if sharded else device,  # a share goes to the device, never the whole
+        device="cpu" if lockstep else device,  # a share goes to the device, never the whole
         in_4bit=job.settings.quantize is not None,
     )
-    spread = partial(shard, reshard=_flag("FSDP_RESHARD_AFTER_FORWARD")) if sharded else None
     progress: Progress = _Teller(folder / "progress.jsonl") if crew.writes else Silent()
     return learn(model, job, store, progress=progress, crew=crew, spread=spread)
+
+
+def _spread(device: str) -> Spread:
+    """How the launch spreads the model, by the variables that `accelerate launch` sets."""
+    if _flag("ACCELERATE_USE_FSDP"):
+        return partial(sharded, reshard=_flag("FSDP_RESHARD_AFTER_FORWARD"))
+    if not _flag("ACCELERATE_USE_DEEPSPEED"):
+        return Steps
+    if device == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"  # else it takes a GPU where there is one
+    from bt_compiler.optimize.zero import ZeroSteps
+
+    return partial(ZeroSteps, stage=int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", ZERO_STAGE)))
 
 
 def _with_precision(job: Job) -> Job:

@@ -6,7 +6,6 @@ The same in a process of its own and in each of a launch. Knows tensors; nothing
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -17,6 +16,7 @@ from bt_compiler.optimize.crew import Crew
 from bt_compiler.optimize.full import full_attached
 from bt_compiler.optimize.lora import lora_attached
 from bt_compiler.optimize.recomputing import recomputed
+from bt_compiler.optimize.stepping import Spread, Steps
 from bt_compiler.optimize.training_job import Job
 from bt_compiler.optimize.training_run import Run, Store
 from bt_compiler.optimize.tunable import Tunable
@@ -32,21 +32,18 @@ def learn(
     *,
     progress: Progress,
     crew: Crew,
-    spread: Callable[[Any, Tunable], Tunable] | None = None,
+    spread: Spread = Steps,
 ) -> tuple[LossPoint, ...]:
     """Trains from the checkpoint in the store's folder, where there is one; gives the loss of every step.
 
-    `spread` spreads the model over the processes of the crew once everything is in it. Raises OutOfMemory, and
-    CompileError: BTC402 loss not finite, BTC403 no such target module, BTC404 `job.start` does not fit, BTC423 no
-    layers that could be computed twice.
+    `spread` is handed the model once everything is in it. Raises OutOfMemory, and CompileError: BTC402 loss not finite,
+    BTC403 no such target module, BTC404 `job.start` does not fit, BTC423 no layers that could be computed twice.
     """
     twice: AbstractContextManager[None] = recomputed(model) if job.settings.gradient_checkpointing else nullcontext()
     with out_of_memory_named(), _attached(model, job) as tunable, twice:
-        if spread is not None:
-            tunable = spread(model, tunable)
-        run = Run(model=model, tunable=tunable, job=job, store=store, progress=progress, crew=crew)
-        history = run.train()
-        tensors = tunable.copy()
+        stepping = spread(model, tunable, job, crew)
+        run = Run(stepping=stepping, tunable=tunable, job=job, store=store, progress=progress, crew=crew)
+        history, tensors = run.train()
         if crew.writes:
             shutil.rmtree(store.folder / ADAPTER, ignore_errors=True)
             tunable.save(store.folder / ADAPTER, tensors)

@@ -28,6 +28,8 @@ class Share(NamedTuple):
     """Scalar; the step's loss is the sum over its parts, those of all processes."""
     preferred: int = 0
     """Pairs whose accepted completion has gained on the other since training began."""
+    last: bool = False
+    """No more parts of the step come from this process."""
 
 
 class Objective:
@@ -54,13 +56,15 @@ class Objective:
         rows = [self._rows[index] for index in indices]
         count = sum(row.learnt for row in rows)
         pairs = max(1, sum(row.rejected is not None for row in rows))
-        for part in self._crew.own_parts(self._rows, indices, self._most):
+        parts = self._crew.own_parts(self._rows, indices, self._most)
+        for place, part in enumerate(parts, start=1):
             if not part:  # in lockstep: a pass that counts for nothing
-                yield Share(0.0 * self._loss.sum(rows[:1]))
+                share = Share(0.0 * self._loss.sum(rows[:1]))
             elif self._preference is None:
-                yield Share(self._loss.sum([self._rows[index] for index in part]) / count)
+                share = Share(self._loss.sum([self._rows[index] for index in part]) / count)
             else:
-                yield self._with_pairs(part, self._preference, count, pairs)
+                share = self._with_pairs(part, self._preference, count, pairs)
+            yield share._replace(last=place == len(parts))
 
     def _with_pairs(self, indices: Sequence[int], preference: PreferenceSection, count: int, pairs: int) -> Share:
         chosen, ratios = self._answered([self._rows[index] for index in indices])

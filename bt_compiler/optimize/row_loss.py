@@ -15,7 +15,8 @@ from torch.nn import functional
 from bt_compiler.optimize.batches import IGNORED, PREFIX, Packed, TokenRow, packed, packing_pays, padded
 from bt_compiler.optimize.training_job import Precision
 
-_NARROW: Mapping[Precision, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+NARROW: Mapping[Precision, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+"""What products are computed in where it is not the dtype of the weights."""
 
 
 class Validated(NamedTuple):
@@ -32,7 +33,7 @@ class RowLoss:
     def __init__(self, model: Any, *, precision: Precision, probe: Sequence[TokenRow]) -> None:
         self._model = model
         self._device = next(model.parameters()).device
-        self._compute = _NARROW.get(precision)
+        self._compute = NARROW.get(precision)
         self.packs = len(probe) > 1 and self._packing_is_exact(probe)
 
     def sum(self, rows: Sequence[TokenRow]) -> torch.Tensor:

@@ -13,11 +13,14 @@ from typing import Any
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from bt_compiler.optimize.crew import Crew
+from bt_compiler.optimize.stepping import Steps
+from bt_compiler.optimize.training_job import Job
 from bt_compiler.optimize.tunable import Tunable
 
 
-def shard(model: Any, tunable: Tunable, *, reshard: bool) -> Tunable:
-    """Spreads `model` over all processes; gives what is trained anew, for its tensors are others now.
+def sharded(model: Any, tunable: Tunable, job: Job, crew: Crew, *, reshard: bool) -> Steps:
+    """Spreads `model` over all processes, and steps on the shares that its trained tensors have become.
 
     `reshard`: layers are taken apart again after each pass (ZeRO-3), else kept until the gradient is there (ZeRO-2).
     Gradients are summed over the processes, not averaged: the loss is normalised by all rows of a step already.
@@ -33,4 +36,5 @@ def shard(model: Any, tunable: Tunable, *, reshard: bool) -> Tunable:
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
     spread = dict(model.named_parameters())
-    return replace(tunable, parameters=dict(sorted((key, spread[name]) for name, key in names.items())))
+    shares = dict(sorted((key, spread[name]) for name, key in names.items()))
+    return Steps(model, replace(tunable, parameters=shares), job, crew)

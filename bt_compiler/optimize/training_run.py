@@ -7,11 +7,11 @@ the seed and the position alone. Knows tensors and positions; nothing of where a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -24,12 +24,11 @@ from bt_compiler.optimize.crew import Crew
 from bt_compiler.optimize.noise import noisy_embeddings
 from bt_compiler.optimize.objective import Objective
 from bt_compiler.optimize.row_loss import RowLoss, Validated
+from bt_compiler.optimize.stepping import Stepping
 from bt_compiler.optimize.training_job import Job
-from bt_compiler.optimize.tunable import Tunable, as_in, whole
+from bt_compiler.optimize.tunable import Tunable
 from bt_compiler.spec.sections import WeightsSection
 
-BETAS = (0.9, 0.99)
-"""Of AdamW. Runs have some hundred steps: a second moment averaged over 1000, the usual 0.999, would outlast them."""
 _SCALE = 4096.0
 """What a loss is first multiplied by where gradients are float16, whose smallest numbers they would fall below."""
 
@@ -52,34 +51,40 @@ class Store:
     clock: Callable[[], float]
 
 
-class _Gradients(NamedTuple):
-    """What is known of a step's gradient, over all processes."""
+class Trained(NamedTuple):
+    """What came of it."""
+
+    history: tuple[LossPoint, ...]
+    tensors: Mapping[str, torch.Tensor]
+    """What is to be kept, whole, on the CPU."""
+
+
+class _Taken(NamedTuple):
+    """What is known of a step, over all processes."""
 
     loss: float
     preferred: float
     """Pairs whose accepted completion has gained on the other."""
     norm: float
-    """Before it was clipped."""
+    """Of the gradient, before it was clipped."""
 
 
 class Run:
     """One training run: the loop, its position and what it writes."""
 
     def __init__(
-        self, *, model: Any, tunable: Tunable, job: Job, store: Store, progress: Progress, crew: Crew | None = None
+        self, *, stepping: Stepping, tunable: Tunable, job: Job, store: Store, progress: Progress, crew: Crew
     ) -> None:
         rows, settings = job.rows, job.settings
-        self._model = model
+        self._stepping = stepping
         self._tunable = tunable
         self._job = job
         self._rows = rows
         self._settings = settings
         self._store = store
         self._progress = progress
-        self._crew = crew or Crew()
-        self._names = sorted(tunable.parameters)
-        self._values = [tunable.parameters[name] for name in self._names]
-        self._optimizer = torch.optim.AdamW(self._values, lr=settings.learning_rate, betas=BETAS, weight_decay=0.0)
+        self._crew = crew
+        model = stepping.model
         probe = parts(rows[: max(2, min(settings.batch, 4))], settings.part_tokens)[0]
         self._loss = RowLoss(model, precision=job.precision, probe=probe)
         self._objective = Objective(self._loss, rows, settings, self._crew)
@@ -98,8 +103,8 @@ class Run:
         """Optimiser steps of all epochs."""
         return self._epochs * math.ceil(len(self._rows) / self._settings.batch)
 
-    def train(self) -> tuple[LossPoint, ...]:
-        """Trains to the end, from a checkpoint where there is one; leaves the adapter to keep in the model."""
+    def train(self) -> Trained:
+        """Trains to the end, from a checkpoint where there is one."""
         self._resume()
         self._progress.begin(f"training {self._job.name}", self._total)
         self._progress.advance(self._position.step)
@@ -108,9 +113,7 @@ class Run:
             self._epoch()
             if self._position.planned is None:
                 self._plan(began, done)
-        if self._best:
-            self._tunable.load(self._best)
-        return self._position.history
+        return Trained(self._position.history, self._best or self._stepping.weights())
 
     def _plan(self, began: float, done: int) -> None:
         """Fits the epochs into the time given, by the steps since `done` at `began`; the checkpoint remembers it."""
@@ -141,13 +144,11 @@ class Run:
     def _step(self, indices: Sequence[int]) -> LossPoint:
         """One optimiser step on the rows of these indices."""
         number = self._position.step
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate(number, self._total, self._settings)
-        total, preferred, norm = self._gradients(indices)
+        rate = learning_rate(number, self._total, self._settings)
+        total, preferred, norm = self._taken(indices, rate)
         while math.isfinite(total) and not math.isfinite(norm) and self._position.scale > 1:
             self._position = replace(self._position, scale=self._position.scale / 2)
-            self._optimizer.zero_grad()
-            total, preferred, norm = self._gradients(indices)
+            total, preferred, norm = self._taken(indices, rate)
         if not math.isfinite(total) or not math.isfinite(norm):
             raise CompileError.of(
                 "BTC402",
@@ -155,8 +156,6 @@ class Run:
                 f"of {self._total}",
                 help="set a lower `optimize.weights.learning_rate` or more `warmup` steps, or `model.dtype: float32`",
             )
-        self._optimizer.step()
-        self._optimizer.zero_grad()
         pairs = sum(self._rows[index].rejected is not None for index in indices)
         return LossPoint(
             step=number + 1,
@@ -165,22 +164,17 @@ class Run:
             preferred=round(preferred / pairs, 6) if pairs else None,
         )
 
-    def _gradients(self, indices: Sequence[int]) -> _Gradients:
-        """Puts the clipped gradient of the step in place."""
-        scale, total, preferred = self._position.scale, 0.0, 0
+    def _taken(self, indices: Sequence[int], rate: float) -> _Taken:
+        """Takes the step, unless its gradient is not finite."""
+        total, preferred = 0.0, 0
         with self._disturbed():
             for share in self._objective.shares(indices):
-                (share.loss if scale == 1 else share.loss * scale).backward()
+                self._stepping.backward(share.loss, scale=self._position.scale, last=share.last)
                 total += share.loss.item()
                 preferred += share.preferred
-        self._crew.add_gradients(self._values)
-        if scale != 1:
-            for value in self._values:
-                if value.grad is not None:
-                    value.grad.div_(scale)
-        norm = whole(torch.nn.utils.clip_grad_norm_(self._values, self._settings.clip)).item()
+        norm = self._stepping.step(rate)
         loss, gained = self._crew.sums([total, preferred])
-        return _Gradients(loss=loss, preferred=gained, norm=norm)
+        return _Taken(loss=loss, preferred=gained, norm=norm)
 
     @contextmanager
     def _disturbed(self) -> Iterator[None]:
@@ -190,7 +184,7 @@ class Run:
             stack.enter_context(self._tunable.dropout(seed_of(self._job.seed, "dropout", *place)))
             noise = seed_of(self._job.seed, "noise", *place)
             alpha = self._settings.noise
-            stack.enter_context(noisy_embeddings(self._model, alpha=alpha, length=self._length, seed=noise))
+            stack.enter_context(noisy_embeddings(self._stepping.model, alpha=alpha, length=self._length, seed=noise))
             yield
 
     def _end_epoch(self) -> None:
@@ -202,7 +196,7 @@ class Run:
             position = replace(position, history=(*position.history[:-1], point))
             if position.best is None or probability > position.best:
                 position = replace(position, best=probability, best_epoch=position.epoch)
-                self._best = self._tunable.copy()
+                self._best = self._stepping.weights()
         self._position = position
         self._save()
 
@@ -228,13 +222,14 @@ class Run:
         return self._store.clock() - self._saved >= self._store.seconds
 
     def _save(self) -> None:
-        state: dict[str, torch.Tensor] = {}
         if not (self._crew.writes or self._crew.lockstep):
             return
-        for name, value in zip(self._names, self._values, strict=True):
-            moments = self._optimizer.state[value]
-            state |= {f"{kind}:{name}": whole(moments[kind]) for kind in ("step", "exp_avg", "exp_avg_sq")}
-        checkpoint = Checkpoint(position=self._position, adapter=self._tunable.copy(), optimizer=state, best=self._best)
+        checkpoint = Checkpoint(
+            position=self._position,
+            adapter=self._stepping.weights(),
+            optimizer=self._stepping.state(),
+            best=self._best,
+        )
         if self._crew.writes:
             write_checkpoint(self._store.folder, self._store.key, checkpoint)
         self._saved = self._store.clock()
@@ -248,10 +243,5 @@ class Run:
             return
         self._position = checkpoint.position
         self._best = dict(checkpoint.best)
-        self._tunable.load(checkpoint.adapter)
-        for name, value in zip(self._names, self._values, strict=True):
-            self._optimizer.state[value] = {
-                "step": checkpoint.optimizer[f"step:{name}"].cpu(),
-                **{kind: as_in(value, checkpoint.optimizer[f"{kind}:{name}"]) for kind in ("exp_avg", "exp_avg_sq")},
-            }
+        self._stepping.restore(checkpoint.adapter, checkpoint.optimizer)
         self._progress.say(f"training {self._job.name} goes on after step {self._position.step} of {self._total}")

@@ -262,6 +262,10 @@ def test_what_training_lacks_is_found_before_anything_runs(
     rounded = ["optimize.weights.quantize=4bit"]
     with pytest.raises(CompileError, match="BTC424"):
         sweep(strategies=PAPER[:3], overrides=rounded)
+    spread = tmp_path / "zero.yaml"
+    spread.write_text("distributed_type: DEEPSPEED\nnum_processes: 2\ndeepspeed_config: {zero_stage: 2}\n")
+    with pytest.raises(CompileError, match="BTC425"):
+        sweep(strategies=PAPER[:3], overrides=[f"optimize.weights.launch={{config: {spread}}}"])
     with pytest.raises(SpecError, match=r"BTC420.*cannot be read"):
         sweep(strategies=PAPER[:3], overrides=[f"optimize.weights.launch={{config: {tmp_path / 'gone.yaml'}}}"])
     assert not list(tmp_path.glob(".moods-sweep*"))

@@ -18,8 +18,9 @@ from bt_compiler.optimize.batches import TokenRow, epoch_batches
 from bt_compiler.optimize.full import full_attached
 from bt_compiler.optimize.lora import lora_attached
 from bt_compiler.optimize.row_loss import RowLoss
+from bt_compiler.optimize.stepping import BETAS
 from bt_compiler.optimize.trainer import Training, train_adapter
-from bt_compiler.optimize.training_run import BETAS, learning_rate
+from bt_compiler.optimize.training_run import learning_rate
 from bt_compiler.spec.sections import WeightsSection
 
 SETTINGS = WeightsSection(r=4, alpha=8, epochs=3, learning_rate=5e-3, batch=4, warmup=2)
