@@ -67,6 +67,10 @@ def hub_values(name: str, *, span: Span | None, wanted: Collection[str] | None =
         raise missing_package("datasets", f"`{name}`") from error
     datasets.disable_progress_bars()
     try:
+        if not Path(parts.id).is_absolute() and Path(parts.id).is_dir():
+            message = f"the working folder has a folder `{parts.id}`, which would be read in place of `{name}`"
+            help = "run it in another folder; a folder beside the spec is named by `hf://./FOLDER:SPLIT`"
+            raise DataError.of("BTC327", message, span=span, help=help)  # those that specs name are absolute by now
         loaded = datasets.load_dataset(parts.id, parts.config, split=parts.split)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -314,6 +314,21 @@ def test_a_data_set_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "nosuch" in caught.value.diagnostics[0].message
 
 
+def test_a_folder_of_the_working_folder_is_not_taken_for_a_set_of_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("datasets", reason="needs the extra `data`")
+    folder = tmp_path / "owner" / "name"
+    folder.mkdir(parents=True)
+    (folder / "train.jsonl").write_bytes(JSONL)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError) as caught:
+        read_sources({"train": SourceSection(path="hf://owner/name:train")}, ("title",))
+    (item,) = caught.value.diagnostics
+    assert item.code == "BTC327"
+    assert "the working folder has a folder `owner/name`" in item.message
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_classes_of_a_data_set_go_by_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets", reason="needs the extra `data`")
