@@ -31,7 +31,7 @@ _LONG_FORMS: tuple[tuple[re.Pattern[str], str], ...] = (
 """Where a text may stand for a map, and the key of that map the text is the value of."""
 
 _NULL_VALUES = frozenset(
-    ("fields", "in", "inputs", "labels", "metric", "outputs", "retrievers", "start", "types", "where")
+    ("carry", "fields", "in", "inputs", "labels", "metric", "outputs", "retrievers", "types", "where")
 )
 """Below these keys null may be a value: of a column, a type or a setting of one's own kind."""
 
