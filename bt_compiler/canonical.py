@@ -20,6 +20,16 @@ def whole(value: Any) -> Any:
     return [whole(item) for item in value] if isinstance(value, list) else value
 
 
+def unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For `object_pairs_hook`: the JSON object. Raises ValueError where a key is there twice: `json` takes the last."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key `{twice[:60]}` is there twice in one object")
+    return found
+
+
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys, no blanks, no NaN, non-ASCII as it is. Raises TypeError or ValueError elsewhere."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)

@@ -9,11 +9,11 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import isfinite
 from pathlib import Path
 
-from bt_compiler.canonical import canonical_json
+from bt_compiler.canonical import canonical_json, unrepeated
 from bt_compiler.data.packed import csv_cells, data_lines, format_suffix
 from bt_compiler.data.selecting import Selection
 from bt_compiler.data.table import Row, Table, cut_short, line_span, shown_name
@@ -74,7 +74,7 @@ def checked_rows(table: Table, selection: Selection, span: Span | None) -> Table
         help = f"see what {columns} may be, and `where`"
         place = selection.spans.get(("where", selection.where[0].column), span)
         raise DataError.of("BTC326", f"no row of `{table.name}` fits `where`", span=place, help=help)
-    what = "no rows below its header line" if table.header is not None else "no rows"
+    what = "no rows below its header line" if table.header else "no rows"
     raise DataError.of("BTC306", f"`{table.name}` has {what}", span=span)
 
 
@@ -131,7 +131,8 @@ def _neighbours(path: Path, span: Span | None) -> str:
     except OSError:
         return f"the folder `{shown_name(path.parent)}` does not exist either"
     shown = ", ".join(f"`{name}`" for name in known[:10]) or "no `.jsonl` or `.csv` file"
-    base = "the working folder" if span is not None and span.source.name.startswith("--set") else "the spec's folder"
+    of_command = span is None or span.source.name.startswith("--set")
+    base = "the working folder" if of_command else "the spec's folder"
     return f"`{shown_name(path.parent)}` holds {shown}; paths are relative to {base}"
 
 
@@ -148,6 +149,10 @@ def _finite(text: str) -> float:
     return number
 
 
+_JSON = json.JSONDecoder(parse_constant=_constant, parse_float=_finite, object_pairs_hook=unrepeated)
+"""Made once: `json.loads` makes one a call where it is given options."""
+
+
 def _read_jsonl(path: Path, span: Span | None, selection: Selection) -> Table:
     name, broken = shown_name(path), list[Diagnostic]()
     columns: dict[str, None] = {}
@@ -160,7 +165,7 @@ def _read_jsonl(path: Path, span: Span | None, selection: Selection) -> Table:
             break
         line = _decoded(data, number, name, span)
         try:
-            value = json.loads(line, parse_constant=_constant, parse_float=_finite)
+            value = _JSON.decode(line)
             if "\\u" in line:
                 canonical_json(value).encode("utf-8")  # half a surrogate pair is no text that can be passed on
         except (ValueError, RecursionError) as error:
@@ -189,14 +194,23 @@ def _decoded(data: bytes, number: int, name: str, span: Span | None) -> str:
     return line
 
 
+def json_fault(error: Exception) -> str:
+    """What `json` has against a text, without its place and without advice to whoever writes Python."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deep"
+    if isinstance(error, json.JSONDecodeError):
+        return error.msg[:1].lower() + error.msg[1:].removesuffix(" at").removesuffix(" starting")
+    return "a number has too many digits" if "set_int_max_str_digits" in str(error) else str(error)
+
+
 def _broken_line(name: str, number: int, line: str, error: Exception) -> Diagnostic:
     span = line_span(name, number, line)
-    why = str(error) if not isinstance(error, RecursionError) else "it is nested too deep"
+    why = json_fault(error)
     if isinstance(error, UnicodeEncodeError):
         why = "half a surrogate pair is no character"
     if isinstance(error, json.JSONDecodeError):
         start = min(error.colno, len(line) + 1)
-        why = error.msg[:1].lower() + error.msg[1:]
+        why = json_fault(error)
         span = Span(source=span.source, line=number, column=start, end_line=number, end_column=start + 1)
     help = None
     if number == 1 and line.strip() in ("[", "{"):
@@ -209,6 +223,13 @@ def _read_csv(path: Path, text: str, selection: Selection) -> Table:
     broken: list[Diagnostic] = []
     cells_of = _csv_rows(name, text, lines, broken)
     header_line, names = next(cells_of, (1, []))
+    if names and names[0].startswith("sep="):
+        raise DataError.of(
+            "BTC308",
+            f"`{names[0]}` is a note to Excel, no header",
+            span=line_span(name, header_line, lines[header_line - 1]),
+            help="delete that line; the cells have to be parted by commas",
+        )
     header = tuple(cell.strip() for cell in names)
     columns = tuple(filter(None, header))  # Excel writes empty columns along, pandas the numbers of rows
     taken = False
@@ -216,9 +237,8 @@ def _read_csv(path: Path, text: str, selection: Selection) -> Table:
         if selection.full:
             break
         if len(cells) != len(header):
-            help = (
-                "put a cell that holds a comma or a line break in double quotes" if len(cells) > len(header) else None
-            )
+            quotes = "put a cell that holds a comma or a line break in double quotes"
+            help = parted_otherwise(columns) or (quotes if len(cells) > len(header) else None)
             message = f"the row has {len(cells)} cells, the header {len(header)}"
             span = line_span(name, number, lines[number - 1])
             broken.append(Diagnostic(code="BTC308", message=message, span=span, help=help))
@@ -253,6 +273,14 @@ def _csv_rows(name: str, text: str, lines: list[str], broken: list[Diagnostic]) 
             return
         if any(cell.strip() for cell in cells):
             yield start, cells
+
+
+def parted_otherwise(columns: Sequence[str]) -> str | None:
+    """Help where a CSV is one column for want of commas: Excel writes `;` where decimals have a comma."""
+    for sign, name in ((";", "`;`"), ("\t", "tabs")):
+        if len(columns) == 1 and sign in columns[0]:
+            return f"its cells are parted by {name}: save it with commas"
+    return None
 
 
 def _is_number(text: str) -> bool:

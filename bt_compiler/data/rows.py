@@ -8,7 +8,7 @@ from typing import Any
 
 from bt_compiler.data.example import Example, make_example
 from bt_compiler.data.extraction import extracted
-from bt_compiler.data.files import header_is_data
+from bt_compiler.data.files import header_is_data, parted_otherwise
 from bt_compiler.data.table import Row, Table, cut_short
 from bt_compiler.diagnostics import Diagnostic, did_you_mean
 from bt_compiler.errors import DataError
@@ -83,6 +83,7 @@ def _require_columns(table: Table, wanted: Wanted) -> None:
             help=f"put a line that names the columns above it, here `{names}` in the order of the data",
         )
     diagnostics = []
+    parted = parted_otherwise(table.columns)
     for item, what in missing:
         column = wanted.column(item)
         reads = "" if column == item.name else f", which `columns` reads from `{column}`"
@@ -94,7 +95,7 @@ def _require_columns(table: Table, wanted: Wanted) -> None:
                 code="BTC310",
                 message=f"the data has no column for {what} `{item.name}`{reads}",
                 span=table.top(),
-                help=help,
+                help=parted or help,
             )
         )
     raise DataError(diagnostics)

@@ -19,7 +19,7 @@ from bt_compiler.diagnostics import Diagnostic, did_you_mean
 from bt_compiler.errors import DataError
 from bt_compiler.spec import Field
 from bt_compiler.spec.sections import DataSection, Extraction, SourceSection
-from bt_compiler.spec.sourcing import DEFAULT_SPLIT
+from bt_compiler.spec.sourcing import DEFAULT_SPLIT, are_counts
 from bt_compiler.spec.tree import position
 
 NAMES = ("train", "dev", "test")
@@ -244,9 +244,9 @@ def _split_by_content(rows: _Split, data: DataSection) -> tuple[list[_Split], li
         notes.append(_dev_note(len(parts[1]), data))
     if "test" not in split:
         notes.append(_test_note(data))
-    if max(split.values()) <= 1 or left:
+    if not are_counts(split) or left:
         sizes = ", ".join(f"{len(part)} {name}" for name, part in zip(NAMES, parts, strict=True))
-        unused = f"; {len(left)} rows stay unused" if left else ""
+        unused = f"; {len(left)} row{' stays' if len(left) == 1 else 's stay'} unused" if left else ""
         message = f"{len(rows)} rows split by content hash: {sizes}{unused}"
         notes.append(Diagnostic(code="BTC330", message=message, span=data.span, severity="note"))
     return parts, notes
@@ -273,7 +273,7 @@ def _dealt(rows: _Split, stratify: str | None) -> _Split:
 def _counts(split: Mapping[str, float], rows: int, data: DataSection) -> dict[str, int]:
     """Rows of each split. Counts are exact; proportions are rounded at their cumulated ends."""
     given = {name: split.get(name, 0) for name in NAMES}
-    if max(given.values()) > 1:
+    if are_counts(split):
         counts = {name: round(share) for name, share in given.items()}
         if sum(counts.values()) > rows:
             message = f"`split` asks for {sum(counts.values())} rows, the data has {rows}"

@@ -1,8 +1,8 @@
 """Rows of parquet files and of data sets that the library `datasets` reads (`hf://…`). Both libraries are optional.
 
-Values that JSON lacks become texts: dates in ISO form, decimals as written. NaN is null, for so pandas writes a value
-that is missing. Numbers of few bits are the shortest that they can stand for (float32 1.1 is 1.1). Classes of a data
-set go by their names. Bytes and infinities are an error on their row.
+Values that JSON lacks become texts: dates and times in ISO form, decimals as written. NaN is null, for so pandas writes
+a value that is missing. Numbers of few bits are the shortest that they can stand for (float32 1.1 is 1.1). Classes of
+a data set go by their names. Bytes, infinities and times beyond the years 1 to 9999 are an error on their row.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import date, datetime, time
 from decimal import Decimal
 from math import isfinite, isnan
@@ -67,6 +67,10 @@ def hub_values(name: str, *, span: Span | None, wanted: Collection[str] | None =
         raise missing_package("datasets", f"`{name}`") from error
     datasets.disable_progress_bars()
     try:
+        if not Path(parts.id).is_absolute() and Path(parts.id).is_dir():
+            message = f"the working folder has a folder `{parts.id}`, which would be read in place of `{name}`"
+            help = "run it in another folder; a folder beside the spec is named by `hf://./FOLDER:SPLIT`"
+            raise DataError.of("BTC327", message, span=span, help=help)  # those that specs name are absolute by now
         loaded = datasets.load_dataset(parts.id, parts.config, split=parts.split)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -80,8 +84,23 @@ def hub_values(name: str, *, span: Span | None, wanted: Collection[str] | None =
     columns = tuple(loaded.column_names)
     rows = loaded if parts.rows is None else loaded.take(parts.rows)
     read = rows if wanted is None else rows.select_columns([column for column in columns if column in wanted])
-    named = ({column: _named(value, loaded.features[column]) for column, value in row.items()} for row in read)
+    held = _held(read, name)
+    named = ({column: _named(value, loaded.features[column]) for column, value in row.items()} for row in held)
     yield from _plain_rows(name, loaded.features.arrow_schema, named)
+
+
+def _held(read: Any, name: str) -> Iterator[Mapping[str, Any]]:
+    """The rows of a data set. Raises DataError BTC311 at a value that Python cannot hold."""
+    rows = iter(read)
+    for number in range(len(read)):
+        try:
+            row = next(rows)
+        except (OverflowError, ValueError):
+            table = read.with_format("arrow")[number : number + 1]
+            for column in table.column_names:
+                _values(table[column], name, number + 1, column)
+            raise
+        yield row
 
 
 def read_parquet(path: Path, selection: Selection, *, span: Span | None) -> Table:
@@ -90,13 +109,20 @@ def read_parquet(path: Path, selection: Selection, *, span: Span | None) -> Tabl
 
 
 def parquet_values(path: Path, *, span: Span | None, wanted: Collection[str] | None = None) -> Iterator[dict[str, Any]]:
-    """As `read_parquet`, a row at a time. Of columns that are not `wanted` rows have the name alone."""
+    """As `read_parquet`, a row at a time. Of columns that are not `wanted` rows have the name alone.
+
+    Raises BTC308 too: two columns of one name.
+    """
     name = shown_name(path)
     with _parquet_file(path, span) as file:
         columns = file.schema_arrow.names
         read = columns if wanted is None else [column for column in columns if column in wanted]
+        if len(set(read)) != len(read):
+            twice = next(column for column in read if read.count(column) > 1)
+            message = f"`{name}` has the column `{twice}` twice"
+            raise DataError.of("BTC308", message, span=span, help="rename one of them")
         batches = file.iter_batches(batch_size=1024, columns=read)
-        yield from _plain_rows(name, file.schema_arrow, (row for batch in batches for row in batch.to_pylist()))
+        yield from _plain_rows(name, file.schema_arrow, _rows(batches, name))
 
 
 def count_parquet(path: Path) -> int:
@@ -118,6 +144,52 @@ def _parquet_file(path: Path, span: Span | None) -> Iterator[Any]:
     except (pyarrow.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())
         raise DataError.of("BTC304", f"`{shown_name(path)}` cannot be read: {reason}", span=span) from error
+
+
+def _rows(batches: Iterator[Any], name: str) -> Iterator[dict[str, Any]]:
+    first = 1
+    for batch in batches:
+        columns = {column: _values(batch[column], name, first, column) for column in batch.schema.names}
+        yield from ({column: values[row] for column, values in columns.items()} for row in range(batch.num_rows))
+        first += batch.num_rows
+
+
+def _values(array: Any, name: str, first: int, column: str) -> list[Any]:
+    """An Arrow column as Python values; `first` is the number of its first row. Raises DataError BTC311."""
+    if not _in_nanoseconds(array.type):
+        with suppress(OverflowError, ValueError):  # raised again below, at its row
+            return list(array.to_pylist())
+    found: list[Any] = []
+    for number, held in enumerate(array, first):
+        try:
+            found.append(_value(held))
+        except (OverflowError, ValueError) as error:
+            what = f"what cannot be read: {error}"
+            if isinstance(error, OverflowError):
+                what = "a time beyond the years 1 to 9999"
+            elif (zone := getattr(held.type, "tz", None)) is not None:
+                what = f"a time in `{zone}`, a time zone that is not known here"
+            message = f"`{column}` of row {number} holds {what}"
+            raise DataError.of("BTC311", message, span=line_span(name, number, "")) from error
+    return found
+
+
+def _value(held: Any) -> Any:
+    """An Arrow scalar as a Python value; with nanoseconds, for which `datetime` has no digits, as pandas' ISO text."""
+    if not _in_nanoseconds(held.type) or not held.is_valid or held.value % 1000 == 0:
+        return held.as_py()
+    import pyarrow
+
+    whole, rest = divmod(held.value, 1000)
+    zone = getattr(held.type, "tz", None)
+    kind = pyarrow.time64("us") if pyarrow.types.is_time(held.type) else pyarrow.timestamp("us", zone)
+    text = pyarrow.scalar(whole, kind).as_py().isoformat(timespec="microseconds")
+    end = text.index(".") + 7
+    return f"{text[:end]}{rest:03}{text[end:]}"
+
+
+def _in_nanoseconds(kind: Any) -> bool:
+    return str(kind).startswith(("timestamp[ns", "time64[ns"))
 
 
 def _plain_rows(name: str, schema: Any, values: Iterator[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:

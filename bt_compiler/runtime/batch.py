@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bt_compiler.canonical import unrepeated
 from bt_compiler.data.example import Example
 from bt_compiler.engine.trace import Failure, Trace
 from bt_compiler.errors import UsageError
@@ -92,9 +93,10 @@ _END = object()
 
 def _row(line: bytes, number: int, path: Path | str) -> FileRow:
     try:
-        return FileRow(line=number, value=json.loads(line, parse_constant=refuse_constant))
+        value = json.loads(line, parse_constant=refuse_constant, object_pairs_hook=unrepeated)
     except (ValueError, RecursionError) as error:
         return FileRow(line=number, broken=f"{path}:{number} is not JSON: {error}")
+    return FileRow(line=number, value=value)
 
 
 def _submitted(session: Session, example: Callable[[Any], Example], row: Any) -> int | InputError:

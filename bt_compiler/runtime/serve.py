@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from bt_compiler.canonical import unrepeated
 from bt_compiler.engine.progress import Progress
 from bt_compiler.engine.trace import Failure
 from bt_compiler.errors import BackendError, BtcError
@@ -235,7 +236,7 @@ async def _body(request: Request, limit: int) -> bytes:
 
 def _parsed(body: bytes) -> Any:
     try:
-        return json.loads(body.decode("utf-8"), parse_constant=refuse_constant)
+        return json.loads(body.decode("utf-8"), parse_constant=refuse_constant, object_pairs_hook=unrepeated)
     except (ValueError, RecursionError) as error:
         raise _BodyError(400, f"the body is not JSON: {error}") from error
 

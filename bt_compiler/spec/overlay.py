@@ -1,7 +1,7 @@
 """Layers of a spec: the files it extends, itself, and `--set` arguments, merged into one tree that keeps all places.
 
-Maps merge, lists and scalars replace, null deletes what is inherited. It knows which short forms have a long one
-(`data: FILE` is `data: {path: FILE}`), and nothing else of what keys mean.
+Maps merge, lists and scalars replace, null deletes what is inherited, if anything is. It knows which short forms have
+a long one (`data: FILE` is `data: {path: FILE}`) and where null is a value, and nothing else of what keys mean.
 """
 
 from __future__ import annotations
@@ -29,6 +29,11 @@ _LONG_FORMS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"metric|optimize\.accept\.metric"), "kind"),
 )
 """Where a text may stand for a map, and the key of that map the text is the value of."""
+
+_NULL_VALUES = frozenset(
+    ("carry", "fields", "in", "inputs", "labels", "metric", "outputs", "retrievers", "types", "where")
+)
+"""Below these keys null may be a value: of a column, a type or a setting of one's own kind."""
 
 
 class Layers(NamedTuple):
@@ -130,8 +135,9 @@ def _merge(base: Node, over: Node, place: Place) -> Node:
         return over
     value, keys = dict(base.value), dict(base.keys)
     for key, child in over.value.items():
-        if child.value is None and key in base.value:
-            del value[key], keys[key]
+        if child.value is None and (key in base.value or not _NULL_VALUES.intersection(place)):
+            value.pop(key, None)
+            keys.pop(key, None)
             continue
         value[key] = _merge(value[key], child, (*place, key)) if key in value else child
         keys[key] = over.keys[key]
@@ -139,10 +145,7 @@ def _merge(base: Node, over: Node, place: Place) -> Node:
 
 
 def _alike(base: Node, over: Node, place: Place) -> tuple[Node, Node]:
-    """Where one is a text and the other a map, the text in its long form if it has one.
-
-    A text on a map replaces it whole but for `model` and the like, where it is the value of the one key.
-    """
+    """A map on a text that has a long form: the text in that form. A text on a map replaces it whole."""
     if base.is_map != over.is_map and isinstance((over if base.is_map else base).value, str):
         key = _long_form(place)
         if key is not None and over.is_map:
@@ -167,6 +170,9 @@ def _with_override(tree: Node, source: Source) -> Node:
         raise SpecError.of("BTC033", "`--set` takes NAME=VALUE", span=whole, help="write `--set data.limit=100`")
     if steps[0] == "extends":
         raise SpecError.of("BTC035", "`extends` cannot be set", span=whole, help="write it into the file")
+    if not written.strip():
+        help = f"write `--set {name}=null` to delete it, or `{name}='\"\"'` for an empty text"
+        raise SpecError.of("BTC033", f"`--set {name}=` gives no value", span=whole, help=help)
     value = _override_value(source, len(name) + 1, written)
     return _put(tree, _step_spans(name, source), (), value)
 
@@ -182,10 +188,17 @@ def _step_spans(name: str, source: Source) -> tuple[_Step, ...]:
 
 
 def _override_value(source: Source, offset: int, written: str) -> Node:
-    if written.lstrip()[:1] in ("[", "{", '"', "'") and written.strip():
+    if written.lstrip()[:1] in ("[", "{", '"', "'"):
         # Blanks in place of the name keep the columns those of the argument.
-        node = parse_yaml(Source(name=source.name, text=" " * offset + written))
-        return _at_source(node, source)
+        blanked = Source(name=source.name, text=" " * offset + written)
+        try:
+            return _at_source(parse_yaml(blanked), source)
+        except SpecError as error:
+            found = [
+                item if item.span is None else replace(item, span=replace(item.span, source=source))
+                for item in error.diagnostics
+            ]
+            raise SpecError(found) from error
     lines = written.count("\n") + 1
     width = len(written.rsplit("\n", 1)[-1]) + (offset if lines == 1 else 0)
     span = Span(source=source, line=1, column=offset + 1, end_line=lines, end_column=width + 1)

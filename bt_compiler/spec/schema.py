@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib.resources import files
 from typing import Any, NamedTuple
 
-from bt_compiler.diagnostics import Diagnostic, did_you_mean, is_meant
+from bt_compiler.diagnostics import Diagnostic, Source, did_you_mean, is_meant
 from bt_compiler.spec.tree import Node, Place, find, position
 
 MAX_FINDINGS = 50
@@ -142,9 +142,34 @@ def _say_unknown(finding: _Finding) -> Iterator[Diagnostic]:
     if (members := _members_help(finding, unknown)) is not None:
         yield finding.of("BTC102", f"unknown key `{short(unknown[0])}`{where}", members, key=unknown[0])
         return
+    ((key_of_form, others),) = finding.error.schema.get("x-apart", {None: ()}).items()
     for key in unknown[:MAX_FINDINGS]:
+        if key in others:
+            yield _say_apart(finding, key, key_of_form)
+            continue
         help = did_you_mean(key, allowed, what="keys here")
         yield finding.of("BTC102", f"unknown key `{short(key)}`{where}", help, key=key)
+
+
+def _say_apart(finding: _Finding, key: str, other: str) -> Diagnostic:
+    """Two keys of which a map has one; of layers it may have got both."""
+    sources = {name: find(finding.tree, (*finding.place, name), key=True).source for name in (key, other)}
+    first, last = sorted(sources, key=lambda name: _layer(sources[name]))
+    help = "leave one of them out"
+    if sources[first] != sources[last]:
+        by_option = _layer(sources[last])[0]
+        null = f"`--set {dotted((*finding.place, first))}=null`" if by_option else f"`{first}: null`"
+        help = f"`{first}` stands in `{sources[first].name}`: delete it by {null}"
+    message = f"`{key}` and `{other}` exclude each other in {finding.name}"
+    return finding.of("BTC102", message, help, key=key)
+
+
+def _layer(source: Source) -> tuple[bool, int]:
+    """What is written over the rest is largest: `--set`, then the spec, then what it extends."""
+    depth, above = 0, source.parent
+    while above is not None:
+        depth, above = depth + 1, above.parent
+    return source.name.startswith("--set"), -depth
 
 
 def _members_help(finding: _Finding, unknown: list[str]) -> str | None:

@@ -158,15 +158,20 @@ def _values(written: Any) -> tuple[Any, ...]:
     return tuple(written) if isinstance(written, list) else (written,)
 
 
+def are_counts(split: Mapping[str, float]) -> bool:
+    """Whether these are numbers of rows: whole, and more than 1 in all. One row is `1`, and `1.0` a share."""
+    sizes = split.values()
+    return sum(sizes) > 1 and all(float(size).is_integer() and (size > 1 or isinstance(size, int)) for size in sizes)
+
+
 def _check_split(split: Mapping[str, float], findings: Findings) -> None:
     place: Place = ("data", "split")
     sizes = list(split.values())
     shares = all(size <= 1 for size in sizes)
-    counts = all(size > 1 and float(size).is_integer() for size in sizes)
-    if not shares and not counts:
+    if not shares and not are_counts(split):
         help = "write `{train: 50, dev: 50, test: 50}` or `{train: 0.6, dev: 0.2, test: 0.2}`"
         findings.add("BTC126", "`data.split` mixes numbers of rows and shares", place, help=help)
-    elif shares and sum(sizes) > 1 + 1e-9:
+    elif not are_counts(split) and sum(sizes) > 1 + 1e-9:
         findings.add("BTC126", f"the shares of `data.split` add up to {sum(sizes):g}", place, help="they are 1 at most")
 
 

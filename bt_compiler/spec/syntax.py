@@ -32,6 +32,11 @@ class _Scene(NamedTuple):
 
 def explain_syntax(error: Any, source: Source) -> Diagnostic:
     """A `yaml.MarkedYAMLError` as a diagnostic: BTC010 in general, BTC011 tabs, BTC012 types of other languages."""
+    if (conflict := re.search(r"^<{7} .*$", source.text, re.MULTILINE)) is not None:
+        line = source.text.count("\n", 0, conflict.start()) + 1
+        help = "keep one of the two sides, and delete the lines of `<`, `=` and `>`"
+        span = Span.whole_line(source, line)
+        return Diagnostic(code="BTC010", message="a merge conflict of git is left here", span=span, help=help)
     mark = error.problem_mark or error.context_mark
     opened = error.context_mark
     line, column = (mark.line + 1, mark.column + 1) if mark is not None else (1, 1)
@@ -136,6 +141,12 @@ def _no_colon(scene: _Scene) -> _Slip | None:
     return _Slip("BTC010", "this is no `key: value`", "put a colon and a blank after the key")
 
 
+def _ended(scene: _Scene) -> _Slip | None:
+    if "expected <document start>" not in scene.problem:
+        return None
+    return _Slip("BTC010", "the value has ended, and nothing can follow it", "put the whole text in quotes")
+
+
 _LOOKS: tuple[Callable[[_Scene], _Slip | None], ...] = (
     _tab,
     _foreign_type,
@@ -146,4 +157,5 @@ _LOOKS: tuple[Callable[[_Scene], _Slip | None], ...] = (
     _open_bracket,
     _no_colon,
     _indentation,
+    _ended,
 )

@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bt_compiler.data.files import read_file
+from bt_compiler.data.rows import Wanted, examples_of
 from bt_compiler.data.table import Table
 from bt_compiler.errors import DataError
+from bt_compiler.spec import Field, Type
 
 
 def table(path: Path, text: str | bytes, limit: int | None = None) -> Table:
@@ -125,6 +127,53 @@ def test_code_of_each_broken_shape(tmp_path: Path) -> None:
     assert code_of(tmp_path / "a.jsonl", f'{{"a": {"9" * 5000}}}') == "BTC307"
     assert code_of(tmp_path / "a.jsonl", b'{"a": "\xff"}') == "BTC305"
     assert code_of(tmp_path / "a.csv", "a,b\n" + '"' + "x" * 200_000 + ",b") == "BTC308"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (f'{{"a": {"9" * 5000}}}', "a number has too many digits"),
+        ('{"a": "x\ty"}', "invalid control character"),
+        ('{"a": "x', "unterminated string"),
+    ],
+)
+def test_what_json_says_is_put_for_people(tmp_path: Path, text: str, why: str) -> None:
+    with pytest.raises(DataError) as caught:
+        table(tmp_path / "a.jsonl", text)
+    assert caught.value.diagnostics[0].message == f"line 1 is not JSON: {why}"
+
+
+def test_a_csv_of_nothing_has_no_header(tmp_path: Path) -> None:
+    for text, what in (("", "no rows"), ("a,b\n", "no rows below its header line")):
+        with pytest.raises(DataError) as caught:
+            table(tmp_path / "a.csv", text)
+        assert caught.value.diagnostics[0].message.endswith(f"a.csv` has {what}")
+
+
+def test_a_note_to_excel_is_no_header(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        table(tmp_path / "a.csv", "sep=,\ntext,kind\nx,spam\n")
+    (item,) = caught.value.diagnostics
+    assert (item.code, item.message) == ("BTC308", "`sep=` is a note to Excel, no header")
+
+
+@pytest.mark.parametrize(("sign", "name"), [(";", "`;`"), ("\t", "tabs")])
+def test_a_csv_without_commas_is_told_so(tmp_path: Path, sign: str, name: str) -> None:
+    found = table(tmp_path / "a.csv", f"text{sign}kind\nx{sign}spam\n")
+    text, kind = (Field(name=name, type=Type(kind="str")) for name in ("text", "kind"))
+    with pytest.raises(DataError) as caught:
+        examples_of(found, Wanted(inputs=(text,), labels=(kind,), columns={}))
+    help = f"its cells are parted by {name}: save it with commas"
+    assert [(item.code, item.help) for item in caught.value.diagnostics] == [("BTC310", help)] * 2
+    with pytest.raises(DataError) as caught:
+        table(tmp_path / "a.csv", f"text{sign}kind\nx, y{sign}spam\n")
+    assert [(item.code, item.help) for item in caught.value.diagnostics] == [("BTC308", help)]
+
+
+def test_the_path_of_an_option_is_relative_to_the_working_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        read_file(tmp_path / "a.csv", span=None)
+    assert (caught.value.diagnostics[0].help or "").endswith("paths are relative to the working folder")
 
 
 def test_a_cell_may_be_long(tmp_path: Path) -> None:

@@ -77,6 +77,14 @@ def test_a_broken_line_in_a_packed_file_has_its_number(tmp_path: Path) -> None:
     assert findings(path) == [("BTC307", "line 2 is not JSON: expecting value")]
 
 
+def test_a_key_that_stands_twice_in_an_object(tmp_path: Path) -> None:
+    path = packed(tmp_path, ".jsonl", b'{"a": 1}\n{"a": [{"b": 1, "c": 2, "b": 3}]}\n')
+    said = "the key `b` is there twice in one object"
+    assert findings(path) == [("BTC307", f"line 2 is not JSON: {said}")]
+    with pytest.raises(DataError, match=said):
+        list(read_corpus(CorpusSection(path=str(path), text="{a}")))
+
+
 def test_what_lies_beyond_the_limit_is_not_unpacked(tmp_path: Path) -> None:
     path = packed(tmp_path, ".jsonl.gz", JSONL)
     path.write_bytes(path.read_bytes()[:-40])
@@ -122,6 +130,10 @@ def test_parquet(tmp_path: Path) -> None:
     assert findings(path)[0][0] == "BTC304"
     parquet.write_table(pyarrow.Table.from_pylist([{"a": b"\xff"}]), path)
     assert findings(path) == [("BTC311", "`a` of row 1 holds a value of type `bytes`, which no spec can name")]
+    twice = pyarrow.table([[1], ["x"], ["y"]], names=["n", "a", "a"])
+    parquet.write_table(twice, path)
+    assert findings(path)[0][0] == "BTC308"
+    assert len(read_sources({"train": SourceSection(path=str(path))}, ("n",))[0]["train"].rows) == 1
     path.unlink()
     assert findings(path)[0][0] == "BTC301"
 
@@ -141,6 +153,66 @@ def test_a_number_that_is_none(tmp_path: Path) -> None:
     assert findings(path) == [("BTC311", "`n` of row 2 holds an infinite number, which no spec can name")]
     path = packed(tmp_path, ".jsonl", b'{"n": 1e99}\n{"n": 1e999}\n')
     assert findings(path) == [("BTC307", "line 2 is not JSON: `1e999` is too large a number")]
+
+
+def test_times_with_nanoseconds_keep_their_digits(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="needs the extra `data`")
+    from pyarrow import parquet
+
+    nanoseconds = [1_700_000_000_123_456_789, 1_700_000_000_000_000_000, None, -1]
+    kinds = {"at": pyarrow.timestamp("ns"), "there": pyarrow.timestamp("ns", tz="Asia/Tokyo")}
+    columns = {name: pyarrow.array(nanoseconds, kind) for name, kind in kinds.items()}
+    columns["time"] = pyarrow.array([0, 1, 7, 3_600_000_000_000], pyarrow.time64("ns"))
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(pyarrow.table(columns), path)
+    rows = read_file(path, span=None).rows
+    assert [row.values["at"] for row in rows] == [
+        "2023-11-14T22:13:20.123456789",
+        "2023-11-14T22:13:20",
+        None,
+        "1969-12-31T23:59:59.999999999",
+    ]
+    assert rows[0].values["there"] == "2023-11-15T07:13:20.123456789+09:00"
+    times = [row.values["time"] for row in rows]
+    assert times == ["00:00:00", "00:00:00.000000001", "00:00:00.000000007", "01:00:00"]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("kind", "value", "what"),
+    [
+        ("date", 3_000_000, "a time beyond the years 1 to 9999"),
+        ("milliseconds", 10**15, "a time beyond the years 1 to 9999"),
+        ("list", [10**15], "a time beyond the years 1 to 9999"),
+        ("on Mars", 10**9, "a time in `Mars/Phobos`, a time zone that is not known here"),
+    ],
+)
+def test_times_that_python_cannot_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, value: Any, what: str
+) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="needs the extra `data`")
+    datasets = pytest.importorskip("datasets", reason="needs the extra `data`")
+    from pyarrow import parquet
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    kinds = {
+        "date": pyarrow.date32(),
+        "milliseconds": pyarrow.timestamp("ms"),
+        "list": pyarrow.list_(pyarrow.timestamp("ms")),
+        "on Mars": pyarrow.timestamp("s", tz="Mars/Phobos"),
+    }
+    path = tmp_path / "set" / "train-00000-of-00001.parquet"
+    path.parent.mkdir()
+    columns = {"n": pyarrow.array([1, 2]), "end": pyarrow.array([None, value], kinds[kind])}
+    parquet.write_table(pyarrow.table(columns), path)
+    for place in (str(path), f"hf://{path.parent}:train"):
+        with pytest.raises(DataError) as caught:
+            read_sources({"train": SourceSection(path=place)}, ())
+        (item,) = caught.value.diagnostics
+        assert (item.code, item.message) == ("BTC311", f"`end` of row 2 holds {what}")
+        assert item.span is not None
+        assert item.span.line == 2
+        assert len(read_sources({"train": SourceSection(path=place)}, ("n",))[0]["train"].rows) == 2
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -240,6 +312,21 @@ def test_a_data_set_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         read_sources({"train": SourceSection(path=f"hf://{folder}:nosuch")}, ())
     assert caught.value.diagnostics[0].code == "BTC327"
     assert "nosuch" in caught.value.diagnostics[0].message
+
+
+def test_a_folder_of_the_working_folder_is_not_taken_for_a_set_of_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("datasets", reason="needs the extra `data`")
+    folder = tmp_path / "owner" / "name"
+    folder.mkdir(parents=True)
+    (folder / "train.jsonl").write_bytes(JSONL)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError) as caught:
+        read_sources({"train": SourceSection(path="hf://owner/name:train")}, ("title",))
+    (item,) = caught.value.diagnostics
+    assert item.code == "BTC327"
+    assert "the working folder has a folder `owner/name`" in item.message
 
 
 @pytest.mark.filterwarnings("ignore")

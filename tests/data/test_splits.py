@@ -76,6 +76,18 @@ def test_counts_are_exact_with_copies_kept_together(tmp_path: Path) -> None:
     assert [texts(part).count("twin") for part in splits if "twin" in texts(part)] == [2]
 
 
+def test_one_row_a_split_is_a_count(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.jsonl", [f"text {number}" for number in range(4)])
+    data = DataSection(path=source, split={"train": 1, "dev": 1, "test": 1})
+    loaded = check_data(data, inputs=INPUTS, labels=LABELS)
+    assert [len(part) for part in loaded.splits] == [1, 1, 1]
+    assert [note.message for note in loaded.notes] == [
+        "4 rows split by content hash: 1 train, 1 dev, 1 test; 1 row stays unused"
+    ]
+    whole = load_splits(DataSection(path=source, split={"train": 1}), inputs=INPUTS, labels=LABELS)
+    assert [len(part) for part in whole] == [3, 1, 0]
+
+
 def test_copies_have_ids_of_their_own_and_one_content(tmp_path: Path) -> None:
     source = write(tmp_path / "a.jsonl", ["twin", "twin", "twin", "other"])
     found = load_examples(source, columns={}, inputs=INPUTS, labels=LABELS)

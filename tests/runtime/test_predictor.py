@@ -204,11 +204,13 @@ def test_rows_of_a_file_keep_the_place_of_a_broken_line(predictor: Predictor, tm
 
     path = tmp_path / "in.jsonl"
     good, wrong = b'{"number": 1, "note": null}\n', b'{"number": 13, "note": null}\n[]\n'
-    path.write_bytes(good + b'\n{"number": \n{"number": NaN, "note": null}\n\xff\n \n' + wrong + b"\n" + good)
+    twice = b'{"number": 1, "number": 2}\n'
+    path.write_bytes(good + b'\n{"number": \n{"number": NaN, "note": null}\n\xff\n \n' + wrong + b"\n" + good + twice)
     results = list(predictor.batch(rows_of_file(path), window=2))
     assert results[0] == {"line": 1, "outputs": {"kind": "odd", "twice": 2}}
-    assert [one["line"] for one in results] == [1, 3, 4, 5, 7, 8, 10]
-    assert ["error" in one for one in results] == [False, *[True] * 5, False]
+    assert [one["line"] for one in results] == [1, 3, 4, 5, 7, 8, 10, 11]
+    assert ["error" in one for one in results] == [False, *[True] * 5, False, True]
+    assert "the key `number` is there twice" in results[-1]["error"]["message"]
     assert [
         f"in.jsonl:{line} is not JSON" in results[at]["error"]["message"] for at, line in ((1, 3), (2, 4), (3, 5))
     ] == [

@@ -81,7 +81,15 @@ def test_half_a_character_is_a_422_that_disturbs_nobody(client: httpx.Client) ->
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b"\xff\xfe", b'{"number": NaN, "note": null}', b"[" * 100_000, b'{"number": 1e999, "note": null}'],
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b'{"number": NaN, "note": null}',
+        b"[" * 100_000,
+        b'{"number": 1e999, "note": null}',
+        b'{"number": 1, "note": null, "number": 2}',
+    ],
 )
 def test_a_body_that_is_no_json_is_a_400(client: httpx.Client, body: bytes) -> None:
     answer = client.post("/v1/predict", content=body)

@@ -44,6 +44,16 @@ def test_maps_merge_lists_replace_null_deletes(tmp_path: Path) -> None:
     assert "extends" not in spec.document
 
 
+def test_null_deletes_what_is_not_there_too(tmp_path: Path) -> None:
+    base = BASE.replace("data: data/all.csv", "data: {path: all.csv, split: {train: 0.5}, where: {level: hard}}")
+    data = "{path: null, split: null, stratify: null, train: t.csv, where: {votes: null}}"
+    child = f"extends: base/spec.yaml\nname: null\nmodules: {{nope: null}}\ndata: {data}\n"
+    spec = spec_of(tmp_path, child, base=base)
+    assert spec.get(("data",)) == {"train": "t.csv", "where": {"level": "hard", "votes": None}}
+    assert list(spec.get(("modules",))) == ["classify"]
+    assert "name" not in spec.document
+
+
 def test_name_is_not_inherited(tmp_path: Path) -> None:
     assert build_sections(spec_of(tmp_path)).name == "child"
 

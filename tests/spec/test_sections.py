@@ -71,6 +71,28 @@ def spec_of(folder: Path, text: str, name: str = "spec.yaml") -> Spec:
     return load_spec(path)
 
 
+@pytest.mark.parametrize(
+    ("split", "fine"),
+    [
+        ("{train: 1, dev: 1, test: 1}", True),
+        ("{train: 50, dev: 1}", True),
+        ("{train: 1}", True),
+        ("{train: 0.5, dev: 0.5}", True),
+        ("{train: 1, dev: 0.5}", False),
+        ("{train: 1.0, dev: 1.0}", False),
+        ("{train: 50, dev: 0.5}", False),
+    ],
+)
+def test_a_split_is_in_rows_or_shares(tmp_path: Path, split: str, fine: bool) -> None:
+    spec = spec_of(tmp_path, SMALL.replace("tickets.csv", f"{{path: tickets.csv, split: {split}}}"))
+    if fine:
+        assert build_sections(spec).data.split
+        return
+    with pytest.raises(SpecError) as caught:
+        build_sections(spec)
+    assert [item.code for item in caught.value.diagnostics] == ["BTC126"]
+
+
 def test_defaults(tmp_path: Path) -> None:
     sections = build_sections(spec_of(tmp_path, SMALL, "my tickets (2).yaml"))
     assert sections.name == "my-tickets-2"

@@ -10,6 +10,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any, NamedTuple
 
+from bt_compiler.data.files import parted_otherwise
 from bt_compiler.data.selecting import fits
 from bt_compiler.diagnostics import Diagnostic, did_you_mean
 from bt_compiler.engine.retrieval.corpus_rows import Row, corpus_rows, finding, row_span, shown_corpus
@@ -175,7 +176,7 @@ def _missing_column(section: CorpusSection, name: str, row: Row, column: str, *,
             code="BTC375",
             message=f"corpus `{name}` has no column `{column}`" if first else f"the row has no column `{column}`",
             span=span if first and span is not None else row_span(name, row.line, row.raw),
-            help=did_you_mean(column, row.values, what="its columns"),
+            help=parted_otherwise(tuple(row.values)) or did_you_mean(column, row.values, what="its columns"),
         ),
         last=first,
     )

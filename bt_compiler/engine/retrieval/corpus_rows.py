@@ -14,13 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bt_compiler.canonical import whole
+from bt_compiler.canonical import unrepeated, whole
+from bt_compiler.data.files import json_fault
 from bt_compiler.data.packed import PACKED, csv_cells, data_lines, format_suffix
 from bt_compiler.data.table import line_span, shown_name
 from bt_compiler.data.tabular import HUB, count_parquet, hub_values, parquet_values
 from bt_compiler.diagnostics import Diagnostic, Span
 from bt_compiler.errors import DataError
 from bt_compiler.spec.sections import CorpusSection
+
+_JSON = json.JSONDecoder(object_pairs_hook=unrepeated)
 
 
 class Row(NamedTuple):
@@ -117,15 +120,13 @@ def _jsonl(path: Path, section: CorpusSection, wanted: Collection[str]) -> Itera
             continue
         try:
             line = data.decode("utf-8")
-            values = json.loads(line)
+            values = _JSON.decode(line)
         except UnicodeDecodeError as error:
             yield finding(name, number, data.decode("utf-8", "replace"), "not UTF-8 text", error.start + 1)
             continue
-        except json.JSONDecodeError as error:
-            yield finding(name, number, line, f"broken JSON: {error.msg.lower()}", error.colno)
-            continue
-        except (RecursionError, ValueError) as error:  # nested too deeply, an integer of too many digits
-            yield finding(name, number, line, f"JSON that cannot be read: {error}")
+        except (RecursionError, ValueError) as error:
+            column = error.colno if isinstance(error, json.JSONDecodeError) else 1
+            yield finding(name, number, line, f"broken JSON: {json_fault(error)}", column)
             continue
         if "\\ud" in line.lower() and whole(values) != values:
             yield finding(name, number, line, "half a surrogate pair, which is no character")
