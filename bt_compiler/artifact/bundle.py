@@ -144,6 +144,22 @@ def read_bundle(folder: Path) -> Bundle:
     )
 
 
+def check_adapter(folder: Path, adapter: Adapter) -> None:
+    """Raises BundleError (BTC553) where an adapter of the bundle in `folder` is no longer what was verified."""
+    why: tuple[str, ...] = ()
+    try:
+        same = adapter_digest(adapter.path) == adapter.sha256
+    except BundleError as error:  # gone, for one
+        same, why = False, (error.diagnostics[0].message,)
+    if not same:
+        raise BundleError.of(
+            "BTC553",
+            f"adapter `{adapter.name}` of bundle `{folder}` has changed since the bundle was loaded",
+            help="load the bundle anew, or start the server again: something else was put in its place",
+            notes=why,
+        )
+
+
 def _documents(contents: BundleContents, adapters: Mapping[str, Adapter]) -> tuple[dict[str, bytes], Manifest]:
     """Every text file of the bundle but the manifest, and the manifest without its list of files."""
     formats = format_files(contents.formats)

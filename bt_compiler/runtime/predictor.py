@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Self
 
-from bt_compiler.artifact.bundle import Bundle, read_bundle
+from bt_compiler.artifact.bundle import Bundle, check_adapter, read_bundle
 from bt_compiler.artifact.manifest import check_base
 from bt_compiler.data import make_example
 from bt_compiler.data.example import Example
@@ -23,6 +23,7 @@ from bt_compiler.engine.progress import Progress, Silent
 from bt_compiler.engine.request import Backend, turn_of
 from bt_compiler.engine.trace import Failure, Trace
 from bt_compiler.errors import BtcError, BundleError, UsageError
+from bt_compiler.graph.candidate import Adapter
 from bt_compiler.runtime.batch import predict_batch
 from bt_compiler.runtime.inputs import InputCheck
 from bt_compiler.runtime.outputs import Outputs, finished
@@ -147,8 +148,8 @@ class Predictor:
         self._process = 0
 
     def open(self) -> Session:
-        """Opens models and retrievers once and checks that they are the bundle's. Raises BackendError, BundleError,
-        UsageError (BTC571) in a process that was forked since.
+        """Opens models, with their adapters, and retrievers once and checks that they are the bundle's. Raises
+        BackendError, BundleError, UsageError (BTC571) in a process that was forked since.
         """
         if self._elsewhere():
             raise UsageError.of(
@@ -240,11 +241,22 @@ class Predictor:
             for section in self._sections.models:
                 if section.name in names:
                     opened[section.name] = self.backend(section.name)
+                    if adapters := self._adapters(section.name):
+                        opened[section.name].hold(adapters)
         except BtcError:
             for backend in opened.values():
                 backend.close()
             raise
         return opened
+
+    def _adapters(self, model: str) -> list[Adapter]:
+        """Those that calls of the model name, verified again: the folder may be another than at `load` by now."""
+        candidate, modules = self.bundle.candidate, self.bundle.program.modules
+        named = [candidate.adapter_for(module.name) for module in modules if module.model == model]
+        adapters = {adapter.sha256: adapter for adapter in named if adapter is not None}
+        for adapter in adapters.values():
+            check_adapter(self.bundle.folder, adapter)
+        return list(adapters.values())
 
     def backend(self, model: str) -> Backend:
         """Opens one model of the spec, of the judge of its metric for one; whoever asks closes it.
