@@ -166,8 +166,11 @@ def _optimised(
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
                 with_index=settings.with_index,
                 code=code,
+                budget=task.budget,
             )
         )
+        if task.budget.exceeded:
+            settings.progress.say(f"more was spent than the budget allows: {task.budget.spending}")
         return contents, task.budget.cut_short
 
 
