@@ -34,6 +34,8 @@ _UNITS: dict[str, tuple[Unit, float]] = {
     "ktokens": ("tokens", 1e3),
     "mtokens": ("tokens", 1e6),
 }
+_CURRENCIES = frozenset({"ars", "hrk", "mxn", "mzn", "sek", "svc"})
+"""Those that are a slip away from a unit of time."""
 _TELLING = 16
 """Calls from which the time of a call is learnt, where others of the same run were cached: a few alone take longer."""
 _AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*(?:\s*tokens)?)\s*")
@@ -60,13 +62,30 @@ def parse_limit(text: str) -> Limit:
     if unit in _UNITS and amount > 0:
         name, scale = _UNITS[unit]
         return Limit(amount=amount * scale, unit=name, text=text.strip())
-    if len(unit) == 3 and amount > 0:
+    meant = _meant(unit)
+    if len(unit) == 3 and amount > 0 and meant is None:
         return Limit(amount=amount, unit="money", text=text.strip())
+    ways = "write minutes or hours (`30m`, `2h`), tokens (`500k tokens`) or money (`2.5 usd`)"
     raise UsageError.of(
         "BTC465",
         f"`{text}` is no budget",
-        help="write minutes or hours (`30m`, `2h`), tokens (`500k tokens`) or money (`2.5 usd`)",
+        help=ways if meant is None else f"did you mean `{amount:g} {meant}`?",
     )
+
+
+def _meant(unit: str) -> str | None:
+    """The unit of time that three letters stand for by a slip: a letter that is another, or two in another order, or
+    one that is missing.
+    """
+    if len(unit) != 3 or unit in _CURRENCIES or unit in _UNITS:
+        return None
+    for known in _UNITS:
+        wrong = sum(one != other for one, other in zip(unit, known, strict=False))
+        slips = wrong == 1 or (wrong == 2 and sorted(unit) == sorted(known))
+        missing = any(unit == known[:place] + known[place + 1 :] for place in range(len(known)))
+        if missing or (slips and len(known) == 3):
+            return known
+    return None
 
 
 class Budget(Protocol):

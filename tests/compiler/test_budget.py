@@ -100,6 +100,17 @@ def test_what_is_no_budget_is_refused(text: str) -> None:
         parse_limit(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "help"), [("5 mim", "`5 min`"), ("30 mni", "`30 min`"), ("2 hsr", "`2 hrs`"), ("5 mns", "`5 mins`")]
+)
+def test_a_slip_in_a_unit_of_time_is_no_currency(text: str, help: str) -> None:
+    with pytest.raises(UsageError, match=f"BTC465(.|\n)*did you mean {help}"):
+        parse_limit(text)
+    assert {parse_limit(f"3 {name}").unit for name in ("usd", "eur", "sek", "mxn", "mzn", "hrk", "svc", "ars")} == {
+        "money"
+    }
+
+
 def test_a_large_budget_changes_nothing(run: Compile) -> None:
     folder, _ = run("10h")
     digest = read_bundle(folder).manifest.digest
