@@ -45,7 +45,7 @@ def test_outputs_can_be_copied_and_sent_to_another_process(predictor: Predictor)
     [
         ({}, ["input `number` of type `int` is missing"]),
         ({"number": "x", "note": None}, ["input `number` expects `int`, got a string, `x`"]),
-        ({"number": True, "note": None}, ["input `number` expects `int`, got a bool, `True`"]),
+        ({"number": True, "note": None}, ["input `number` expects `int`, got a bool, `true`"]),
         ({"number": 1, "note": None, "nte": 1}, ["input `nte` is not known"]),
         ({"number": 1, "nte": 1}, ["input `nte` is not known"]),
         ({"numbr": 1, "note": None}, ["input `numbr` is not known, and `number` is missing"]),
@@ -176,6 +176,24 @@ def test_overrides_reach_the_model(make_bundle: Callable[..., Path], backend: Sc
 def test_an_override_that_would_change_the_program_is_refused(make_bundle: Callable[..., Path], change: str) -> None:
     with pytest.raises(UsageError, match="BTC586"):
         load(make_bundle(), overrides=[change])
+
+
+def test_a_spec_that_another_version_wrote_is_no_mistake_of_the_user(make_bundle: Callable[..., Path]) -> None:
+    def unknown(spec: str) -> str:
+        return spec + "sorcery: {wand: 1}\n"
+
+    plain = load(make_bundle()).bundle.spec.read_text()
+    newer = make_bundle(spec_yaml=unknown(plain), versions={"bt-compiler": "99.1.0"})
+    for overrides in ([], ["model.batch=4"]):
+        with pytest.raises(BundleError, match=r"BTC552(.|\n)*written by btc 99\.1\.0, and this is ") as caught:
+            load(newer, overrides=overrides)
+        assert "sorcery" in caught.value.diagnostics[0].notes[0]
+    with pytest.raises(SpecError, match="sorcery"):
+        load(make_bundle(spec_yaml=unknown(plain)))
+    readable = make_bundle(versions={"bt-compiler": "99.1.0"})
+    assert load(readable).bundle.manifest.name == "adder"
+    with pytest.raises(SpecError, match="wand"):
+        load(readable, overrides=["model.wand=4"])
 
 
 def test_a_bundle_whose_strategy_would_be_refused_now_is_served(
