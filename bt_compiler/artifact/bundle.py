@@ -20,6 +20,7 @@ import re
 import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from bt_compiler.graph.serial_candidate import candidate_from_json, candidate_to
 
 MANIFEST = "manifest.json"
 PROMPTS_SCHEMA = 1
+_PACKAGE = "bt-compiler"
 _PAIR = re.compile(r"\[\n *([^\[\]{}\n]*),\n *([^\[\]{}\n]*)\n *\]")
 """Two plain values of an indented list. No string of JSON text holds a newline."""
 
@@ -111,7 +113,7 @@ def verify_bundle(folder: Path) -> Manifest:
 def read_bundle(folder: Path) -> Bundle:
     """The bundle, after every file has been hashed and the digest computed again.
 
-    Raises BundleError: BTC550 no bundle, BTC551 damaged manifest, BTC552 newer schema, BTC553 changed file, BTC554
+    Raises BundleError: BTC550 no bundle, BTC551 damaged manifest, BTC552 another version's, BTC553 changed file, BTC554
     missing file, BTC555 extra file, BTC556 a path or link that leaves the folder, BTC557 the digest does not fit.
     """
     folder = folder.absolute()
@@ -124,7 +126,8 @@ def read_bundle(folder: Path) -> Bundle:
         sent = {name: _prompt_text(prompt) for name, prompt in prompts_document["sent"].items()}
         judges = judge_formats(manifest.identity.get("judges", {}), folder)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise damaged(folder, f"program or prompts cannot be read: {error}") from error
+        why = f"program or prompts cannot be read: {error}"
+        raise of_another_version(folder, manifest, why) or damaged(folder, why) from error
     adapters = {adapter.name: adapter_digest(adapter.path) for adapter in candidate.adapters.values()}
     found = bundle_digest(
         program=program_document,
@@ -142,6 +145,41 @@ def read_bundle(folder: Path) -> Bundle:
     return Bundle(
         folder=folder, manifest=manifest, program=program, candidate=candidate, sent=sent, judge_formats=judges
     )
+
+
+def of_another_version(folder: Path, manifest: Manifest, why: str) -> BundleError | None:
+    """The error (BTC552) for a bundle that cannot be read, `why` says what of it, where another `btc` wrote it; None:
+    this one did.
+    """
+    written = manifest.identity.get("versions", {}).get(_PACKAGE)
+    try:
+        own = version(_PACKAGE)
+    except PackageNotFoundError:  # run from its source
+        return None
+    if written in (None, own):
+        return None
+    return BundleError.of(
+        "BTC552",
+        f"bundle `{folder}` was written by btc {written}, and this is {own}, which cannot read it",
+        help=f"use that version (`pip install {_PACKAGE}=={written}`), or compile again with this one",
+        notes=(why,),
+    )
+
+
+def check_adapter(folder: Path, adapter: Adapter) -> None:
+    """Raises BundleError (BTC553) where an adapter of the bundle in `folder` is no longer what was verified."""
+    why: tuple[str, ...] = ()
+    try:
+        same = adapter_digest(adapter.path) == adapter.sha256
+    except BundleError as error:  # gone, for one
+        same, why = False, (error.diagnostics[0].message,)
+    if not same:
+        raise BundleError.of(
+            "BTC553",
+            f"adapter `{adapter.name}` of bundle `{folder}` has changed since the bundle was loaded",
+            help="load the bundle anew, or start the server again: something else was put in its place",
+            notes=why,
+        )
 
 
 def _documents(contents: BundleContents, adapters: Mapping[str, Adapter]) -> tuple[dict[str, bytes], Manifest]:

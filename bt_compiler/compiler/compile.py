@@ -166,8 +166,11 @@ def _optimised(
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
                 with_index=settings.with_index,
                 code=code,
+                budget=task.budget,
             )
         )
+        if task.budget.exceeded:
+            settings.progress.say(f"more was spent than the budget allows: {task.budget.spending}")
         return contents, task.budget.cut_short
 
 
@@ -181,7 +184,7 @@ def _check_prices(spec: CheckedSpec, budget: Limit | None) -> None:
     if lacking:
         raise UsageError.of(
             "BTC467",
-            f"a budget of {budget.text}, but model `{lacking[0].name}` has no price",
+            f"a budget of {budget.text} is money, but model `{lacking[0].name}` has no price",
             help=f"write `price: {{prompt: 0.15, completion: 0.6}}` (a million tokens) into model `{lacking[0].name}`",
         )
 

@@ -23,6 +23,7 @@ from bt_compiler.engine.scoring import evaluate
 from bt_compiler.engine.trace import Report
 from bt_compiler.errors import CompileError
 from bt_compiler.graph import Judges, lower_with_warnings
+from bt_compiler.optimize.accounts import Account, AccountedStore
 from bt_compiler.runtime.predictor import OpenBackend, Predictor, load
 from bt_compiler.spec import file_in, load_spec
 from bt_compiler.spec.sections import SourceSection
@@ -65,7 +66,8 @@ def evaluate_bundle(
             tell(change)
         judges = with_formats(_judges(predictor, overrides), bundle.judge_formats)
         examples = _examples(predictor, split, data, judges, tell)
-        engine = replace(predictor.engine(), stores=(store,))
+        counted = AccountedStore((store,))
+        engine = replace(predictor.engine(), stores=(counted,))
         for model in sorted({judge.module.model for judge in judges.values()} - set(engine.backends)):
             backend = predictor.backend(model)
             opened.callback(backend.close)
@@ -83,7 +85,20 @@ def evaluate_bundle(
             progress=told,
         )
         report, judge = replace(report, examples=examples), judge_of(metric)
-        return report if judge is None else replace(report, agreement=judge.agreement(examples, engine))
+        if judge is not None:
+            report = replace(report, agreement=judge.agreement(examples, engine))
+        return _with_judges(report, counted.account()) if judges else report
+
+
+def _with_judges(report: Report, account: Account) -> Report:
+    """The report with the work of judges in its counts, which else say what the program alone costs."""
+    return replace(
+        report,
+        calls=account.calls,
+        cached_calls=account.cached_calls,
+        prompt_tokens=account.prompt_tokens,
+        completion_tokens=account.completion_tokens,
+    )
 
 
 def _judges(predictor: Predictor, overrides: Sequence[str]) -> Judges:

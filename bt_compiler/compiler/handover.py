@@ -21,6 +21,7 @@ from bt_compiler.engine.request import Backend, PromptText, in_fixed_parts
 from bt_compiler.engine.retrieval import Indexed
 from bt_compiler.engine.scoring import Confusion, confusion
 from bt_compiler.engine.trace import Agreement
+from bt_compiler.optimize.budget import LimitedBudget, Unlimited
 from bt_compiler.optimize.strategy import StrategyResult
 from bt_compiler.spec import yaml_text
 from bt_compiler.spec.sections import IN_PROCESS, ModelSection
@@ -47,6 +48,7 @@ class Finding:
     """Whether the bundle is to carry the indexes of its retrievers."""
     code: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """`brought_code` before anything ran."""
+    budget: LimitedBudget | Unlimited = field(default_factory=Unlimited)
 
 
 def bundle_contents(finding: Finding) -> BundleContents:
@@ -79,7 +81,7 @@ def bundle_contents(finding: Finding) -> BundleContents:
         steps=result.steps,
         confusion=_confusion(finding),
         agreement=_agreement(finding),
-        environment=_environment(result),
+        environment=_environment(result, finding.budget),
         # steps that an earlier session finished took their time too
         seconds=max(finding.seconds, sum(step.seconds for step in result.steps)),
         created=finding.created,
@@ -141,11 +143,12 @@ def _agreement(finding: Finding) -> Agreement | None:
     return None if judge is None else judge.agreement((*spec.splits.dev, *spec.splits.test), finding.engine)
 
 
-def _environment(result: StrategyResult) -> dict[str, Any]:
+def _environment(result: StrategyResult, budget: LimitedBudget | Unlimited) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processors": os.cpu_count(),
         "shipped prefix": _CHOSEN_BY[result.chosen_by],
+        **({"spent": budget.spending} if budget.limited else {}),
         **({"steps left out for want of budget": " → ".join(result.left_out)} if result.left_out else {}),
     }

@@ -8,10 +8,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bt_compiler.canonical import digest
 from bt_compiler.compiler.check import CheckedSpec
 from bt_compiler.compiler.identity import used_models, used_tools
 from bt_compiler.compiler.opening import (
@@ -37,7 +36,7 @@ from bt_compiler.optimize.budget import Limit, LimitedBudget, Unlimited
 from bt_compiler.optimize.journal import Journal, StepJournal
 from bt_compiler.optimize.strategy import StrategyTask
 from bt_compiler.optimize.whole_runs import WholeRuns
-from bt_compiler.spec.sections import ModelSection, StepKind
+from bt_compiler.spec.sections import ModelSection, Price, StepKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,20 +91,26 @@ class Workbench:
                 account=store.account,
                 journal=journal,
                 reserve=self._reserve(),
-                prices=digest([[model.name, asdict(model.price)] for model in self.models if model.price is not None]),
+                zero_shot=len(splits.test) + self._rated(),
+                prices=self._prices(),
             ),
         )
 
+    def _prices(self) -> dict[str, Price]:
+        return {model.name: model.price for model in self.models if model.price is not None}
+
     def _reserve(self) -> int:
         """Examples that are scored after the last step, those included that a judge compares with people's ratings."""
-        rated = sum(self.spec.rated(judge) for judge in self.spec.judges.values())
-        return len(self.spec.splits.dev) + 2 * len(self.spec.splits.test) + rated
+        return len(self.spec.splits.dev) + 2 * len(self.spec.splits.test) + self._rated()
+
+    def _rated(self) -> int:
+        return sum(self.spec.rated(judge) for judge in self.spec.judges.values())
 
     def _engine(self, journal: StepJournal) -> tuple[Engine, AccountedStore]:
         """The engine with its one store: journal, then cache. Without the cache where runs are kept whole."""
         turn = turn_of(self.backends.values())
         engine = Engine(backends=self.backends, retrievers=self.retrievers, tools=self.tools, turn=turn)
-        prices = {model.name: model.price for model in self.models if model.price is not None}
+        prices = self._prices()
 
         def answered(model: str, completion: Completion) -> None:
             if model in prices:

@@ -109,8 +109,9 @@ class Finished(NamedTuple):
 class Backend(Protocol):
     """An engine that completes prompts.
 
-    Requests may be submitted at any time; `poll` works until at least one ends. Adapters are loaded when first
-    named. A configuration that cannot work raises `BackendError`; what is wrong with one request ends as its result.
+    Requests may be submitted at any time; `poll` works until at least one ends. Adapters are loaded by `hold`, or when
+    first named. A configuration that cannot work raises `BackendError`; what is wrong with one request ends as its
+    result.
     """
 
     name: str
@@ -137,6 +138,10 @@ class Backend(Protocol):
 
     def count_tokens(self, prompt: PromptText) -> int:
         """Prompt tokens, template included; an estimate (characters / 3, rounded up) where no tokenizer is at hand."""
+        ...
+
+    def hold(self, adapters: Sequence[Adapter]) -> None:
+        """Loads adapters that requests will name, before one does, so that their folders are not read again later."""
         ...
 
     def submit(self, requests: Sequence[Request]) -> None:

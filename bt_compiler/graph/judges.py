@@ -19,6 +19,7 @@ from bt_compiler.graph.program import Binding, Call, Module, Program, Ref
 from bt_compiler.graph.scope import Scope, Typed, typed
 from bt_compiler.spec import Field, Sections, show_type
 from bt_compiler.spec.sections import MetricSection
+from bt_compiler.spec.types import takes_null
 
 LABELS = "labels"
 """`$labels.F` is label F of the example; the only place where a reference may name it is a judge's `in`."""
@@ -45,10 +46,13 @@ class Judge:
 
     def is_rated(self, labels: Mapping[str, Any]) -> bool:
         """Whether an example with these labels holds outputs that people have rated: where the spec does not name
-        them, the rating has to be there.
+        them, the rating has to be there. A null is none of either, but for an output that may be null.
         """
-        held = all(field.name in labels for field in self.rated)
-        return bool(self.rated) and held and (self.named or self.score.name in labels)
+        held = all(
+            labels.get(field.name) is not None or (field.name in labels and takes_null(field.type))
+            for field in self.rated
+        )
+        return bool(self.rated) and held and (self.named or labels.get(self.score.name) is not None)
 
     @property
     def program(self) -> Program:

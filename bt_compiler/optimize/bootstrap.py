@@ -45,14 +45,14 @@ def bootstrap(context: StepContext, teacher: Candidate, train: Sequence[Example]
     threshold = context.settings.accept.at_least
     accepted = [trace for trace in scored if trace.error is None and (trace.score or 0.0) >= threshold]
     return Bootstrapped(
-        demos={trace.example: _demos(context.program, trace, context.seed) for trace in accepted},
+        demos={trace.example: demos_of(context.program, trace, context.seed) for trace in accepted},
         traces=tuple(scored),
         failed=sum(trace.error is not None for trace in scored),
     )
 
 
-def _demos(program: Program, trace: Trace, seed: int) -> dict[str, Demo]:
-    """One demo a module. Of several visits the last or one of those before it is taken, at even odds, as in DSPy."""
+def demos_of(program: Program, trace: Trace, seed: int) -> dict[str, Demo]:
+    """By module, one demo each. Of several visits the last or one before it is taken, at even odds, as in DSPy."""
     visits: dict[str, list[Demo]] = {}
     for step in trace.steps:
         if step.module is not None and step.outputs is not None and step.picked:

@@ -12,14 +12,17 @@ Knows amounts and a journal; nothing of programs.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Literal, Protocol
 
+from bt_compiler.canonical import digest
 from bt_compiler.errors import CompileError, UsageError
 from bt_compiler.optimize.accounts import Account
 from bt_compiler.optimize.journal import StepJournal
+from bt_compiler.spec.sections import Price
 
 Unit = Literal["minutes", "tokens", "money"]
 _UNITS: dict[str, tuple[Unit, float]] = {
@@ -31,6 +34,8 @@ _UNITS: dict[str, tuple[Unit, float]] = {
     "ktokens": ("tokens", 1e3),
     "mtokens": ("tokens", 1e6),
 }
+_CURRENCIES = frozenset({"ars", "hrk", "mxn", "mzn", "sek", "svc"})
+"""Those that are a slip away from a unit of time."""
 _TELLING = 16
 """Calls from which the time of a call is learnt, where others of the same run were cached: a few alone take longer."""
 _AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*(?:\s*tokens)?)\s*")
@@ -57,13 +62,30 @@ def parse_limit(text: str) -> Limit:
     if unit in _UNITS and amount > 0:
         name, scale = _UNITS[unit]
         return Limit(amount=amount * scale, unit=name, text=text.strip())
-    if len(unit) == 3 and amount > 0:
+    meant = _meant(unit)
+    if len(unit) == 3 and amount > 0 and meant is None:
         return Limit(amount=amount, unit="money", text=text.strip())
+    ways = "write minutes or hours (`30m`, `2h`), tokens (`500k tokens`) or money (`2.5 usd`)"
     raise UsageError.of(
         "BTC465",
         f"`{text}` is no budget",
-        help="write minutes or hours (`30m`, `2h`), tokens (`500k tokens`) or money (`2.5 usd`)",
+        help=ways if meant is None else f"did you mean `{amount:g} {meant}`?",
     )
+
+
+def _meant(unit: str) -> str | None:
+    """The unit of time that three letters stand for by a slip: a letter that is another, or two in another order, or
+    one that is missing.
+    """
+    if len(unit) != 3 or unit in _CURRENCIES or unit in _UNITS:
+        return None
+    for known in _UNITS:
+        wrong = sum(one != other for one, other in zip(unit, known, strict=False))
+        slips = wrong == 1 or (wrong == 2 and sorted(unit) == sorted(known))
+        missing = any(unit == known[:place] + known[place + 1 :] for place in range(len(known)))
+        if missing or (slips and len(known) == 3):
+            return known
+    return None
 
 
 class Budget(Protocol):
@@ -82,8 +104,15 @@ class Budget(Protocol):
         """Is told that what is to come costs so many times the mean of what was measured last."""
         ...
 
-    def begin(self, step: str, *, steps_left: int, examples: int) -> bool:
-        """Whether a step that runs the program on at least `examples` fits; gives it its share if so.
+    def expects(self, tokens: Mapping[str, float]) -> None:
+        """Is told how many more prompt tokens, by model, an example may take than at the first measurement, where a
+        step shows as many demos as it may.
+        """
+        ...
+
+    def begin(self, step: str, *, steps_left: int, examples: int, with_demos: int = 0) -> bool:
+        """Whether a step that runs the program on at least `examples`, and on others `with_demos`, fits; gives it its
+        share if so.
 
         The share is what is left, less the reserve, over `steps_left` steps, this one among them.
         """
@@ -106,8 +135,10 @@ class Unlimited:
     """Everything fits."""
 
     cut_short = False
+    exceeded = False
     informed = True
     limited = False
+    spending = ""
 
     def measured(self, examples: int) -> AbstractContextManager[None]:
         """Of no use here."""
@@ -122,9 +153,13 @@ class Unlimited:
         """Of no use here."""
         del examples
 
-    def begin(self, step: str, *, steps_left: int, examples: int) -> bool:
+    def expects(self, tokens: Mapping[str, float]) -> None:
+        """Of no use here."""
+        del tokens
+
+    def begin(self, step: str, *, steps_left: int, examples: int, with_demos: int = 0) -> bool:
         """Always."""
-        del step, steps_left, examples
+        del step, steps_left, examples, with_demos
         return True
 
     def allows(self, name: str, examples: int) -> bool:
@@ -142,22 +177,35 @@ class Unlimited:
 
 
 class LimitedBudget:
-    """A budget with a limit; see the module. `reserve`: examples that are still to be scored when a step ends.
+    """A budget with a limit; see the module. `reserve`: examples that are still to be scored when a step ends, the
+    `zero_shot` ones of them with the spec's own prompts.
 
-    `prices`: a digest of them; what the journal holds of money at others is of no use.
+    `prices`: by model; what the journal holds of money at others is of no use.
     """
 
     limited = True
 
     def __init__(
-        self, limit: Limit, *, account: Callable[[], Account], journal: StepJournal, reserve: int, prices: str = ""
+        self,
+        limit: Limit,
+        *,
+        account: Callable[[], Account],
+        journal: StepJournal,
+        reserve: int,
+        zero_shot: int = 0,
+        prices: Mapping[str, Price] = MappingProxyType({}),
     ) -> None:
         self._limit = limit
-        self._at = f" at {prices}" if limit.unit == "money" else ""
+        self._prices = prices
+        priced = digest([[name, asdict(price)] for name, price in prices.items()])
+        self._at = f" at {priced}" if limit.unit == "money" else ""
         self._account = account
         self._journal = journal
         self._reserve = reserve
+        self._zero_shot = zero_shot
         self._rate = 0.0
+        self._first = 0.0
+        self._with_demos = 0.0
         self._last = 0.0
         self._earlier = 0.0
         self._began = 0.0
@@ -178,6 +226,7 @@ class LimitedBudget:
         found = self._price(self._account().minus(before)) / examples if examples else 0.0
         name = f"budget: {self._limit.unit} an example{self._at}"
         first = self._journal.memo(name, lambda: found, keep=lambda rate: rate > 0)
+        self._first = self._first or first
         self._rate = max(self._rate, found, first)
         self._last = found
 
@@ -186,15 +235,30 @@ class LimitedBudget:
         self._rate = max(self._rate, self._last * factor)
 
     def release(self, examples: int) -> None:
-        """So many of the reserve have been scored."""
+        """So many of the reserve have been scored, with the spec's own prompts."""
         self._reserve -= examples
+        self._zero_shot -= examples
 
-    def begin(self, step: str, *, steps_left: int, examples: int) -> bool:
+    def expects(self, tokens: Mapping[str, float]) -> None:
+        """See `Budget.expects`. Time is not known to follow: the demos of a module are the same for all examples, and
+        an engine may compute what prompts share once.
+        """
+        more = 0.0
+        if self._limit.unit == "tokens":
+            more = sum(tokens.values())
+        elif self._limit.unit == "money":
+            more = (
+                sum(self._prices[name].prompt * count for name, count in tokens.items() if name in self._prices) / 1e6
+            )
+        self._with_demos = max(self._with_demos, self._first + more)
+
+    def begin(self, step: str, *, steps_left: int, examples: int, with_demos: int = 0) -> bool:
         """Whether the least work and the reserve fit into all that is left."""
 
         def asked() -> dict[str, float | bool]:
             spent = self._spent()
-            return self._answer(self._free(spent) >= self._rate * examples, spent)
+            least = self._rate * examples + max(self._rate, self._with_demos) * with_demos
+            return self._answer(self._free(spent) >= least, spent)
 
         answer = self._asked(step, asked)
         self._began, self._steps_left = float(answer["spent"]), steps_left
@@ -225,8 +289,9 @@ class LimitedBudget:
         self.cut_short = True
 
     def _free(self, spent: float) -> float:
-        """What may still be spent on steps."""
-        return self._limit.amount - spent - self._rate * self._reserve
+        """What may still be spent on steps. What ships may have as many demos as a step may show."""
+        shipped = max(self._rate, self._with_demos) * (self._reserve - self._zero_shot)
+        return self._limit.amount - spent - self._rate * self._zero_shot - shipped
 
     def _ceiling(self) -> float:
         """What may be spent by the end of the step, by what an example is known to cost by now."""
@@ -245,13 +310,24 @@ class LimitedBudget:
 
     def too_small(self, step: str) -> CompileError:
         """The error where not even the first step fits."""
+        dearer = f" ({self._shown(self._with_demos)} with demos)" if self._with_demos > self._rate else ""
         return CompileError.of(
             "BTC466",
             f"the budget of {self._limit.text} is too small for the first step, `{step}`: "
             f"{self._shown(self._spent())} are spent on scoring the zero-shot program, an example costs about "
-            f"{self._shown(self._rate)}, and {self._reserve} have to be scored after the step",
+            f"{self._shown(self._rate)}{dearer}, and {self._reserve} have to be scored after the step",
             help="give more, or fewer examples with `--set data.dev.limit=N`, or `--set optimize.strategy=[]`",
         )
+
+    @property
+    def exceeded(self) -> bool:
+        """Whether more was spent than was to be."""
+        return self._spent() > self._limit.amount
+
+    @property
+    def spending(self) -> str:
+        """What has been spent of what."""
+        return f"{self._shown(self._spent())} of a budget of {self._limit.text}"
 
     def _spent(self) -> float:
         return self._earlier + self._amount(self._account())
@@ -275,4 +351,5 @@ class LimitedBudget:
     def _shown(self, amount: float) -> str:
         if self._limit.unit == "tokens":
             return f"{amount:,.0f} tokens"
-        return f"{amount:.2g} {'minutes' if self._limit.unit == 'minutes' else self._limit.text.split()[-1]}"
+        unit = "minutes" if self._limit.unit == "minutes" else self._limit.text.lstrip("0123456789. ")
+        return f"{amount:.3g} {unit}" if amount < 100 else f"{amount:,.0f} {unit}"

@@ -17,7 +17,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from bt_compiler.canonical import seed_of
 from bt_compiler.data.example import Example, content_of
@@ -69,12 +69,30 @@ class _Scored:
     """Label of the earlier candidate whose prompts are the same."""
 
 
-def least_runs(settings: PromptsSection, train: Sequence[Example], program: Program, labels: Mapping[str, str]) -> int:
-    """Runs of an example that a prompts step cannot do without: the teacher's, and of the first candidates the first
-    round. Raises CompileError BTC450.
+class LeastRuns(NamedTuple):
+    """Runs of an example that a step cannot do without."""
+
+    runs: int
+    """As the step finds the program."""
+    with_demos: int = 0
+    """With as many demos as it may show."""
+
+
+def least_runs(
+    settings: PromptsSection, train: Sequence[Example], program: Program, labels: Mapping[str, str]
+) -> LeastRuns:
+    """The teacher's, and of the first candidates, of which the first is zero-shot, the first round. Raises CompileError
+    BTC450.
     """
     split = inner_split(train, settings, seed=0)  # the seed decides who
-    return _runs_teacher(settings, program, labels) * len(split.train) + FIRST * min(FIRST_ROUND, len(split.val))
+    first = min(FIRST_ROUND, len(split.val))
+    return LeastRuns(_runs_teacher(settings, program, labels) * len(split.train) + first, (FIRST - 1) * first)
+
+
+def most_demos(settings: PromptsSection, train: Sequence[Example]) -> int:
+    """How many demos a prompts step may add to a prompt. Raises CompileError BTC450."""
+    split = inner_split(train, settings, seed=0)
+    return min(len(split.train), max(settings.max_bootstrapped_demos, settings.max_labeled_demos))
 
 
 def _runs_teacher(settings: PromptsSection, program: Program, labels: Mapping[str, str]) -> bool:

@@ -30,6 +30,7 @@ from bt_compiler.graph.program import Program
 from bt_compiler.optimize import cold_start, prompts
 from bt_compiler.optimize.accounts import Account, AccountedStore
 from bt_compiler.optimize.budget import LimitedBudget, Unlimited
+from bt_compiler.optimize.demo_cost import demo_tokens
 from bt_compiler.optimize.journal import StepJournal
 from bt_compiler.optimize.step import OptimizerStep, StepContext, StepResult
 from bt_compiler.spec.sections import OptimizeSection, StepKind
@@ -110,13 +111,14 @@ def run_strategy(task: StrategyTask, *, steps: Mapping[str, OptimizerStep] = STE
     """Runs `task.settings.strategy` in order. Raises CompileError where a step has nothing to learn from."""
     scores = Scores(task)
     prefixes = [zero_shot(task, scores)]
+    first = prefixes[0].dev
     if not task.budget.informed:  # dev was in a cache: what has to be done anyway may tell what an example costs
-        scores.test(task.zero_shot, "zero-shot")
+        first = scores.test(task.zero_shot, "zero-shot") or first
         task.budget.release(len(task.splits.test))
     facts: list[StepFacts] = []
     strategy = task.settings.strategy
     for number, kind in enumerate(strategy):
-        if not _fits(task, number):
+        if not _fits(task, number, first):
             break
         longer = extend(task, scores, prefixes[-1], kind, steps)
         prefixes.append(longer.prefix)
@@ -136,11 +138,16 @@ def run_strategy(task: StrategyTask, *, steps: Mapping[str, OptimizerStep] = STE
     )
 
 
-def _fits(task: StrategyTask, number: int) -> bool:
-    """Whether step `number` (from 0) fits the budget. Raises CompileError (BTC466) where the first does not."""
+def _fits(task: StrategyTask, number: int, first: Report | None) -> bool:
+    """Whether step `number` (from 0) fits the budget; `first`: the zero-shot program's report. Raises CompileError
+    (BTC466) where the first does not.
+    """
     kind, left = task.settings.strategy[number], len(task.settings.strategy) - number
     name = f"step {number + 1} {kind}"
-    if task.budget.begin(name, steps_left=left, examples=_least_runs(task, kind)):
+    if kind == "prompts" and first is not None:
+        _expect_demos(task, first)
+    least = _least_runs(task, kind)
+    if task.budget.begin(name, steps_left=left, examples=least.runs, with_demos=least.with_demos):
         return True
     if number == 0 and isinstance(task.budget, LimitedBudget):
         raise task.budget.too_small(kind)
@@ -148,14 +155,31 @@ def _fits(task: StrategyTask, number: int) -> bool:
     return False
 
 
-def _least_runs(task: StrategyTask, kind: StepKind) -> int:
+def _least_runs(task: StrategyTask, kind: StepKind) -> prompts.LeastRuns:
     """Runs of an example below which step `kind` need not begin; of no use where nothing is limited."""
     train = task.splits.train
     if not train or not task.budget.limited:
-        return 0
+        return prompts.LeastRuns(0)
     if kind == "weights":
-        return cold_start.least_runs(task.settings, train)
+        return prompts.LeastRuns(cold_start.least_runs(task.settings, train))
     return prompts.least_runs(task.settings.prompts, train, task.program, answer_labels(task.metric, task.accept))
+
+
+def _expect_demos(task: StrategyTask, first: Report) -> None:
+    """Tells the budget what an example may cost with demos; the zero-shot program has told what it costs without."""
+    train, splits = task.splits.train, task.splits
+    if not train or not task.budget.limited:
+        return
+    added = demo_tokens(
+        task.program,
+        task.zero_shot,
+        task.engine,
+        traces=first.traces,
+        examples=(*splits.dev, *splits.test),
+        labels=answer_labels(task.metric, task.accept),
+    )
+    most = prompts.most_demos(task.settings.prompts, train)
+    task.budget.expects({model: most * tokens for model, tokens in added.items()})
 
 
 class Extended(NamedTuple):

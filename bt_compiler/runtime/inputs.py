@@ -183,7 +183,8 @@ def _kind(value: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    return f"{_kind(value)}, `{_clipped(str(value))}`" if value is not None else "null"
+    text = str(value).lower() if isinstance(value, bool) else str(value)  # as JSON writes it
+    return f"{_kind(value)}, `{_clipped(text)}`" if value is not None else "null"
 
 
 def _clipped(text: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Self
 
-from bt_compiler.artifact.bundle import Bundle, read_bundle
+from bt_compiler.artifact.bundle import Bundle, check_adapter, of_another_version, read_bundle
 from bt_compiler.artifact.manifest import check_base
 from bt_compiler.data import make_example
 from bt_compiler.data.example import Example
@@ -22,7 +22,8 @@ from bt_compiler.diagnostics import Diagnostic
 from bt_compiler.engine.progress import Progress, Silent
 from bt_compiler.engine.request import Backend, turn_of
 from bt_compiler.engine.trace import Failure, Trace
-from bt_compiler.errors import BtcError, BundleError, UsageError
+from bt_compiler.errors import BtcError, BundleError, SpecError, UsageError
+from bt_compiler.graph.candidate import Adapter
 from bt_compiler.runtime.batch import predict_batch
 from bt_compiler.runtime.inputs import InputCheck
 from bt_compiler.runtime.outputs import Outputs, finished
@@ -66,10 +67,9 @@ def load(
     from bt_compiler.engine.cache import cache_root as default_root
 
     bundle = read_bundle(Path(path))
-    spec = load_spec(bundle.spec, overrides=(*overrides, _DONE))
+    spec, sections = _read_spec(bundle, overrides)
     if overrides:
         _refuse_another_program(bundle, spec)
-    sections = build_sections(spec)
     root = default_root(os.environ) if cache_root is None else Path(cache_root).absolute()
     file = None if tools is None else Path(tools).absolute()
     told = Silent() if progress is None else progress
@@ -87,6 +87,21 @@ def _warned(change: ChangedCode) -> None:
 
 _DONE = "optimize.strategy=[]"
 """What was to be optimised is done: whether a step could follow its strategy is no matter of a bundle."""
+
+
+def _read_spec(bundle: Bundle, overrides: Sequence[str]) -> tuple[Spec, Sections]:
+    """The bundle's spec with overrides applied. Raises SpecError, and BundleError (BTC552) where even without them this
+    version cannot read what another one wrote.
+    """
+    try:
+        spec = load_spec(bundle.spec, overrides=(*overrides, _DONE))
+        return spec, build_sections(spec)
+    except SpecError as error:
+        if overrides:
+            _read_spec(bundle, ())
+        elif foreign := of_another_version(bundle.folder, bundle.manifest, f"its spec: {error.diagnostics[0].message}"):
+            raise foreign from error
+        raise
 
 
 def _refuse_another_program(bundle: Bundle, changed: Spec) -> None:
@@ -147,8 +162,8 @@ class Predictor:
         self._process = 0
 
     def open(self) -> Session:
-        """Opens models and retrievers once and checks that they are the bundle's. Raises BackendError, BundleError,
-        UsageError (BTC571) in a process that was forked since.
+        """Opens models, with their adapters, and retrievers once and checks that they are the bundle's. Raises
+        BackendError, BundleError, UsageError (BTC571) in a process that was forked since.
         """
         if self._elsewhere():
             raise UsageError.of(
@@ -241,6 +256,8 @@ class Predictor:
         try:
             for section in self._models():
                 opened[section.name] = self.backend(section.name)
+                if adapters := self._adapters(section.name):
+                    opened[section.name].hold(adapters)
         except BtcError:
             for backend in opened.values():
                 backend.close()
@@ -251,6 +268,15 @@ class Predictor:
         """Those that the program's modules ask, in the order of the spec."""
         names = {module.model for module in self.bundle.program.modules}
         return [section for section in self._sections.models if section.name in names]
+
+    def _adapters(self, model: str) -> list[Adapter]:
+        """Those that calls of the model name, verified again: the folder may be another than at `load` by now."""
+        candidate, modules = self.bundle.candidate, self.bundle.program.modules
+        named = [candidate.adapter_for(module.name) for module in modules if module.model == model]
+        adapters = {adapter.sha256: adapter for adapter in named if adapter is not None}
+        for adapter in adapters.values():
+            check_adapter(self.bundle.folder, adapter)
+        return list(adapters.values())
 
     def backend(self, model: str) -> Backend:
         """Opens one model of the spec, of the judge of its metric for one; whoever asks closes it.

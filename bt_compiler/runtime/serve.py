@@ -151,6 +151,7 @@ def create_app(
     `on_failure` is told why a model could not be opened, `on_ready` the name of each bundle that takes requests now.
     """
     from fastapi import FastAPI
+    from starlette.exceptions import HTTPException
 
     told = on_ready or (lambda name: None)
     workers = {
@@ -176,6 +177,7 @@ def create_app(
         openapi_url="/openapi.json",
     )
     app.state.workers = workers
+    app.add_exception_handler(HTTPException, _no_such_route)
     for name, worker in workers.items():
         paths = [f"/v1/{name}/predict", *(["/v1/predict"] if len(workers) == 1 else [])]
         for path in paths:
@@ -248,6 +250,18 @@ def _error(
 
     body = {"error": {"code": code, "message": message, "node": node}}
     return JSONResponse(body, status_code=status, headers=headers and dict(headers))
+
+
+def _no_such_route(request: Request, error: Exception) -> Response:
+    """404 and 405 in the form of the other errors."""
+    status = getattr(error, "status_code", 404)
+    what = "no such path" if status == 404 else f"{request.method} is not answered there"
+    return _error(
+        status,
+        "BTC565",
+        f"{what}: `{request.url.path}`; `GET /` lists the bundles",
+        headers=getattr(error, "headers", None),
+    )
 
 
 def _add_pages(app: FastAPI, workers: Mapping[str, Worker]) -> None:

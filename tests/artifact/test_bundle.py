@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from bt_compiler import __version__
 from bt_compiler.artifact import BundleContents, Manifest, read_bundle, verify_bundle, write_bundle
 from bt_compiler.artifact.manifest import SCHEMA_VERSION
-from bt_compiler.canonical import digest
+from bt_compiler.canonical import digest, digest_file
 from bt_compiler.errors import BundleError
 from bt_compiler.graph.hashing import hashed
 
@@ -213,6 +214,21 @@ def test_links_are_refused(bundle: Path, name: str) -> None:
 def test_a_newer_schema_version_is_refused_before_anything_else(bundle: Path) -> None:
     rewrite_manifest(bundle, lambda data: data.update(schema_version=SCHEMA_VERSION + 1, files="of another shape"))
     assert refused(bundle).code == "BTC552"
+
+
+@pytest.mark.parametrize(("written", "code"), [(__version__, "BTC551"), ("99.1.0", "BTC552")])
+def test_a_program_that_cannot_be_read_is_damaged_or_of_another_version(bundle: Path, written: str, code: str) -> None:
+    path = bundle / "program.json"
+    path.write_text(path.read_text().replace('"call"', '"teleport"'))
+    entry = {"sha256": digest_file(path), "size": path.stat().st_size}
+
+    def change(data: dict[str, Any]) -> None:
+        data["integrity"]["files"]["program.json"] = entry
+        data["identity"]["versions"] = {"bt-compiler": written}
+
+    rewrite_manifest(bundle, change)
+    said = refused(bundle)
+    assert said.code == code and "program or prompts cannot be read" in f"{said.message} {said.notes}"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema_version": "1"}', "[" * 100_000, "\x00\x01", "null"])

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from answering import Asked, RuleBackend, coin, truth, wrong
+from said import Said
 from tiny_host import LendingBackend
 
 from bt_compiler.artifact import read_bundle
@@ -49,6 +50,7 @@ def run(tmp_path: Path) -> Compile:
         budget: str | None, *, cache: str = "cache", rule: Callable[[Asked], str] = sometimes, **settings: Any
     ) -> Any:
         backend = LendingBackend(rule=rule)
+        settings.setdefault("clock", lambda: float(len(backend.asked)))
         folder = compile_with(
             tmp_path / "moods.yaml",
             CompileSettings(
@@ -56,7 +58,6 @@ def run(tmp_path: Path) -> Compile:
                 cache=tmp_path / cache,
                 opener=lambda _section, _choices: backend,
                 budget=None if budget is None else parse_limit(budget),
-                clock=lambda: float(len(backend.asked)),
                 **settings,
             ),
         )
@@ -97,6 +98,17 @@ def test_budgets_are_read(text: str, amount: float, unit: str) -> None:
 def test_what_is_no_budget_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="BTC465"):
         parse_limit(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "help"), [("5 mim", "`5 min`"), ("30 mni", "`30 min`"), ("2 hsr", "`2 hrs`"), ("5 mns", "`5 mins`")]
+)
+def test_a_slip_in_a_unit_of_time_is_no_currency(text: str, help: str) -> None:
+    with pytest.raises(UsageError, match=f"BTC465(.|\n)*did you mean {help}"):
+        parse_limit(text)
+    assert {parse_limit(f"3 {name}").unit for name in ("usd", "eur", "sek", "mxn", "mzn", "hrk", "svc", "ars")} == {
+        "money"
+    }
 
 
 def test_a_large_budget_changes_nothing(run: Compile) -> None:
@@ -161,6 +173,43 @@ def test_a_search_keeps_to_its_budget_and_says_what_it_left_out(
     assert spent <= limit
     cut = evidence["cut_short"]
     assert cut and any("candidates" in one for one in cut) == left_out
+
+
+@pytest.mark.parametrize("unit", ["tokens", "usd"])
+def test_what_ships_with_demos_is_kept_back_at_its_price(run: Compile, unit: str) -> None:
+    """An example takes 28 tokens without demos and 76 with eight."""
+    demos = ["optimize.strategy=[prompts]", "optimize.prompts={train: 10, val: 10, max_labeled_demos: 8}"]
+    fitting = 0
+    for limit in (1500, 2500, 3000):
+        try:
+            folder, _ = run(f"{limit} {unit}", overrides=demos, fresh=True, cache=str(limit))
+        except CompileError as error:
+            assert error.diagnostics[0].code == "BTC466" and "with demos)" in error.diagnostics[0].message
+            assert not fitting
+            continue
+        fitting += 1
+        report = json.loads((folder / "report.json").read_text())
+        spent = float(report["environment"]["spent"].split()[0].replace(",", ""))
+        assert 0 < spent <= limit
+    assert fitting == 1
+
+
+def test_what_was_spent_is_said_where_it_is_too_much(run: Compile) -> None:
+    """Ten seconds a call of a prompt with demos, which nothing had told beforehand."""
+    seconds = [0.0]
+
+    def slow(asked: Asked) -> str:
+        seconds[0] += 10.0 if asked.demos else 1.0
+        return sometimes(asked)
+
+    for limit, exceeded in (("90 s", True), ("5 h", False)):
+        said = Said()
+        folder, _ = run(
+            limit, rule=slow, progress=said, clock=lambda: seconds[0], overrides=["optimize.strategy=[prompts]"]
+        )
+        spent = json.loads((folder / "report.json").read_text())["environment"]["spent"]
+        assert spent.endswith(f" of a budget of {limit}")
+        assert (said.lines[-1] == f"more was spent than the budget allows: {spent}") == exceeded
 
 
 PRICED = ["model.price={prompt: 0, completion: 1000000}"]

@@ -115,6 +115,9 @@ def test_a_bundle_is_scored_where_the_spec_and_its_files_are_gone(home: Path, tm
     assert all(OWN in prompt.messages[0].content for prompt in now["large"].prompts)
     assert set(now["large"].prompts) <= set(then["large"].prompts)
     assert not any(OWN in prompt.messages[0].content for prompt in now["small"].prompts)
+    assert (report.calls, report.cached_calls) == (12, 0)  # the judge's among them
+    again, _ = scored(bundle, Path(test))
+    assert (again.calls, again.cached_calls, again.prompt_tokens) == (12, 12, report.prompt_tokens)
 
 
 def test_a_file_that_people_rated_shows_how_far_the_judge_agrees(home: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from bt_compiler.spec.types import Type
 SPEC = """
 version: 1
 models: {{small: writer, large: judge}}
-data: {{train: train.jsonl, test: qa.jsonl, labels: {{gold: str}}}}
+data: {{train: train.jsonl, test: qa.jsonl, {labels}}}
 modules:
   answer: {{model: small, signature: "question -> answer"}}
   grade:
@@ -88,11 +88,18 @@ def judging(good: str = "good", bad: str = "bad") -> Callable[[Request], str]:
     return judged
 
 
-def spec(folder: Path, *, metric: str = JUDGE, type: str = ENUM, rows: Sequence[dict[str, Any]] = ROWS) -> Any:
+def spec(
+    folder: Path,
+    *,
+    metric: str = JUDGE,
+    type: str = ENUM,
+    rows: Sequence[dict[str, Any]] = ROWS,
+    labels: str = "labels: {gold: str}",
+) -> Any:
     (folder / "qa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "train.jsonl").write_text("".join(f'{{"question": "x{n}", "gold": "y"}}\n' for n in range(8)))
     path = folder / "judged.yaml"
-    path.write_text(SPEC.format(metric=metric, type=type))
+    path.write_text(SPEC.format(metric=metric, type=type, labels=labels))
     return checked(path, ("optimize.strategy=[]",))
 
 
@@ -162,6 +169,34 @@ def test_agreement_with_people_on_outputs_that_the_data_hold(tmp_path: Path) -> 
     strange = judge.agreement(odd, engine)
     assert strange is not None and (strange.rated, strange.off_scale) == (0, 8)
     assert partly is not None and (partly.mean, partly.rated, partly.equal, partly.kappa) == (0.75, 0, None, None)
+
+
+def test_rows_without_an_output_or_a_rating_are_left_out(tmp_path: Path) -> None:
+    labels = "labels: {gold: str, theirs: str | null, verdict: str | null}"
+    rows = [dict(row) for row in ROWS]
+    for number in range(4):
+        rows[number]["theirs"] = None
+    for number in range(2, 6):
+        del rows[number]["verdict"]
+    found = spec(tmp_path, rows=rows, labels=labels)
+    judge = judge_of(build_metric(found.sections.metric, found.judges))
+    assert judge is not None
+    asked = Counting(judging(bad="fair"), identity="judge")
+    agreed = judge.agreement(found.splits.test, Engine(backends={"large": asked}))
+    assert agreed is not None
+    assert (agreed.examples, agreed.rated, agreed.off_scale) == (4, 2, 0) and asked.batches == [4]
+    assert (agreed.mean, agreed.equal) == (0.75, 0.5)
+    assert found.rated(next(iter(found.judges.values()))) == 4
+
+
+def test_without_rated_a_null_rating_is_none(tmp_path: Path) -> None:
+    rows = [{**row, "answer": row["gold"], "verdict": row["verdict"] if n < 3 else None} for n, row in enumerate(ROWS)]
+    labels = "labels: {gold: str, verdict: str | null}"
+    found = spec(tmp_path, metric=JUDGE.replace("  rated: {answer: theirs}\n", ""), rows=rows, labels=labels)
+    judge = judge_of(build_metric(found.sections.metric, found.judges))
+    assert judge is not None
+    rated = judge.agreement(found.splits.test, Engine(backends={"large": Counting(judging(), identity="judge")}))
+    assert rated is not None and (rated.examples, rated.rated, rated.off_scale) == (3, 3, 0)
 
 
 def test_right_answers_that_nobody_rated_are_not_judged(tmp_path: Path) -> None:

@@ -292,6 +292,15 @@ def test_adapters_are_loaded_once_and_answer_under_their_name(server):
     assert again[0].outputs == {"species": "virginica"}
 
 
+def test_adapters_to_hold_are_at_every_server_that_is_up_before_a_request(server):
+    held, backend = adapter("held"), opened(f"{server}/v1", f"{server}/down/v1", f"http://127.0.0.1:{free_port()}/v1")
+    backend.hold([held])
+    assert f"held-{held.sha256[:12]}" in log(server)["adapters"]
+    with pytest.raises(BackendError, match="max_lora_rank"):
+        backend.hold([held, adapter("too-large")])
+    assert run(backend, "held", adapter=held)[0].outputs == {"species": "virginica"}
+
+
 @pytest.mark.parametrize(
     ("path", "name", "code", "said"),
     [

@@ -93,6 +93,9 @@ class RuleBackend:
     def count_tokens(self, prompt: PromptText) -> int:
         return sum(len(turn.content.split()) for turn in prompt.messages)
 
+    def hold(self, adapters: Sequence[Adapter]) -> None:
+        pass
+
     def submit(self, requests: Sequence[Request]) -> None:
         self.waiting.extend(requests)
 

@@ -3,20 +3,24 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import shutil
+import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from bt_compiler.artifact import ModelFacts
+from bt_compiler.artifact import ModelFacts, adapter_digest
 from bt_compiler.engine.backends.scripted import ScriptedBackend
 from bt_compiler.engine.request import Request
 from bt_compiler.errors import BackendError, BundleError, SpecError, UsageError
+from bt_compiler.graph.candidate import SHARED, Adapter
 from bt_compiler.runtime import InputError, PredictionError, Predictor, load
 from bt_compiler.spec import build_sections, load_spec
 
@@ -41,7 +45,7 @@ def test_outputs_can_be_copied_and_sent_to_another_process(predictor: Predictor)
     [
         ({}, ["input `number` of type `int` is missing"]),
         ({"number": "x", "note": None}, ["input `number` expects `int`, got a string, `x`"]),
-        ({"number": True, "note": None}, ["input `number` expects `int`, got a bool, `True`"]),
+        ({"number": True, "note": None}, ["input `number` expects `int`, got a bool, `true`"]),
         ({"number": 1, "note": None, "nte": 1}, ["input `nte` is not known"]),
         ({"number": 1, "nte": 1}, ["input `nte` is not known"]),
         ({"numbr": 1, "note": None}, ["input `numbr` is not known, and `number` is missing"]),
@@ -87,6 +91,63 @@ def test_another_base_model_is_refused_and_its_backend_closed(make_bundle: Calla
     assert closed == [True]
 
 
+def tuned(folder: Path, value: float) -> Path:
+    """An adapter of one number."""
+    folder.mkdir(exist_ok=True)
+    header = json.dumps({"x.lora_B.weight": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    data = struct.pack("<Q", len(header)) + header + struct.pack("<f", value)
+    (folder / "adapter_model.safetensors").write_bytes(data)
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 1}))
+    return folder
+
+
+@pytest.fixture
+def tuned_bundle(bundle: Path, make_bundle: Callable[..., Path], tmp_path: Path) -> Path:
+    folder = tuned(tmp_path / "one", 1.0)
+    adapter = Adapter(
+        name="one", path=folder, base_model="no/model", base_digest="x", rank=1, sha256=adapter_digest(folder)
+    )
+    candidate = replace(load(bundle).bundle.candidate, adapters={SHARED: adapter})
+    return make_bundle(candidate=candidate)
+
+
+class Holding(ScriptedBackend):
+    """Keeps what it was told to hold."""
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(**more)
+        self.held: list[str] = []
+        self.closed = False
+
+    def hold(self, adapters: Sequence[Adapter]) -> None:
+        self.held += [adapter.name for adapter in adapters]
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_adapters_are_loaded_when_the_bundle_is_opened(tuned_bundle: Path, bundle: Path) -> None:
+    backend = Holding()
+    with load(tuned_bundle, opener=lambda section: backend) as predictor:
+        predictor.open()
+        assert backend.held == ["one"] and not backend.requests
+    plain = Holding()
+    load(bundle, opener=lambda section: plain).open()
+    assert plain.held == []
+
+
+def test_an_adapter_that_changed_since_the_bundle_was_loaded_is_refused(tuned_bundle: Path) -> None:
+    backend = Holding()
+    predictor = load(tuned_bundle, opener=lambda section: backend)
+    tuned(tuned_bundle / "adapters" / "one", 2.0)
+    with pytest.raises(BundleError, match=r"BTC553(.|\n)*adapter `one` of bundle .* has changed since"):
+        predictor.open()
+    assert backend.closed and not backend.held
+    shutil.rmtree(tuned_bundle)
+    with pytest.raises(BundleError, match=r"BTC553(.|\n)*adapter_config\.json` cannot be read: No such file"):
+        predictor.open()
+
+
 def test_the_measured_dtype_is_used_again(make_bundle: Callable[..., Path], backend: ScriptedBackend) -> None:
     seen = []
 
@@ -115,6 +176,24 @@ def test_overrides_reach_the_model(make_bundle: Callable[..., Path], backend: Sc
 def test_an_override_that_would_change_the_program_is_refused(make_bundle: Callable[..., Path], change: str) -> None:
     with pytest.raises(UsageError, match="BTC586"):
         load(make_bundle(), overrides=[change])
+
+
+def test_a_spec_that_another_version_wrote_is_no_mistake_of_the_user(make_bundle: Callable[..., Path]) -> None:
+    def unknown(spec: str) -> str:
+        return spec + "sorcery: {wand: 1}\n"
+
+    plain = load(make_bundle()).bundle.spec.read_text()
+    newer = make_bundle(spec_yaml=unknown(plain), versions={"bt-compiler": "99.1.0"})
+    for overrides in ([], ["model.batch=4"]):
+        with pytest.raises(BundleError, match=r"BTC552(.|\n)*written by btc 99\.1\.0, and this is ") as caught:
+            load(newer, overrides=overrides)
+        assert "sorcery" in caught.value.diagnostics[0].notes[0]
+    with pytest.raises(SpecError, match="sorcery"):
+        load(make_bundle(spec_yaml=unknown(plain)))
+    readable = make_bundle(versions={"bt-compiler": "99.1.0"})
+    assert load(readable).bundle.manifest.name == "adder"
+    with pytest.raises(SpecError, match="wand"):
+        load(readable, overrides=["model.wand=4"])
 
 
 def test_a_bundle_whose_strategy_would_be_refused_now_is_served(

@@ -127,8 +127,11 @@ def test_root_health_and_unknown_paths(client: httpx.Client) -> None:
     assert client.get("/healthz").json() == {"status": "ok"}
     assert client.get("/readyz").json() == {"bundles": {"adder": "ready"}}
     assert [client.head(path).status_code for path in ("/", "/healthz", "/readyz")] == [200, 200, 200]
-    assert client.get("/v1/predict").status_code == 405
-    assert client.post("/v1/other/predict", json={}).status_code == 404
+    wrong = client.get("/v1/predict")
+    assert (wrong.status_code, wrong.headers["allow"], wrong.json()["error"]["code"]) == (405, "POST", "BTC565")
+    nowhere = client.post("/v1/other/predict", json={})
+    assert (nowhere.status_code, nowhere.json()["error"]["code"]) == (404, "BTC565")
+    assert nowhere.json()["error"]["message"] == "no such path: `/v1/other/predict`; `GET /` lists the bundles"
 
 
 def test_openapi_documents_the_programs_own_schema(client: httpx.Client) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +22,7 @@ from bt_compiler.errors import BackendError
 from bt_compiler.graph.candidate import Adapter
 
 _KEPT = 8
-"""Adapters held in memory at once."""
+"""Adapters held in memory at once, unless more are to be."""
 
 
 class Adapters:
@@ -37,6 +38,15 @@ class Adapters:
         self._active: str | None = None
         self._layers: list[Any] = []
         self._count = 0
+        self._most = _KEPT
+
+    def hold(self, adapters: Sequence[Adapter]) -> None:
+        """Loads adapters that rows will name; all of them stay in memory, but for whole sets of weights beyond what
+        `full_weights` holds. Raises as `know`.
+        """
+        self._most = max(self._most, len(adapters))
+        for adapter in adapters:
+            self.know(adapter)
 
     def know(self, adapter: Adapter) -> None:
         """Loads an adapter that rows will name. Raises BackendError (BTC508, BTC509) where it cannot serve."""
@@ -110,7 +120,7 @@ class Adapters:
                 config = PeftConfig.from_pretrained(str(adapter.path))
         except (ValueError, OSError, TypeError, KeyError) as error:
             raise _unreadable(adapter, error) from error
-        if len(self._loaded) >= _KEPT:
+        if len(self._loaded) >= self._most:
             self._drop_oldest()
         self._count += 1
         name = f"a{self._count}"

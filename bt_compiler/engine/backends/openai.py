@@ -33,6 +33,7 @@ from bt_compiler.engine.backends.wire import (
 )
 from bt_compiler.engine.request import Completion, Finished, Message, PromptText, Request, WeightHost
 from bt_compiler.errors import BackendError, ExampleError
+from bt_compiler.graph.candidate import Adapter
 
 if TYPE_CHECKING:
     import httpx
@@ -153,6 +154,10 @@ class OpenAIBackend:
     def count_tokens(self, prompt: PromptText) -> int:
         """An estimate."""
         return estimated_tokens(prompt)
+
+    def hold(self, adapters: Sequence[Adapter]) -> None:
+        """See `Backend.hold`. Raises BackendError (BTC529, BTC531, BTC595, BTC596)."""
+        asyncio.run_coroutine_threadsafe(self._adapters.push(adapters, self._endpoints), self._loop).result()
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Hands them to the loop."""

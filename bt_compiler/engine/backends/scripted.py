@@ -15,6 +15,7 @@ from typing import Any
 from bt_compiler.canonical import canonical_json, digest
 from bt_compiler.engine.request import Completion, Finished, PromptText, Request
 from bt_compiler.errors import BackendError, ExampleError
+from bt_compiler.graph.candidate import Adapter
 
 SCHEMA_VERSION = 1
 Answer = Callable[[Request], str | ExampleError]
@@ -93,6 +94,9 @@ class ScriptedBackend:
         """Characters / 3, rounded up."""
         text = prompt.text if prompt.text is not None else "".join(message.content for message in prompt.messages)
         return -(-len(text) // 3)
+
+    def hold(self, adapters: Sequence[Adapter]) -> None:
+        """Nothing to do: they are only names here."""
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Counts and keeps them."""

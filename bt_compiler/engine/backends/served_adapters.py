@@ -39,6 +39,10 @@ Print = tuple[float, ...]
 """Log probability of each token of the probe but the first."""
 
 
+_PUSH_SECONDS = 60.0
+"""How long `push` waits for endpoints that do not answer."""
+
+
 class NotNow(Exception):
     """The server may load the adapter another time, and another may now."""
 
@@ -79,6 +83,21 @@ class ServedAdapters:
             self._loading[(endpoint, name)] = loading
         await asyncio.shield(loading)
         return name
+
+    async def push(self, adapters: Sequence[Adapter], endpoints: Sequence[str]) -> None:
+        """Gives every endpoint every adapter. One that is down, hangs or is loaded gets them with the first request
+        that goes there. Raises BackendError as `served`.
+        """
+        import httpx
+
+        asked = [asyncio.ensure_future(self.served(adapter, one)) for one in endpoints for adapter in adapters]
+        done, waiting = await asyncio.wait(asked, timeout=_PUSH_SECONDS)
+        for late in waiting:
+            late.cancel()
+        failed = [error for one in done if (error := one.exception()) is not None]
+        for error in failed:
+            if not isinstance(error, NotNow | httpx.RequestError):
+                raise error
 
     async def close(self) -> None:
         """Ends what is being loaded."""

@@ -34,6 +34,7 @@ from bt_compiler.engine.backends.weighing import Weighings
 from bt_compiler.engine.progress import Progress
 from bt_compiler.engine.request import BaseFolder, Completion, Finished, PromptText, Request
 from bt_compiler.errors import BackendError, ExampleError
+from bt_compiler.graph.candidate import Adapter
 
 ENGINE_VERSION = "1"
 """Raised when the engine's arithmetic changes: part of cache keys."""
@@ -161,6 +162,10 @@ class TransformersBackend:
     def count_tokens(self, prompt: PromptText) -> int:
         """See `Backend.count_tokens`."""
         return len(self._encoder.prompt(prompt).ids)
+
+    def hold(self, adapters: Sequence[Adapter]) -> None:
+        """See `Backend.hold`. Raises BackendError (BTC508, BTC509)."""
+        self._adapters.hold(adapters)
 
     def submit(self, requests: Sequence[Request]) -> None:
         """See `Backend.submit`. Raises BackendError (BTC508, BTC509, BTC512)."""

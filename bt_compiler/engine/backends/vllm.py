@@ -147,6 +147,11 @@ class VllmBackend:
         """See `Backend.count_tokens`."""
         return len(self._base.encoder.prompt(prompt).ids)
 
+    def hold(self, adapters: Sequence[Adapter]) -> None:
+        """See `Backend.hold`; of more than `_KEPT` vLLM reads some again. Raises BackendError as `submit`."""
+        for adapter in adapters:
+            self._lora(adapter)
+
     def submit(self, requests: Sequence[Request]) -> None:
         """See `Backend.submit`. Raises BackendError (BTC508, BTC509, BTC512, BTC591)."""
         for request in requests:

@@ -62,8 +62,8 @@ class JudgeMetric:
         found = [(example, score) for (example, _), score in zip(rated, verdicts, strict=True)]
         scores = [(example, score) for example, score in found if not isinstance(score, ExampleError)]
         name = self.judge.score.name
-        said = [(score, example.labels[name]) for example, score in scores if name in example.labels]
-        people = [(score, on_scale(rating, self.judge.score.type)) for score, rating in said]
+        said = [(score, example.labels.get(name)) for example, score in scores]
+        people = [(score, on_scale(rating, self.judge.score.type)) for score, rating in said if rating is not None]
         pairs = [(score, person) for score, person in people if person is not None]
         return Agreement(
             examples=len(found),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -102,6 +103,21 @@ def test_more_adapters_than_are_held_take_turns(tmp_path: Path) -> None:
     first = [answers(backend, item) for item in several]
     assert [answers(backend, item) for item in several] == first
     assert len({tuple(item) for item in first}) == len(several)
+
+
+def test_adapters_to_hold_are_read_once_however_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_model(tmp_path / "model")
+    digest = open_model(folder, tmp_path / "cache").base_model()[1]
+    several = [save_adapter(tmp_path / "tuned" / str(seed), folder, digest, seed=seed) for seed in (1, 2, 3)]
+    several.append(save_full(tmp_path / "tuned" / "full", folder, digest))
+    alone = [answers(open_model(folder, tmp_path / "cache"), item) for item in several]
+    monkeypatch.setattr("bt_compiler.engine.backends.adapters._KEPT", 1)
+    backend = open_model(folder, tmp_path / "cache")
+    base = answers(backend)
+    backend.hold(several)
+    shutil.rmtree(tmp_path / "tuned")
+    assert [answers(backend, item) for item in (*several, *several)] == alone * 2
+    assert answers(backend) == base
 
 
 def test_full_sets_of_weights_answer_as_a_model_of_their_own(tmp_path: Path) -> None:
