@@ -277,7 +277,7 @@ class Predictor:
         names = [retriever.name for retriever in self.bundle.program.retrievers]
         for section in reachable(names, self._sections.retrievers):
             corpus = section.corpus
-            if corpus is None or section.name in self.bundle.indexes or in_hub(corpus) or Path(corpus.path).exists():
+            if corpus is None or section.name in self.bundle.indexes or in_hub(corpus) or not _gone(Path(corpus.path)):
                 continue
             message = f"corpus `{corpus.path}` of retriever `{section.name}` is gone, and the bundle carries no index"
             raise BundleError.of("BTC563", message, help=mend(section))
@@ -309,6 +309,13 @@ class Predictor:
         for change in changed_code(self.bundle.manifest, tools=sections):
             self._on_change(change)
         return open_tools(sections, file=self._tools_file)
+
+
+def _gone(path: Path) -> bool:
+    try:
+        return not path.exists()
+    except OSError:  # its folder may not be entered: whoever reads it says so
+        return False
 
 
 def outputs_of(trace: Trace) -> Outputs:
