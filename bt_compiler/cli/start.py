@@ -175,8 +175,7 @@ def cache_command(clear: bool, clear_all: bool, as_json: bool) -> None:
         clear_cache(cache_path(root))
     if clear_all:
         for part in ("models", "indexes", "digests", "machine"):  # the folder may hold what is not ours
-            if (root / part).exists():
-                shutil.rmtree(root / part)
+            _delete(root / part)
     with closing(CompletionCache(cache_path(root))) as completions:
         held = completions.statistics()
     folders = {
@@ -194,6 +193,28 @@ def cache_command(clear: bool, clear_all: bool, as_json: bool) -> None:
     click.echo(f"  completions: {held['entries']} ({held['bytes'] / 1e6:.1f} MB{limit})")
     for part, size in folders.items():
         click.echo(f"  {part}: {size / 1e6:.1f} MB")
+
+
+def _delete(folder: Path) -> None:
+    """Deletes a part of the cache; of one that was moved elsewhere the link alone, for what it leads to may hold more.
+
+    Raises UsageError BTC581.
+    """
+    try:
+        if folder.is_symlink():
+            led = folder.resolve()
+            folder.unlink()
+            click.echo(
+                f"`{folder}` was a link and is gone; `{led}` is as it was: delete there what is not needed", err=True
+            )
+        elif folder.exists():
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise UsageError.of(
+            "BTC581",
+            f"cannot delete `{error.filename or folder}`: {error.strerror}",
+            help="what was deleted before it is gone; see to its permissions, or delete it by hand",
+        ) from error
 
 
 @click.command("completion")

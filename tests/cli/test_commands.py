@@ -240,6 +240,22 @@ def test_clearing_the_cache_deletes_what_is_its_own_alone(tmp_path: Path) -> Non
     assert not (tmp_path / "models").exists() and not (tmp_path / "indexes").exists()
 
 
+def test_of_a_part_of_the_cache_that_is_elsewhere_the_link_goes(tmp_path: Path) -> None:
+    model = tmp_path / "disk" / "m" / "model.safetensors"
+    for path in (model, tmp_path / "cache" / "indexes" / "i" / "index.json"):
+        path.parent.mkdir(parents=True)
+        path.write_text("x")
+    (tmp_path / "cache" / "models").symlink_to(tmp_path / "disk")
+    (tmp_path / "cache" / "digests").write_text("no folder")
+    shown = btc("cache", "--clear-all", cwd=tmp_path, BTC_CACHE="cache")
+    said, error = shown.stderr.splitlines()[:2]
+    assert (shown.returncode, f"`{tmp_path / 'disk'}` is as it was" in said) == (2, True)
+    assert error == "error[BTC581]: cannot delete `cache/digests`: Not a directory"
+    assert model.exists() and sorted(path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()) == []
+    (tmp_path / "cache" / "digests").unlink()
+    assert btc("cache", "--clear-all", cwd=tmp_path, BTC_CACHE="cache").returncode == 0
+
+
 @pytest.mark.parametrize("arguments", [("check",), ("compile", "x.yaml", "--seed", "-1"), ("run", "b", "--what")])
 def test_a_command_line_that_cannot_be_read_is_a_document_too(arguments: tuple[str, ...]) -> None:
     shown = btc(*arguments, "--json")
