@@ -22,6 +22,7 @@ from bt_compiler.cli.output import (
     tools_option,
 )
 from bt_compiler.cli.progress import TerminalProgress
+from bt_compiler.cli.streams import json_text
 from bt_compiler.errors import CompileError, UsageError
 
 if TYPE_CHECKING:
@@ -278,7 +279,7 @@ def run_command(
     if as_json:
         print_json("run", {"outputs": dict(outputs)})
     else:
-        click.echo(json.dumps(dict(outputs), ensure_ascii=False, indent=2))
+        click.echo(json_text(dict(outputs), indent=2))
 
 
 def _answer_batch(predictor: Predictor, batch: Path, progress: TerminalProgress) -> None:
@@ -292,29 +293,34 @@ def _answer_batch(predictor: Predictor, batch: Path, progress: TerminalProgress)
     failed = 0
     for result in predictor.batch(rows):
         failed += "error" in result
-        click.echo(json.dumps(result, ensure_ascii=False))
+        click.echo(json_text(result))
         progress.advance()
     if failed:
         progress.say(f"{failed} row{'s' if failed > 1 else ''} failed")
         sys.exit(1)
 
 
-def _input_object(text: str) -> dict[str, Any]:
+def _input_object(given: str) -> dict[str, Any]:
     try:
-        if text == "-":
-            text = sys.stdin.read()
-        elif text.startswith("@"):
-            text = Path(text[1:]).read_text(encoding="utf-8")
+        if given == "-":
+            text = sys.stdin.buffer.read().decode("utf-8")  # as JSON is, whatever the locale
+        elif given.startswith("@"):
+            text = Path(given[1:]).read_text(encoding="utf-8")
+        else:
+            text = given
         values = json.loads(text.removeprefix("\ufeff"))  # as Windows writes it
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        where = "stdin" if given == "-" else f"`{given[1:]}`" if given.startswith("@") else None
         raise UsageError.of(
             "BTC583",
-            f"the input is not JSON: {error}",
-            help="""put it in single quotes: --input '{"question": "..."}'""",
+            f"{where or 'the input'} is not JSON: {error}",
+            help="""put it in single quotes: --input '{"question": "..."}'"""
+            if where is None
+            else "it is to hold one JSON object with the program's inputs; a JSONL file of several goes to `--batch`",
         ) from error
     except OSError as error:
         raise UsageError.of(
-            "BTC583", f"cannot read `{text[1:]}`: {error.strerror}", help="name a JSON file that exists"
+            "BTC583", f"cannot read `{given[1:]}`: {error.strerror}", help="name a JSON file that exists"
         ) from error
     if not isinstance(values, dict):
         raise UsageError.of("BTC583", "the input is not a JSON object", help="give one value for each program input")
