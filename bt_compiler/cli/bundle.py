@@ -6,10 +6,12 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
+from click.core import ParameterSource
 
 from bt_compiler.cli.output import (
     agreement_text,
@@ -136,6 +138,15 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+class _Share(click.FloatRange):
+    """A number from its least to its most: NaN, which no comparison refuses, is none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As click does. Raises click.BadParameter."""
+        number = super().convert(value, param, ctx)
+        return self.fail(f"{value!r} is not a number", param, ctx) if isnan(number) else number
+
+
 @click.command("eval")
 @_bundle_argument
 @click.option("--split", type=click.Choice(["train", "dev", "test"]), default="test", show_default=True)
@@ -144,7 +155,7 @@ def _short(value: Any) -> str:
     metavar="NAME",
     help="Score all rows of this file, `sklearn:NAME` or `hf://owner/name:split` instead of a split.",
 )
-@click.option("--at-least", type=click.FloatRange(0, 1), help="Exit with 1 where the mean score is below this.")
+@click.option("--at-least", type=_Share(0, 1), help="Exit with 1 where the mean score is below this.")
 @set_option
 @tools_option
 @json_option
@@ -160,6 +171,9 @@ def eval_command(
     """Score BUNDLE on a split of its own data, or on a data file. `--json` has every example with its place in the
     data, inputs, outputs and labels.
     """
+    asked = click.get_current_context().get_parameter_source
+    if ParameterSource.COMMANDLINE is asked("data") is asked("split"):
+        raise click.UsageError("--data scores all rows that it names; leave --split out")
     from bt_compiler.artifact.changed_code import ChangedCode
     from bt_compiler.compiler.evaluate import SplitName, evaluate_bundle
     from bt_compiler.engine.causes import tool_lines

@@ -38,10 +38,10 @@ def init_command(name: Path) -> None:
         top = _repository(name)
         files = {name / source.name: _filled(source, __NAME__=program) for source in sorted(starter.iterdir())}
         files[name / "spec.schema.json"] = schema_text()
-        spec = Path(os.path.relpath(name.resolve() / "spec.yaml", top)).as_posix()
+        spec = _no_option(Path(os.path.relpath(name.resolve() / "spec.yaml", top)).as_posix())
         workflow, template = _workflow(top, program, spec), template_folder() / "ci" / "github.yml"
         if not (kept := workflow.exists()):
-            files[workflow] = _filled(template, __NAME__=workflow.stem, __SPEC__=json.dumps(spec))
+            files[workflow] = _filled(template, __NAME__=workflow.stem, __SPEC__=_quoted(spec))
         if not (ignored := _ignores(top / ".gitignore", "artifacts/")) and not (top / ".gitignore").exists():
             files[top / ".gitignore"], ignored = "artifacts/\n", True
         _write_all(files)
@@ -57,7 +57,7 @@ def init_command(name: Path) -> None:
     click.echo(f"wrote {name}/spec.yaml, {name}/tickets.csv{also}: say there where pip finds bt-compiler")
     if not ignored:
         click.echo(f"write `artifacts/` into {top / '.gitignore'}: bundles and journals lie there")
-    quoted = shlex.quote(f"{name}/spec.yaml")
+    quoted = shlex.quote(_no_option(f"{name}/spec.yaml"))
     click.echo(f"next: btc check {quoted} && btc compile {quoted}")
 
 
@@ -88,7 +88,17 @@ def _workflow(top: Path, program: str, spec: str) -> Path:
 def _runs(workflow: Path, spec: str) -> bool:
     """Whether the workflow is that of `spec`."""
     lines = workflow.read_text(encoding="utf-8", errors="replace").splitlines()
-    return f"SPEC: {json.dumps(spec)}" in map(str.strip, lines)
+    return f"SPEC: {_quoted(spec)}" in map(str.strip, lines)
+
+
+def _quoted(text: str) -> str:
+    """As YAML reads it: it has no escapes by two halves of a character, as JSON has."""
+    return json.dumps(text, ensure_ascii=not text.isprintable())
+
+
+def _no_option(path: str) -> str:
+    """The path as an argument: one that begins with `-` would be an option."""
+    return f"./{path}" if path.startswith("-") else path
 
 
 def _word(text: str) -> str:

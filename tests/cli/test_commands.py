@@ -106,6 +106,19 @@ def test_what_init_says_next_can_be_pasted(tmp_path: Path) -> None:
     assert words == [["btc", command, "a b/c's/spec.yaml"] for command in ("check", "compile")]
 
 
+def test_init_takes_names_that_a_command_line_or_yaml_would_read_otherwise(tmp_path: Path) -> None:
+    (tmp_path / ".git").mkdir()
+    for name, path in (("-x", "./-x/spec.yaml"), ("🦊 é", "🦊 é/spec.yaml")):
+        made = btc("init", "--", name, cwd=tmp_path)
+        assert made.returncode == 0, made.stderr
+        words = shlex.split(made.stdout.splitlines()[-1].removeprefix("next: "))
+        assert words == ["btc", "check", path, "&&", "btc", "compile", path]
+        assert btc("check", path, cwd=tmp_path).returncode == 0
+    flows = (tmp_path / ".github" / "workflows").iterdir()
+    specs = {yaml.safe_load(flow.read_text(encoding="utf-8"))["env"]["SPEC"] for flow in flows}
+    assert specs == {"./-x/spec.yaml", "🦊 é/spec.yaml"}
+
+
 @pytest.mark.parametrize(
     ("here", "work", "path"),
     [("repository", "repository", "demo"), ("repository", "repository/sub", "sub/demo"), ("new", "new", "demo")],
@@ -254,6 +267,15 @@ def test_of_a_part_of_the_cache_that_is_elsewhere_the_link_goes(tmp_path: Path) 
     assert model.exists() and sorted(path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()) == []
     (tmp_path / "cache" / "digests").unlink()
     assert btc("cache", "--clear-all", cwd=tmp_path, BTC_CACHE="cache").returncode == 0
+
+
+def test_options_of_eval_that_say_nothing_are_refused() -> None:
+    told = btc("eval", "nowhere", "--at-least", "nan")
+    assert told.returncode == 2 and "'--at-least': 'nan' is not a number" in told.stderr
+    told = btc("eval", "nowhere", "--data", "x.csv", "--split", "train")
+    assert told.returncode == 2 and "--data scores all rows that it names; leave --split out" in told.stderr
+    told = btc("eval", "nowhere", "--data", "x.csv", BTC_EVAL_SPLIT="train")
+    assert told.returncode == 1 and told.stderr.startswith("error[BTC550]")
 
 
 @pytest.mark.parametrize("arguments", [("check",), ("compile", "x.yaml", "--seed", "-1"), ("run", "b", "--what")])
