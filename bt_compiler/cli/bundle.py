@@ -28,7 +28,7 @@ from bt_compiler.cli.streams import json_text
 from bt_compiler.errors import CompileError, UsageError
 
 if TYPE_CHECKING:
-    from bt_compiler.compiler.changed_data import ChangedSplit
+    from bt_compiler.artifact.changed_model import ChangedModel
     from bt_compiler.diagnostics import Diagnostic
     from bt_compiler.engine.trace import Report
     from bt_compiler.runtime import Predictor
@@ -175,13 +175,14 @@ def eval_command(
     if ParameterSource.COMMANDLINE is asked("data") is asked("split"):
         raise click.UsageError("--data scores all rows that it names; leave --split out")
     from bt_compiler.artifact.changed_code import ChangedCode
+    from bt_compiler.compiler.changed_data import ChangedSplit
     from bt_compiler.compiler.evaluate import SplitName, evaluate_bundle
-    from bt_compiler.engine.causes import tool_lines
 
     changes: list[Diagnostic] = []
 
-    def on_change(change: ChangedSplit | ChangedCode) -> None:
-        gate = at_least is not None and (isinstance(change, ChangedCode) or change.seen > 0)
+    def on_change(change: ChangedSplit | ChangedCode | ChangedModel) -> None:
+        unfit = isinstance(change, ChangedCode) or (isinstance(change, ChangedSplit) and change.seen > 0)
+        gate = at_least is not None and unfit
         changes.append(change.finding(gate=gate))
         if gate:
             raise CompileError(changes)
@@ -206,6 +207,15 @@ def eval_command(
         if missed is not None:
             sys.exit(missed.exit_code)
         return
+    _show_score(report, changes)
+    if missed is not None:
+        raise missed
+
+
+def _show_score(report: Report, changes: Sequence[Diagnostic]) -> None:
+    """The score on stdout; what has changed since the compile, and what failed, on stderr."""
+    from bt_compiler.engine.causes import tool_lines
+
     interval = report.interval
     told = f"  {report.tool_errors} tool calls failed" if report.tool_errors else ""
     click.echo(
@@ -220,8 +230,6 @@ def eval_command(
         click.echo(f"  {line}", err=True)
     for example, failure in report.failures[:10]:
         click.echo(f"  {places[example]} failed: {failure.code} {failure.message}", err=True)
-    if missed is not None:
-        raise missed
 
 
 def _scored(report: Report, at_least: float | None, *, found: Sequence[Diagnostic]) -> dict[str, Any]:

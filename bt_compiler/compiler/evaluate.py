@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from bt_compiler.artifact.changed_code import ChangedCode, changed_code
+from bt_compiler.artifact.changed_model import ChangedModel
 from bt_compiler.artifact.format_files import with_formats
 from bt_compiler.compiler.changed_data import ChangedSplit, changed_split
 from bt_compiler.compiler.check import label_fields, optional_label_fields
@@ -40,18 +41,19 @@ def evaluate_bundle(
     progress: Progress | None = None,
     opener: OpenBackend | None = None,
     tools: Path | None = None,
-    on_change: Callable[[ChangedSplit | ChangedCode], None] | None = None,
+    on_change: Callable[[ChangedSplit | ChangedCode | ChangedModel], None] | None = None,
 ) -> Report:
     """The shipped program's report on `split` of the bundle's own data, or on all rows of `data`: a file, or a name as
     in a spec (`sklearn:NAME`, `hf://owner/name:split`), from the working folder.
 
     `overrides` are applied to the bundle's spec, for paths and endpoints of this machine. `on_change` is told,
-    before anything runs, where `split` does not hold the examples that it held at the compile, and where a metric or
-    tool of an installed package has other code than it had, and may raise; without it `progress` is. Raises
+    before anything runs, where `split` does not hold the examples that it held at the compile, where a metric or tool
+    of an installed package has other code than it had, and where a server is asked for another model; it may raise.
+    Without it `progress` is told. Raises
     BundleError, SpecError, DataError, BackendError, and CompileError (BTC452) where the split has no examples.
     """
     told = Silent() if progress is None else progress
-    tell = on_change or (lambda change: told.say(change.finding(gate=False).message))
+    tell = on_change or (lambda change: told.say(change.finding(gate=False).line))
     root = cache_root(os.environ) if cache is None else cache
     with (
         load(

@@ -33,6 +33,7 @@ from bt_compiler.spec.types import Field
 
 if TYPE_CHECKING:
     from bt_compiler.artifact.changed_code import ChangedCode
+    from bt_compiler.artifact.changed_model import ChangedModel
     from bt_compiler.engine.executor import Engine
     from bt_compiler.engine.retrieval import Retriever
     from bt_compiler.engine.tools import Tool
@@ -52,14 +53,15 @@ def load(
     cache_root: str | Path | None = None,
     opener: OpenBackend | None = None,
     tools: str | Path | None = None,
-    on_change: Callable[[ChangedCode], None] | None = None,
+    on_change: Callable[[ChangedCode | ChangedModel], None] | None = None,
 ) -> Predictor:
     """A predictor for the bundle at `path`; every hash is verified now, the model is opened at the first use.
 
     `overrides` (`model.endpoints=[…]`) change the bundle's resolved spec, for endpoints and paths of this machine.
     `tools` is the Python file of tools of kind `function`, which a bundle does not hold.
-    `opener` opens backends in another way than the spec's engine. `on_change` is told, before a tool runs, where an
-    installed package has other code for it than at the compile; without it `progress` is, or a UserWarning is given.
+    `opener` opens backends in another way than the spec's engine. `on_change` is told, before anything runs, where an
+    installed package has other code for a tool than at the compile, and where a server is asked for another model;
+    without it `progress` is, or a UserWarning is given.
     Raises BundleError, SpecError, UsageError (BTC586)
     where an override would change the program.
     """
@@ -78,11 +80,11 @@ def load(
     return Predictor(bundle, sections, progress=told, cache_root=root, opener=opened, tools=file, on_change=tell)
 
 
-def _said(progress: Progress, change: ChangedCode) -> None:
+def _said(progress: Progress, change: ChangedCode | ChangedModel) -> None:
     progress.say(change.finding(gate=False).line)
 
 
-def _warned(change: ChangedCode) -> None:
+def _warned(change: ChangedCode | ChangedModel) -> None:
     warnings.warn(change.finding(gate=False).message, stacklevel=2)
 
 
@@ -125,7 +127,7 @@ class Predictor:
         progress: Progress,
         cache_root: Path,
         opener: OpenBackend,
-        on_change: Callable[[ChangedCode], None],
+        on_change: Callable[[ChangedCode | ChangedModel], None],
         tools: Path | None = None,
     ) -> None:
         self.bundle = bundle
@@ -251,7 +253,11 @@ class Predictor:
 
         Raises BackendError, and BundleError where it is not the one that the bundle was compiled on.
         """
+        from bt_compiler.artifact.changed_model import changed_model
+
         section = next(one for one in self._sections.models if one.name == model)
+        if (change := changed_model(self.bundle.manifest, section)) is not None:
+            self._on_change(change)
         found = self._opener(self._as_compiled(section))
         try:
             check_base(self.bundle.manifest, found, model=model)
