@@ -17,18 +17,20 @@ from bt_compiler.compiler.check import label_fields, optional_label_fields
 from bt_compiler.data import load_splits
 from bt_compiler.data.example import Example
 from bt_compiler.data.splits import load_examples
+from bt_compiler.diagnostics import Diagnostic
 from bt_compiler.engine.cache import CompletionCache, cache_path, cache_root
 from bt_compiler.engine.metrics import build_metric, judge_of
 from bt_compiler.engine.progress import Progress, Silent
 from bt_compiler.engine.scoring import evaluate
 from bt_compiler.engine.trace import Report
-from bt_compiler.errors import CompileError
+from bt_compiler.errors import CompileError, DataError
 from bt_compiler.graph import Judges, lower_with_warnings
 from bt_compiler.runtime.predictor import OpenBackend, Predictor, load
 from bt_compiler.spec import file_in, load_spec
-from bt_compiler.spec.sections import SourceSection
+from bt_compiler.spec.sections import DataSection, SourceSection
 
 SplitName = Literal["train", "dev", "test"]
+SPLITS = ("train", "dev", "test")
 
 
 def evaluate_bundle(
@@ -120,7 +122,10 @@ def _examples(
             optional=optional,
         )
     else:
-        splits = load_splits(section, inputs=program.inputs, labels=labels, optional=optional)
+        try:
+            splits = load_splits(section, inputs=program.inputs, labels=labels, optional=optional)
+        except DataError as error:
+            raise DataError([_where_else(item, section) for item in error.diagnostics]) from error
         examples = getattr(splits, split)
         if examples and (change := changed_split(predictor.bundle.manifest, splits, split)) is not None:
             tell(change)
@@ -130,3 +135,14 @@ def _examples(
         )
         raise CompileError.of("BTC452", f"{what} to score", help="name another split, or give a data file")
     return examples
+
+
+def _where_else(item: Diagnostic, data: DataSection) -> Diagnostic:
+    """A file that is not where the compile had it may lie elsewhere on this machine."""
+    if item.code != "BTC301" or (item.span is not None and item.span.source.name.startswith("--set")):
+        return item
+    keys = ["path"] if data.path is not None else [f"{name}.path" for name in SPLITS if getattr(data, name) is not None]
+    given = " ".join(f"--set data.{key}=FILE" for key in keys)
+    return replace(
+        item, help=f"say where the data is on this machine: `{given}`, or score the rows of a file: `--data FILE`"
+    )
