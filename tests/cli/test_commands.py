@@ -138,6 +138,29 @@ def test_the_workflow_lies_where_github_reads_it_and_finds_the_spec(
     assert (top / ".gitignore").read_text() == "artifacts/\n"
 
 
+def test_the_workflow_keeps_what_a_compile_has_done_and_runs_once(tmp_path: Path) -> None:
+    (tmp_path / ".git").mkdir()
+    assert btc("init", "demo", cwd=tmp_path).returncode == 0
+    jobs = yaml.safe_load((tmp_path / ".github/workflows/btc-demo.yml").read_text())["jobs"]
+    own, fork = jobs["check"]["if"].split(" || ")
+    assert own == "github.event_name == 'push'" and fork.endswith(".full_name != github.repository")
+    assert "github.event.repository.default_branch" in jobs["compile"]["if"]
+    steps = jobs["compile"]["steps"]
+    names = [(step.get("uses") or step["run"]).split("@")[0] for step in steps]
+    kept = ("actions/cache", "btc ", "actions/upload")
+    assert [name.split('"')[0].strip() for name in names if name.startswith(kept)] == [
+        "actions/cache/restore",
+        "btc compile",
+        "actions/cache/save",
+        "actions/upload-artifact",
+        "btc eval artifacts/bundle --at-least 0.5",
+    ]
+    restored, saved = (next(step for step in steps if word in step.get("uses", "")) for word in ("restore", "save"))
+    assert saved["if"] == "always()" and saved["with"]["key"] == restored["with"]["key"]
+    assert "github.run_attempt" in saved["with"]["key"], "a key that is there is not written again"
+    assert saved["with"]["key"].startswith(restored["with"]["restore-keys"])
+
+
 def test_starters_of_one_name_have_workflows_of_their_own_and_one_is_made_again(tmp_path: Path) -> None:
     (tmp_path / ".git").mkdir()
     folder = tmp_path / ".github" / "workflows"
