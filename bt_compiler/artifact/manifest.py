@@ -159,7 +159,8 @@ def damaged(path: Path, why: str) -> BundleError:
 def check_base(manifest: Manifest, backend: Backend, *, model: str = "default") -> None:
     """Sees that `backend` runs the base weights that the bundle was compiled on.
 
-    A remote's weights cannot be seen; there the adapter that answers is the backend's to verify. Raises BundleError
+    A remote's weights cannot be seen: there the adapter that answers is the backend's to verify, and another id is told
+    (`changed_model`). Raises BundleError
     (BTC558) where the digests differ.
     """
     expected = manifest.models.get(model)

@@ -13,6 +13,7 @@ from typing import Any
 from bt_compiler.artifact import plots
 from bt_compiler.artifact.page import template
 from bt_compiler.artifact.swap import put
+from bt_compiler.diagnostics import Diagnostic
 from bt_compiler.errors import BundleError
 
 DASH = "—"
@@ -34,6 +35,33 @@ def refuse_other_folder(folder: Path) -> None:
         f"`{folder}` exists and is not the folder of a sweep",
         help="empty it or move it away, or choose an empty or new folder with `-o`",
     )
+
+
+def left_out(folder: Path, document: Mapping[str, Any], models: Sequence[str]) -> str:
+    """The models, strategies and seeds of the sweep that the folder holds, without those of `document` and `models`;
+    empty where none is left, or none can be read.
+    """
+    try:
+        before = json.loads((folder / _LAST).read_text(encoding="utf-8"))
+        found = {
+            "model": [table["model"] for table in before["tables"] if table["model"] not in models],
+            "strategy": [one for one in before["strategies"] if one not in document["strategies"]],
+            "seed": [str(one) for one in before["seeds"] if one not in document["seeds"]],
+        }
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return "; ".join(f"{what} {', '.join(names)}" for what, names in found.items() if names)
+
+
+def unscored(document: Mapping[str, Any]) -> list[Diagnostic]:
+    """BTC456 for each table in which nothing was scored, with what kept the first of its strategies from running."""
+    found = []
+    for table in document["tables"]:
+        if table["failures"] and all(row["mean"] is None for row in table["rows"]):
+            why = table["failures"][0]
+            message = f"no strategy could run on `{table['model']}`: {why['code']} at {why['at']}: {why['message']}"
+            found.append(Diagnostic(code="BTC456", message=message, notes=tuple(why["notes"]), help=why["help"]))
+    return found
 
 
 def write_sweep(folder: Path, document: Mapping[str, Any]) -> None:
@@ -125,6 +153,8 @@ def notes_of(table: Mapping[str, Any]) -> list[str]:
         notes.append(
             f"against {best['strategy']}, {chosen}: paired difference and its 95 % interval over examples{mean}"
         )
+    elif any(len(row["steps"]) == 1 for row in table["rows"]):
+        notes.append("no single step was scored to compare with")
     else:
         notes.append("no single step was scored to compare with: put Π and Θ among the strategies")
     if several:

@@ -6,11 +6,14 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
+from click.core import ParameterSource
 
+from bt_compiler.canonical import unrepeated
 from bt_compiler.cli.output import (
     agreement_text,
     diagnostics_json,
@@ -22,10 +25,11 @@ from bt_compiler.cli.output import (
     tools_option,
 )
 from bt_compiler.cli.progress import TerminalProgress
+from bt_compiler.cli.streams import json_text
 from bt_compiler.errors import CompileError, UsageError
 
 if TYPE_CHECKING:
-    from bt_compiler.compiler.changed_data import ChangedSplit
+    from bt_compiler.artifact.changed_model import ChangedModel
     from bt_compiler.diagnostics import Diagnostic
     from bt_compiler.engine.trace import Report
     from bt_compiler.runtime import Predictor
@@ -135,6 +139,15 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+class _Share(click.FloatRange):
+    """A number from its least to its most: NaN, which no comparison refuses, is none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As click does. Raises click.BadParameter."""
+        number = super().convert(value, param, ctx)
+        return self.fail(f"{value!r} is not a number", param, ctx) if isnan(number) else number
+
+
 @click.command("eval")
 @_bundle_argument
 @click.option("--split", type=click.Choice(["train", "dev", "test"]), default="test", show_default=True)
@@ -143,7 +156,7 @@ def _short(value: Any) -> str:
     metavar="NAME",
     help="Score all rows of this file, `sklearn:NAME` or `hf://owner/name:split` instead of a split.",
 )
-@click.option("--at-least", type=click.FloatRange(0, 1), help="Exit with 1 where the mean score is below this.")
+@click.option("--at-least", type=_Share(0, 1), help="Exit with 1 where the mean score is below this.")
 @set_option
 @tools_option
 @json_option
@@ -159,14 +172,18 @@ def eval_command(
     """Score BUNDLE on a split of its own data, or on a data file. `--json` has every example with its place in the
     data, inputs, outputs and labels.
     """
+    asked = click.get_current_context().get_parameter_source
+    if ParameterSource.COMMANDLINE is asked("data") is asked("split"):
+        raise click.UsageError("--data scores all rows that it names; leave --split out")
     from bt_compiler.artifact.changed_code import ChangedCode
+    from bt_compiler.compiler.changed_data import ChangedSplit
     from bt_compiler.compiler.evaluate import SplitName, evaluate_bundle
-    from bt_compiler.engine.causes import tool_lines
 
     changes: list[Diagnostic] = []
 
-    def on_change(change: ChangedSplit | ChangedCode) -> None:
-        gate = at_least is not None and (isinstance(change, ChangedCode) or change.seen > 0)
+    def on_change(change: ChangedSplit | ChangedCode | ChangedModel) -> None:
+        unfit = isinstance(change, ChangedCode) or (isinstance(change, ChangedSplit) and change.seen > 0)
+        gate = at_least is not None and unfit
         changes.append(change.finding(gate=gate))
         if gate:
             raise CompileError(changes)
@@ -191,6 +208,15 @@ def eval_command(
         if missed is not None:
             sys.exit(missed.exit_code)
         return
+    _show_score(report, changes)
+    if missed is not None:
+        raise missed
+
+
+def _show_score(report: Report, changes: Sequence[Diagnostic]) -> None:
+    """The score on stdout; what has changed since the compile, and what failed, on stderr."""
+    from bt_compiler.engine.causes import tool_lines
+
     interval = report.interval
     told = f"  {report.tool_errors} tool calls failed" if report.tool_errors else ""
     click.echo(
@@ -205,8 +231,6 @@ def eval_command(
         click.echo(f"  {line}", err=True)
     for example, failure in report.failures[:10]:
         click.echo(f"  {places[example]} failed: {failure.code} {failure.message}", err=True)
-    if missed is not None:
-        raise missed
 
 
 def _scored(report: Report, at_least: float | None, *, found: Sequence[Diagnostic]) -> dict[str, Any]:
@@ -278,7 +302,7 @@ def run_command(
     if as_json:
         print_json("run", {"outputs": dict(outputs)})
     else:
-        click.echo(json.dumps(dict(outputs), ensure_ascii=False, indent=2))
+        click.echo(json_text(dict(outputs), indent=2))
 
 
 def _answer_batch(predictor: Predictor, batch: Path, progress: TerminalProgress) -> None:
@@ -292,29 +316,36 @@ def _answer_batch(predictor: Predictor, batch: Path, progress: TerminalProgress)
     failed = 0
     for result in predictor.batch(rows):
         failed += "error" in result
-        click.echo(json.dumps(result, ensure_ascii=False))
+        click.echo(json_text(result))
         progress.advance()
     if failed:
         progress.say(f"{failed} row{'s' if failed > 1 else ''} failed")
         sys.exit(1)
 
 
-def _input_object(text: str) -> dict[str, Any]:
+def _input_object(given: str) -> dict[str, Any]:
     try:
-        if text == "-":
-            text = sys.stdin.read()
-        elif text.startswith("@"):
-            text = Path(text[1:]).read_text(encoding="utf-8")
-        values = json.loads(text.removeprefix("\ufeff"))  # as Windows writes it
+        if given == "-":
+            text = sys.stdin.buffer.read().decode("utf-8")  # as JSON is, whatever the locale
+        elif given.startswith("@"):
+            text = Path(given[1:]).read_text(encoding="utf-8")
+        else:
+            text = given
+        values = json.loads(text.removeprefix("\ufeff"), object_pairs_hook=unrepeated)  # the mark is Windows'
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        where = "stdin" if given == "-" else f"`{given[1:]}`" if given.startswith("@") else None
         raise UsageError.of(
             "BTC583",
-            f"the input is not JSON: {error}",
-            help="""put it in single quotes: --input '{"question": "..."}'""",
+            f"{where or 'the input'} is not JSON: {error}",
+            help="""put it in single quotes: --input '{"question": "..."}'"""
+            if where is None
+            else "it is to hold one JSON object with the program's inputs; a JSONL file of several goes to `--batch`",
         ) from error
+    except ValueError as error:
+        raise UsageError.of("BTC583", f"in the input {error}", help="give one value for each program input") from error
     except OSError as error:
         raise UsageError.of(
-            "BTC583", f"cannot read `{text[1:]}`: {error.strerror}", help="name a JSON file that exists"
+            "BTC583", f"cannot read `{given[1:]}`: {error.strerror}", help="name a JSON file that exists"
         ) from error
     if not isinstance(values, dict):
         raise UsageError.of("BTC583", "the input is not a JSON object", help="give one value for each program input")

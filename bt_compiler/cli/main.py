@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import os
+import errno
 import sys
 import traceback
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from bt_compiler.cli.output import print_error
+from bt_compiler.cli.streams import discard, open_streams
 from bt_compiler.diagnostics import did_you_mean
 from bt_compiler.errors import BtcError, UsageError
 
@@ -113,13 +114,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run `btc` and exit the process."""
     args = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in args
+    open_streams()
     try:
         # click returns the code of `ctx.exit()` in this mode, and whatever a command returns otherwise
         code = cli.main(args, prog_name="btc", standalone_mode=False)
         sys.stdout.flush()
     except (BrokenPipeError, _NobodyReads):
         # not a failure, and nothing can be told to them
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard(sys.stdout)
         sys.exit(0)
     except (click.exceptions.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
@@ -127,22 +129,44 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.ClickException as error:
         if as_json:
             usage = UsageError.of("BTC587", error.format_message(), help="`btc COMMAND --help` lists what it takes")
-            print_error(usage, as_json=True)
+            _tell(usage, as_json=True)
         else:
             error.show()
         sys.exit(2)
     except BtcError as error:
-        print_error(error, as_json=as_json)
+        _tell(error, as_json=as_json)
         sys.exit(error.exit_code)
     except Exception as error:
-        missing = _missing_library(error)
-        if missing is not None:
-            print_error(missing, as_json=as_json)
-            sys.exit(missing.exit_code)
+        known = _missing_library(error) or _no_room(error)
+        if known is not None:
+            _tell(known, as_json=as_json)
+            sys.exit(known.exit_code)
         traceback.print_exc()
         click.echo("this is a bug in btc: please report it with the lines above", err=True)
         sys.exit(2)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _tell(error: BtcError, *, as_json: bool) -> None:
+    """The error as it was asked for; on stderr where stdout does not take its document."""
+    try:
+        print_error(error, as_json=as_json)
+        sys.stdout.flush()
+    except OSError:
+        discard(sys.stdout)
+        if as_json:
+            print_error(error, as_json=False)
+
+
+def _no_room(error: Exception) -> BtcError | None:
+    """What to say where a disk is full, that of stdout among others; None for every other failure."""
+    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return None
+    return UsageError.of(
+        "BTC581",
+        f"cannot write {f'`{error.filename}`' if error.filename else 'the output'}: {error.strerror}",
+        help="make room, or send the output elsewhere; files that the command had finished are there",
+    )
 
 
 def _missing_library(error: Exception) -> BtcError | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bt_compiler.cli.streams import json_text
 from bt_compiler.diagnostics import Diagnostic, foremost, render, to_json
 from bt_compiler.errors import BtcError
 
@@ -75,7 +75,7 @@ def diagnostics_json(diagnostics: Sequence[Diagnostic]) -> dict[str, Any]:
 def print_json(command: str, body: dict[str, Any], *, ok: bool = True) -> None:
     """One versioned document on stdout."""
     document = {"version": JSON_VERSION, "command": command, "ok": ok, **body}
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    click.echo(json_text(document, indent=2))
 
 
 def print_error(error: BtcError, *, as_json: bool) -> None:

@@ -38,10 +38,10 @@ def init_command(name: Path) -> None:
         top = _repository(name)
         files = {name / source.name: _filled(source, __NAME__=program) for source in sorted(starter.iterdir())}
         files[name / "spec.schema.json"] = schema_text()
-        spec = Path(os.path.relpath(name.resolve() / "spec.yaml", top)).as_posix()
+        spec = _no_option(Path(os.path.relpath(name.resolve() / "spec.yaml", top)).as_posix())
         workflow, template = _workflow(top, program, spec), template_folder() / "ci" / "github.yml"
         if not (kept := workflow.exists()):
-            files[workflow] = _filled(template, __NAME__=workflow.stem, __SPEC__=json.dumps(spec))
+            files[workflow] = _filled(template, __NAME__=workflow.stem, __SPEC__=_quoted(spec))
         if not (ignored := _ignores(top / ".gitignore", "artifacts/")) and not (top / ".gitignore").exists():
             files[top / ".gitignore"], ignored = "artifacts/\n", True
         _write_all(files)
@@ -57,7 +57,7 @@ def init_command(name: Path) -> None:
     click.echo(f"wrote {name}/spec.yaml, {name}/tickets.csv{also}: say there where pip finds bt-compiler")
     if not ignored:
         click.echo(f"write `artifacts/` into {top / '.gitignore'}: bundles and journals lie there")
-    quoted = shlex.quote(f"{name}/spec.yaml")
+    quoted = shlex.quote(_no_option(f"{name}/spec.yaml"))
     click.echo(f"next: btc check {quoted} && btc compile {quoted}")
 
 
@@ -88,7 +88,17 @@ def _workflow(top: Path, program: str, spec: str) -> Path:
 def _runs(workflow: Path, spec: str) -> bool:
     """Whether the workflow is that of `spec`."""
     lines = workflow.read_text(encoding="utf-8", errors="replace").splitlines()
-    return f"SPEC: {json.dumps(spec)}" in map(str.strip, lines)
+    return f"SPEC: {_quoted(spec)}" in map(str.strip, lines)
+
+
+def _quoted(text: str) -> str:
+    """As YAML reads it: it has no escapes by two halves of a character, as JSON has."""
+    return json.dumps(text, ensure_ascii=not text.isprintable())
+
+
+def _no_option(path: str) -> str:
+    """The path as an argument: one that begins with `-` would be an option."""
+    return f"./{path}" if path.startswith("-") else path
 
 
 def _word(text: str) -> str:
@@ -175,8 +185,7 @@ def cache_command(clear: bool, clear_all: bool, as_json: bool) -> None:
         clear_cache(cache_path(root))
     if clear_all:
         for part in ("models", "indexes", "digests", "machine"):  # the folder may hold what is not ours
-            if (root / part).exists():
-                shutil.rmtree(root / part)
+            _delete(root / part)
     with closing(CompletionCache(cache_path(root))) as completions:
         held = completions.statistics()
     folders = {
@@ -194,6 +203,28 @@ def cache_command(clear: bool, clear_all: bool, as_json: bool) -> None:
     click.echo(f"  completions: {held['entries']} ({held['bytes'] / 1e6:.1f} MB{limit})")
     for part, size in folders.items():
         click.echo(f"  {part}: {size / 1e6:.1f} MB")
+
+
+def _delete(folder: Path) -> None:
+    """Deletes a part of the cache; of one that was moved elsewhere the link alone, for what it leads to may hold more.
+
+    Raises UsageError BTC581.
+    """
+    try:
+        if folder.is_symlink():
+            led = folder.resolve()
+            folder.unlink()
+            click.echo(
+                f"`{folder}` was a link and is gone; `{led}` is as it was: delete there what is not needed", err=True
+            )
+        elif folder.exists():
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise UsageError.of(
+            "BTC581",
+            f"cannot delete `{error.filename or folder}`: {error.strerror}",
+            help="what was deleted before it is gone; see to its permissions, or delete it by hand",
+        ) from error
 
 
 @click.command("completion")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
 
-from bt_compiler.cli.output import Setting, json_option, print_json, tools_option
+from bt_compiler.cli.output import Setting, diagnostics_json, json_option, print_diagnostics, print_json, tools_option
 from bt_compiler.cli.progress import TerminalProgress
-from bt_compiler.errors import UsageError
+from bt_compiler.errors import CompileError, UsageError
 
 
 @click.command("sweep")
@@ -50,7 +51,7 @@ def sweep_command(
     Steps that strategies share are computed once. A sweep that was interrupted goes on from where it stood on the same
     command, and seeds, strategies or models may be added later. The spec's own `optimize.strategy` is not looked at.
     """
-    from bt_compiler.artifact.sweep_files import sweep_markdown, sweep_text, write_text
+    from bt_compiler.artifact.sweep_files import sweep_markdown, sweep_text, unscored, write_text
     from bt_compiler.compiler.sweep import SweepSettings, parse_seeds, parse_strategies, sweep_spec
 
     progress = TerminalProgress()
@@ -81,8 +82,13 @@ def sweep_command(
                 help=f"the same text is in `{swept.folder / 'sweep.md'}`",
             ) from error
     shown = swept.folder.relative_to(Path.cwd()) if swept.folder.is_relative_to(Path.cwd()) else swept.folder
+    missed = unscored(swept.document)
     if as_json:
-        print_json("sweep", {"folder": str(shown), **swept.document})
-        return
-    click.echo(sweep_text(swept.document))
-    click.echo(f"\n{shown}/  sweep.json  sweep.md  report.html")
+        found = diagnostics_json(missed) if missed else {}
+        print_json("sweep", {"folder": str(shown), **swept.document, **found}, ok=not missed)
+    else:
+        click.echo(sweep_text(swept.document))
+        click.echo(f"\n{shown}/  sweep.json  sweep.md  report.html")
+        print_diagnostics(missed)
+    if missed:
+        sys.exit(CompileError.exit_code)

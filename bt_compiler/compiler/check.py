@@ -248,9 +248,14 @@ def _check_formats(spec: Spec, modules: Sequence[Module]) -> list[Diagnostic]:
 
 def _check_model_folder(model: ModelSection) -> list[Diagnostic]:
     at_hand = model.id if model.engine in IN_PROCESS else model.weights
-    if at_hand is None or not (path := Path(at_hand)).is_absolute() or path.is_dir():
+    if at_hand is None or not (path := Path(at_hand)).is_absolute():
         return []
-    what = "is a file, not a model's folder" if path.exists() else "does not exist"
+    try:
+        if path.is_dir():
+            return []
+        what = "is a file, not a model's folder" if path.exists() else "does not exist"
+    except OSError as error:
+        what = f"cannot be read: {str(error.strerror).lower()}"
     return [
         Diagnostic(
             code="BTC316",
@@ -299,11 +304,14 @@ def _check_ids(sections: Sections, program: Program) -> None:
 
 
 def _is_large(corpus: CorpusSection) -> bool:
-    """Whether its head alone is looked at: the rest is read to be indexed."""
-    from bt_compiler.engine.retrieval.corpus_rows import in_hub
+    """Whether its head alone is looked at: the rest is read to be indexed. Raises DataError BTC373."""
+    from bt_compiler.engine.retrieval.corpus_rows import in_hub, unreadable
 
     path = Path(corpus.path)
-    return in_hub(corpus) or (path.is_file() and path.stat().st_size > _READ_WHOLE)
+    try:
+        return in_hub(corpus) or (path.is_file() and path.stat().st_size > _READ_WHOLE)
+    except OSError as error:  # its folder may not be entered
+        raise unreadable(corpus, error) from error
 
 
 def _check_corpus(retriever: RetrieverSection) -> list[Diagnostic]:

@@ -10,25 +10,28 @@ from pathlib import Path
 from typing import Literal
 
 from bt_compiler.artifact.changed_code import ChangedCode, changed_code
+from bt_compiler.artifact.changed_model import ChangedModel
 from bt_compiler.artifact.format_files import with_formats
 from bt_compiler.compiler.changed_data import ChangedSplit, changed_split
 from bt_compiler.compiler.check import label_fields, optional_label_fields
 from bt_compiler.data import load_splits
 from bt_compiler.data.example import Example
 from bt_compiler.data.splits import load_examples
+from bt_compiler.diagnostics import Diagnostic
 from bt_compiler.engine.cache import CompletionCache, cache_path, cache_root
 from bt_compiler.engine.metrics import build_metric, judge_of
 from bt_compiler.engine.progress import Progress, Silent
 from bt_compiler.engine.scoring import evaluate
 from bt_compiler.engine.trace import Report
-from bt_compiler.errors import CompileError
+from bt_compiler.errors import CompileError, DataError
 from bt_compiler.graph import Judges, lower_with_warnings
 from bt_compiler.optimize.accounts import Account, AccountedStore
 from bt_compiler.runtime.predictor import OpenBackend, Predictor, load
 from bt_compiler.spec import file_in, load_spec
-from bt_compiler.spec.sections import SourceSection
+from bt_compiler.spec.sections import DataSection, SourceSection
 
 SplitName = Literal["train", "dev", "test"]
+SPLITS = ("train", "dev", "test")
 
 
 def evaluate_bundle(
@@ -41,18 +44,19 @@ def evaluate_bundle(
     progress: Progress | None = None,
     opener: OpenBackend | None = None,
     tools: Path | None = None,
-    on_change: Callable[[ChangedSplit | ChangedCode], None] | None = None,
+    on_change: Callable[[ChangedSplit | ChangedCode | ChangedModel], None] | None = None,
 ) -> Report:
     """The shipped program's report on `split` of the bundle's own data, or on all rows of `data`: a file, or a name as
     in a spec (`sklearn:NAME`, `hf://owner/name:split`), from the working folder.
 
     `overrides` are applied to the bundle's spec, for paths and endpoints of this machine. `on_change` is told,
-    before anything runs, where `split` does not hold the examples that it held at the compile, and where a metric or
-    tool of an installed package has other code than it had, and may raise; without it `progress` is. Raises
+    before anything runs, where `split` does not hold the examples that it held at the compile, where a metric or tool
+    of an installed package has other code than it had, and where a server is asked for another model; it may raise.
+    Without it `progress` is told. Raises
     BundleError, SpecError, DataError, BackendError, and CompileError (BTC452) where the split has no examples.
     """
     told = Silent() if progress is None else progress
-    tell = on_change or (lambda change: told.say(change.finding(gate=False).message))
+    tell = on_change or (lambda change: told.say(change.finding(gate=False).line))
     root = cache_root(os.environ) if cache is None else cache
     with (
         load(
@@ -133,7 +137,10 @@ def _examples(
             optional=optional,
         )
     else:
-        splits = load_splits(section, inputs=program.inputs, labels=labels, optional=optional)
+        try:
+            splits = load_splits(section, inputs=program.inputs, labels=labels, optional=optional)
+        except DataError as error:
+            raise DataError([_where_else(item, section) for item in error.diagnostics]) from error
         examples = getattr(splits, split)
         if examples and (change := changed_split(predictor.bundle.manifest, splits, split)) is not None:
             tell(change)
@@ -143,3 +150,14 @@ def _examples(
         )
         raise CompileError.of("BTC452", f"{what} to score", help="name another split, or give a data file")
     return examples
+
+
+def _where_else(item: Diagnostic, data: DataSection) -> Diagnostic:
+    """A file that is not where the compile had it may lie elsewhere on this machine."""
+    if item.code != "BTC301" or (item.span is not None and item.span.source.name.startswith("--set")):
+        return item
+    keys = ["path"] if data.path is not None else [f"{name}.path" for name in SPLITS if getattr(data, name) is not None]
+    given = " ".join(f"--set data.{key}=FILE" for key in keys)
+    return replace(
+        item, help=f"say where the data is on this machine: `{given}`, or score the rows of a file: `--data FILE`"
+    )

@@ -167,7 +167,7 @@ def plan(checked: CheckedSpec, *, out: Path | None = None) -> Plan:
 
 
 def _stored(path: Path) -> Stored | None:
-    if not path.is_file():
+    if not _is_there(path):
         return None
     cache = CompletionCache(path, None)
     try:
@@ -178,7 +178,14 @@ def _stored(path: Path) -> Stored | None:
 
 
 def _unfinished(journal: Path) -> Stored | None:
-    return None if (journal / "finished.json").exists() else _stored(journal / "completions.sqlite")
+    return None if _is_there(journal / "finished.json") else _stored(journal / "completions.sqlite")
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # in a folder that may not be entered, or of a name too long: nothing of ours is there
+        return False
 
 
 def _stages(checked: CheckedSpec, run: _Run) -> list[Stage]:

@@ -18,14 +18,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bt_compiler.artifact.sweep_files import refuse_other_folder, write_sweep
+from bt_compiler.artifact.sweep_files import left_out, refuse_other_folder, write_sweep
 from bt_compiler.canonical import digest
 from bt_compiler.compiler.check import CheckedSpec, check_launch, checked, unlearnt
 from bt_compiler.compiler.compile import ARTIFACTS, disk_errors, tell_findings, tell_opening
 from bt_compiler.compiler.identity import compile_identity, data_facts, require_packages, used_models
 from bt_compiler.compiler.opening import OpenBackend
 from bt_compiler.compiler.workbench import open_workbench
-from bt_compiler.diagnostics import did_you_mean
+from bt_compiler.diagnostics import Diagnostic, did_you_mean
 from bt_compiler.engine.cache import cache_root
 from bt_compiler.engine.metrics import build_metric
 from bt_compiler.engine.progress import Progress, Silent
@@ -36,6 +36,7 @@ from bt_compiler.optimize.step import OptimizerStep
 from bt_compiler.optimize.strategy import STEPS, StrategyTask
 from bt_compiler.optimize.sweep import PAPER, Strategy, in_order, run_sweep
 from bt_compiler.optimize.sweep_table import label, sweep_table
+from bt_compiler.spec import build_sections, load_spec
 from bt_compiler.spec.sections import StepKind
 
 SWEEP_SCHEMA = 1
@@ -84,6 +85,8 @@ class Variant(NamedTuple):
     """
     spec: CheckedSpec
     identity: dict[str, Any]
+    refused: tuple[Diagnostic, ...]
+    """What a compile would refuse of the strategies' steps: warnings here, where these fail and others go on."""
 
 
 def sweep_spec(path: Path, settings: SweepSettings) -> Swept:
@@ -112,15 +115,19 @@ def sweep_spec(path: Path, settings: SweepSettings) -> Swept:
     }
     # the data is the same for all models
     tell_findings((*first.warnings, *unlearnt(first)), settings.progress)
+    tell_findings({item.line: item for one in variants.values() for item in one.refused}.values(), settings.progress)
+    labels = [variant.label for variant in variants.values()]
+    titles = [one.label if labels.count(one.label) == 1 else one.models for one in variants.values()]
+    if missing := left_out(out, document, titles):
+        back = "" if settings.fresh else "; named beside the others they come back from the journals"
+        settings.progress.say(f"`{out}` held {missing}, which this sweep does not name and drops from its table{back}")
     with disk_errors(out), ExitStack() as held:
         refused: list[SpecError] = []
         # before anything is paid for: a journal that another process holds would end this after hours
         opened = [
             (variant, held.enter_context(_journal(variant, out, fresh=settings.fresh))) for variant in variants.values()
         ]
-        labels = [variant.label for variant in variants.values()]
-        for variant, journal in opened:
-            title = variant.label if labels.count(variant.label) == 1 else variant.models
+        for (variant, journal), title in zip(opened, titles, strict=True):
             try:
                 document["tables"].append(_table(variant, title, journal, root, settings))
             except SpecError as error:
@@ -201,7 +208,16 @@ def _variant(path: Path, overrides: Sequence[str], root: Path, settings: SweepSe
     shown, models = (
         ", ".join(model.id for model in used_models(one.sections, spec.program, spec.judges)) for one in (spec, every)
     )
-    return Variant(shown, models, asked, identity)
+    return Variant(shown, models, asked, identity, _refused(path, overrides, kinds))
+
+
+def _refused(path: Path, overrides: Sequence[str], kinds: Strategy) -> tuple[Diagnostic, ...]:
+    """What is wrong with the steps in a spec that is right without any."""
+    try:
+        build_sections(load_spec(path, overrides=(*overrides, f"optimize.strategy=[{', '.join(kinds)}]")))
+    except SpecError as error:
+        return tuple(replace(item, severity="warning") for item in error.diagnostics)
+    return ()
 
 
 def _with_steps(spec: CheckedSpec, steps: Strategy) -> CheckedSpec:
@@ -250,7 +266,10 @@ def _swept(variant: Variant, journal: Journal, root: Path, settings: SweepSettin
         cells = run_sweep(settings.strategies, settings.seeds, task_of, steps=settings.steps)
         return {
             "model": variant.label,
-            **sweep_table(cells, binary=build_metric(spec.sections.metric, spec.judges).binary),
-            "data": {name: facts.examples for name, facts in data_facts(spec.splits).items()},
+            **sweep_table(
+                cells,
+                binary=build_metric(spec.sections.metric, spec.judges).binary,
+                data={name: facts.examples for name, facts in data_facts(spec.splits).items()},
+            ),
             "fixed_parts": bench.fixed_parts,
         }

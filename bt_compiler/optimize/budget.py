@@ -38,7 +38,7 @@ _CURRENCIES = frozenset({"ars", "hrk", "mxn", "mzn", "sek", "svc"})
 """Those that are a slip away from a unit of time."""
 _TELLING = 16
 """Calls from which the time of a call is learnt, where others of the same run were cached: a few alone take longer."""
-_AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*(?:\s*tokens)?)\s*")
+_AMOUNT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*(?:\s*tokens)?)\s*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,25 +52,36 @@ class Limit:
 
 
 def parse_limit(text: str) -> Limit:
-    """`30m`, `2h`, `90s`, `500k tokens`, or `2.5 usd` in the currency of the spec's prices.
+    """`30m`, `1h30m`, `90s`, `500k tokens`, or `2.5 usd` in the currency of the spec's prices.
 
     Raises UsageError (BTC465) for anything else.
     """
-    found = _AMOUNT.fullmatch(text)
-    unit = "".join(found.group(2).lower().split()) if found else ""
-    amount = float(found.group(1)) if found else 0.0
-    if unit in _UNITS and amount > 0:
-        name, scale = _UNITS[unit]
-        return Limit(amount=amount * scale, unit=name, text=text.strip())
-    meant = _meant(unit)
-    if len(unit) == 3 and amount > 0 and meant is None:
-        return Limit(amount=amount, unit="money", text=text.strip())
-    ways = "write minutes or hours (`30m`, `2h`), tokens (`500k tokens`) or money (`2.5 usd`)"
+    parts = _parts(text)
+    known = [(number * _UNITS[unit][1], _UNITS[unit][0]) for number, unit in parts if unit in _UNITS]
+    amount, units = sum(number for number, _ in known), {unit for _, unit in known}
+    if len(known) == len(parts) and amount > 0 and (units == {"minutes"} or len(parts) == 1):
+        return Limit(amount=amount, unit=units.pop(), text=text.strip())
+    meant = _meant(parts[0][1]) if len(parts) == 1 else None
+    if len(parts) == 1 and len(parts[0][1]) == 3 and parts[0][0] > 0 and meant is None:
+        return Limit(amount=parts[0][0], unit="money", text=text.strip())
+    ways = "write minutes or hours (`30m`, `1h30m`), tokens (`500k tokens`) or money (`2.5 usd`)"
     raise UsageError.of(
         "BTC465",
         f"`{text}` is no budget",
-        help=ways if meant is None else f"did you mean `{amount:g} {meant}`?",
+        help=ways if meant is None else f"did you mean `{parts[0][0]:g} {meant}`?",
     )
+
+
+def _parts(text: str) -> list[tuple[float, str]]:
+    """Numbers with their units, one after another; none where anything else stands there."""
+    found, at = [], 0
+    while at < len(text):
+        part = _AMOUNT.match(text, at)
+        if part is None:
+            return []
+        found.append((float(part.group(1)), "".join(part.group(2).lower().split())))
+        at = part.end()
+    return found
 
 
 def _meant(unit: str) -> str | None:

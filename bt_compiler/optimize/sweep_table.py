@@ -24,27 +24,28 @@ def label(strategy: Strategy) -> str:
     return strategy_label(strategy) if strategy else VANILLA
 
 
-def sweep_table(cells: Sequence[Cell], *, binary: bool) -> dict[str, Any]:
-    """Table of one model: `split`, `n`, `seeds`, `best_single`, `rows`, `failures`, `steps`, `steps_named`.
+def sweep_table(cells: Sequence[Cell], *, binary: bool, data: Mapping[str, int]) -> dict[str, Any]:
+    """Table of one model: `split`, `n`, `seeds`, `best_single`, `rows`, `failures`, `steps`, `steps_named`, `data`.
 
-    Scores are those of the test split, of dev where there is none. `binary`: scores are 0 or 1.
+    `data` has the number of examples by split. Scores are those of the test split, of dev where it is empty. `binary`:
+    scores are 0 or 1.
     """
-    split = "test" if any("test" in cell.reports for cell in cells) else "dev"
+    split = "test" if data["test"] else "dev"
     by_strategy: dict[Strategy, list[Cell]] = {}
     for cell in cells:
         by_strategy.setdefault(cell.strategy, []).append(cell)
     best = _best_single(by_strategy, split)
     rivals = None if best is None else by_strategy[tuple(best["steps"])]
-    reports = [cell.reports[split] for cell in cells if split in cell.reports]
     return {
         "split": split,
-        "n": len(reports[0].scores) if reports else 0,
+        "n": data[split],
         "seeds": sorted({cell.seed for cell in cells}),
         "best_single": best,
         "rows": [_row(found, split, rivals, binary) for found in by_strategy.values()],
         "failures": _failures(cells),
         "steps": _steps(cells),
         "steps_named": sum(len(cell.strategy) for cell in cells if cell.failure is None),
+        "data": dict(data),
     }
 
 

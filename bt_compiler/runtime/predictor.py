@@ -34,6 +34,7 @@ from bt_compiler.spec.types import Field
 
 if TYPE_CHECKING:
     from bt_compiler.artifact.changed_code import ChangedCode
+    from bt_compiler.artifact.changed_model import ChangedModel
     from bt_compiler.engine.executor import Engine
     from bt_compiler.engine.retrieval import Retriever
     from bt_compiler.engine.tools import Tool
@@ -53,14 +54,15 @@ def load(
     cache_root: str | Path | None = None,
     opener: OpenBackend | None = None,
     tools: str | Path | None = None,
-    on_change: Callable[[ChangedCode], None] | None = None,
+    on_change: Callable[[ChangedCode | ChangedModel], None] | None = None,
 ) -> Predictor:
     """A predictor for the bundle at `path`; every hash is verified now, the model is opened at the first use.
 
     `overrides` (`model.endpoints=[…]`) change the bundle's resolved spec, for endpoints and paths of this machine.
     `tools` is the Python file of tools of kind `function`, which a bundle does not hold.
-    `opener` opens backends in another way than the spec's engine. `on_change` is told, before a tool runs, where an
-    installed package has other code for it than at the compile; without it `progress` is, or a UserWarning is given.
+    `opener` opens backends in another way than the spec's engine. `on_change` is told, before anything runs, where an
+    installed package has other code for a tool than at the compile, and where a server is asked for another model;
+    without it `progress` is, or a UserWarning is given.
     Raises BundleError, SpecError, UsageError (BTC586)
     where an override would change the program.
     """
@@ -77,11 +79,11 @@ def load(
     return Predictor(bundle, sections, progress=told, cache_root=root, opener=opener, tools=file, on_change=tell)
 
 
-def _said(progress: Progress, change: ChangedCode) -> None:
+def _said(progress: Progress, change: ChangedCode | ChangedModel) -> None:
     progress.say(change.finding(gate=False).line)
 
 
-def _warned(change: ChangedCode) -> None:
+def _warned(change: ChangedCode | ChangedModel) -> None:
     warnings.warn(change.finding(gate=False).message, stacklevel=2)
 
 
@@ -139,7 +141,7 @@ class Predictor:
         progress: Progress,
         cache_root: Path,
         opener: OpenBackend | None,
-        on_change: Callable[[ChangedCode], None],
+        on_change: Callable[[ChangedCode | ChangedModel], None],
         tools: Path | None = None,
     ) -> None:
         self.bundle = bundle
@@ -283,7 +285,11 @@ class Predictor:
 
         Raises BackendError, and BundleError where it is not the one that the bundle was compiled on.
         """
+        from bt_compiler.artifact.changed_model import changed_model
+
         section = next(one for one in self._sections.models if one.name == model)
+        if (change := changed_model(self.bundle.manifest, section)) is not None:
+            self._on_change(change)
         found = self._opener(self._as_compiled(section))
         try:
             check_base(self.bundle.manifest, found, model=model)
@@ -309,7 +315,7 @@ class Predictor:
         names = [retriever.name for retriever in self.bundle.program.retrievers]
         for section in reachable(names, self._sections.retrievers):
             corpus = section.corpus
-            if corpus is None or section.name in self.bundle.indexes or in_hub(corpus) or Path(corpus.path).exists():
+            if corpus is None or section.name in self.bundle.indexes or in_hub(corpus) or not _gone(Path(corpus.path)):
                 continue
             message = f"corpus `{corpus.path}` of retriever `{section.name}` is gone, and the bundle carries no index"
             raise BundleError.of("BTC563", message, help=mend(section))
@@ -341,6 +347,13 @@ class Predictor:
         for change in changed_code(self.bundle.manifest, tools=sections):
             self._on_change(change)
         return open_tools(sections, file=self._tools_file)
+
+
+def _gone(path: Path) -> bool:
+    try:
+        return not path.exists()
+    except OSError:  # its folder may not be entered: whoever reads it says so
+        return False
 
 
 def outputs_of(trace: Trace) -> Outputs:

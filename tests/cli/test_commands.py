@@ -106,6 +106,19 @@ def test_what_init_says_next_can_be_pasted(tmp_path: Path) -> None:
     assert words == [["btc", command, "a b/c's/spec.yaml"] for command in ("check", "compile")]
 
 
+def test_init_takes_names_that_a_command_line_or_yaml_would_read_otherwise(tmp_path: Path) -> None:
+    (tmp_path / ".git").mkdir()
+    for name, path in (("-x", "./-x/spec.yaml"), ("🦊 é", "🦊 é/spec.yaml")):
+        made = btc("init", "--", name, cwd=tmp_path)
+        assert made.returncode == 0, made.stderr
+        words = shlex.split(made.stdout.splitlines()[-1].removeprefix("next: "))
+        assert words == ["btc", "check", path, "&&", "btc", "compile", path]
+        assert btc("check", path, cwd=tmp_path).returncode == 0
+    flows = (tmp_path / ".github" / "workflows").iterdir()
+    specs = {yaml.safe_load(flow.read_text(encoding="utf-8"))["env"]["SPEC"] for flow in flows}
+    assert specs == {"./-x/spec.yaml", "🦊 é/spec.yaml"}
+
+
 @pytest.mark.parametrize(
     ("here", "work", "path"),
     [("repository", "repository", "demo"), ("repository", "repository/sub", "sub/demo"), ("new", "new", "demo")],
@@ -123,6 +136,29 @@ def test_the_workflow_lies_where_github_reads_it_and_finds_the_spec(
     assert workflow["env"]["SPEC"] == f"{path}/spec.yaml"
     assert (top / workflow["env"]["SPEC"]).exists()
     assert (top / ".gitignore").read_text() == "artifacts/\n"
+
+
+def test_the_workflow_keeps_what_a_compile_has_done_and_runs_once(tmp_path: Path) -> None:
+    (tmp_path / ".git").mkdir()
+    assert btc("init", "demo", cwd=tmp_path).returncode == 0
+    jobs = yaml.safe_load((tmp_path / ".github/workflows/btc-demo.yml").read_text())["jobs"]
+    own, fork = jobs["check"]["if"].split(" || ")
+    assert own == "github.event_name == 'push'" and fork.endswith(".full_name != github.repository")
+    assert "github.event.repository.default_branch" in jobs["compile"]["if"]
+    steps = jobs["compile"]["steps"]
+    names = [(step.get("uses") or step["run"]).split("@")[0] for step in steps]
+    kept = ("actions/cache", "btc ", "actions/upload")
+    assert [name.split('"')[0].strip() for name in names if name.startswith(kept)] == [
+        "actions/cache/restore",
+        "btc compile",
+        "actions/cache/save",
+        "actions/upload-artifact",
+        "btc eval artifacts/bundle --at-least 0.5",
+    ]
+    restored, saved = (next(step for step in steps if word in step.get("uses", "")) for word in ("restore", "save"))
+    assert saved["if"] == "always()" and saved["with"]["key"] == restored["with"]["key"]
+    assert "github.run_attempt" in saved["with"]["key"], "a key that is there is not written again"
+    assert saved["with"]["key"].startswith(restored["with"]["restore-keys"])
 
 
 def test_starters_of_one_name_have_workflows_of_their_own_and_one_is_made_again(tmp_path: Path) -> None:
@@ -238,6 +274,31 @@ def test_clearing_the_cache_deletes_what_is_its_own_alone(tmp_path: Path) -> Non
     assert subprocess.run(command, env=env, capture_output=True, check=True).stderr == b""
     assert own.read_text() == "x"
     assert not (tmp_path / "models").exists() and not (tmp_path / "indexes").exists()
+
+
+def test_of_a_part_of_the_cache_that_is_elsewhere_the_link_goes(tmp_path: Path) -> None:
+    model = tmp_path / "disk" / "m" / "model.safetensors"
+    for path in (model, tmp_path / "cache" / "indexes" / "i" / "index.json"):
+        path.parent.mkdir(parents=True)
+        path.write_text("x")
+    (tmp_path / "cache" / "models").symlink_to(tmp_path / "disk")
+    (tmp_path / "cache" / "digests").write_text("no folder")
+    shown = btc("cache", "--clear-all", cwd=tmp_path, BTC_CACHE="cache")
+    said, error = shown.stderr.splitlines()[:2]
+    assert (shown.returncode, f"`{tmp_path / 'disk'}` is as it was" in said) == (2, True)
+    assert error == "error[BTC581]: cannot delete `cache/digests`: Not a directory"
+    assert model.exists() and sorted(path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()) == []
+    (tmp_path / "cache" / "digests").unlink()
+    assert btc("cache", "--clear-all", cwd=tmp_path, BTC_CACHE="cache").returncode == 0
+
+
+def test_options_of_eval_that_say_nothing_are_refused() -> None:
+    told = btc("eval", "nowhere", "--at-least", "nan")
+    assert told.returncode == 2 and "'--at-least': 'nan' is not a number" in told.stderr
+    told = btc("eval", "nowhere", "--data", "x.csv", "--split", "train")
+    assert told.returncode == 2 and "--data scores all rows that it names; leave --split out" in told.stderr
+    told = btc("eval", "nowhere", "--data", "x.csv", BTC_EVAL_SPLIT="train")
+    assert told.returncode == 1 and told.stderr.startswith("error[BTC550]")
 
 
 @pytest.mark.parametrize("arguments", [("check",), ("compile", "x.yaml", "--seed", "-1"), ("run", "b", "--what")])

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 
@@ -33,6 +34,18 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     installed = run("env/bin/pip", "install", "--quiet", "-c", constraints, wheel, cwd=folder)
     assert installed.returncode == 0, installed.stderr
     return folder
+
+
+@pytest.mark.slow
+def test_the_wheel_has_its_licence_and_says_that_it_is_typed(empty: Path) -> None:
+    (wheel,) = (empty / "dist").glob("*.whl")
+    with ZipFile(wheel) as packed:
+        names = packed.namelist()
+        (licence,) = (name for name in names if name.endswith(".dist-info/licenses/bt_compiler/LICENSE"))
+        assert b"Apache License" in packed.read(licence)
+        (facts,) = (packed.read(name).decode() for name in names if name.endswith(".dist-info/METADATA"))
+    assert "bt_compiler/py.typed" in names
+    assert "License-File: bt_compiler/LICENSE\n" in facts
 
 
 @pytest.mark.slow

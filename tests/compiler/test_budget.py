@@ -86,6 +86,8 @@ def strategy_of(folder: Path) -> list[str]:
         ("1.5M tokens", 1.5e6, "tokens"),
         ("800 tokens", 800, "tokens"),
         ("3 hrs", 180, "minutes"),
+        ("1h30m", 90, "minutes"),
+        ("1 h 30 min 30s", 90.5, "minutes"),
         ("2.5 usd", 2.5, "money"),
     ],
 )
@@ -94,7 +96,25 @@ def test_budgets_are_read(text: str, amount: float, unit: str) -> None:
     assert (limit.amount, limit.unit, limit.text) == (pytest.approx(amount), unit, text)
 
 
-@pytest.mark.parametrize("text", ["", "0m", "-3m", "30", "ten minutes", "3 weeks ago", "1e9h", "5 m m"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "0m",
+        "-3m",
+        "30",
+        "ten minutes",
+        "3 weeks ago",
+        "1e9h",
+        "5 m m",
+        "٣m",
+        "1h30",
+        "1m 2 usd",
+        "5k tokens 2 tokens",
+        "2 usd 3 usd",
+        "0h0m",
+    ],
+)
 def test_what_is_no_budget_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="BTC465"):
         parse_limit(text)

@@ -185,3 +185,27 @@ def test_a_difference_names_the_lines_of_what_changed(
     assert sum("dev.jsonl:" in place for place in json.loads(said("--json"))["places"].values()) == 3
     (tmp_path / "test.jsonl").unlink()
     assert "jsonl:" not in said()
+
+
+@pytest.mark.parametrize(
+    ("data", "given"),
+    [
+        ("{path: all.jsonl, split: {train: 20, dev: 10, test: 10}}", ["data.path=all.jsonl"]),
+        ("all.jsonl", ["data.path=all.jsonl"]),
+        (FILES, [f"data.{name}.path={name}.jsonl" for name in ("train", "dev", "test")]),
+    ],
+)
+def test_data_that_lies_elsewhere_now_can_be_named(
+    data: str, given: list[str], compiled: Compiled, scored: Scored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled(data)
+    (tmp_path / "elsewhere").mkdir()
+    for file in tmp_path.glob("*.jsonl"):
+        file.rename(tmp_path / "elsewhere" / file.name)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    code, document, _ = scored()
+    (first, *_) = document["diagnostics"]
+    words = " ".join(f"--set {one.partition('=')[0]}=FILE" for one in given)
+    assert (code, first["code"], f"`{words}`" in first["help"]) == (1, "BTC301", True), first
+    code, document, err = scored("--at-least", "0.9", *(word for one in given for word in ("--set", one)))
+    assert (code, document["mean"]) == (0, 1.0), err

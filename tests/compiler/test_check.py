@@ -53,6 +53,16 @@ def test_help_on_a_missing_file_says_what_its_path_is_relative_to(tmp_path: Path
         checked(path)
 
 
+def test_what_cannot_be_looked_into_is_a_finding(tmp_path: Path) -> None:
+    """A name that is too long is refused by the system, as a folder is that may not be entered."""
+    closed = tmp_path / ("n" * 300)
+    corpus = f"retrievers={{wiki: {{kind: bm25, corpus: {closed}/corpus.jsonl}}}}"
+    with pytest.raises(DataError, match=r"BTC373.*cannot be read: file name too long"):
+        checked(HOTPOTQA, [corpus, f"data={qa(tmp_path).with_name('qa.jsonl')}", "data.columns.answer=answers"])
+    with pytest.raises(SpecError, match=r"BTC316.*cannot be read: file name too long"):
+        checked(qa(tmp_path), [f"model.id={closed}/model"])
+
+
 def test_iris_has_the_splits_of_the_paper() -> None:
     pytest.importorskip("sklearn")
     found = checked(IRIS)

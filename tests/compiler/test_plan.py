@@ -244,3 +244,11 @@ def test_labels_of_inner_modules_and_written_demos_need_runs_of_their_own(folder
     assert traces("optimize.weights.sources=[gold]") == "traces 20, scoring 15"
     demo = "modules.answer.demos=[{context: [], question: a, answer: b}]"
     assert traces("optimize.weights.sources=[gold]", demo) == "traces 20, scoring 30"
+
+
+def test_what_cannot_be_looked_into_holds_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that is too long is refused by the system, as a folder is that may not be entered."""
+    closed = folder / ("n" * 300)
+    monkeypatch.setenv("BTC_CACHE", str(closed))
+    found = plan(checked(folder / "two.yaml"), out=closed / "bundle")
+    assert (found.cache, found.journal) == (None, None)

@@ -15,6 +15,7 @@ from said import Said
 
 from bt_compiler.artifact.bundle import read_bundle
 from bt_compiler.artifact.sweep_files import sweep_markdown, sweep_page, sweep_text
+from bt_compiler.cli.main import main
 from bt_compiler.compiler.compile import CompileSettings, compile_with
 from bt_compiler.compiler.sweep import SweepSettings, Swept, parse_seeds, parse_strategies, spread, sweep_spec
 from bt_compiler.errors import BundleError, CompileError, SpecError, UsageError
@@ -224,6 +225,39 @@ def test_a_remote_model_cannot_be_trained_and_its_table_says_so(sweep: Sweep) ->
     assert "\nΘ         —\n" in text
     assert "— Θ, Θ→Θ, Θ→Π, Θ→Π→Θ: BTC406 at Θ, seed 0, 1: the weights of `classify`" in text
     assert "could not run at seed 0, 1" in sweep_page(swept.document)
+
+
+def test_a_sweep_that_scored_nothing_says_so_and_fails(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    remote = ("model.engine=openai", "model.endpoints=[http://localhost:1/v1]")
+    told = Said()
+    swept, _ = sweep(strategies=(("weights",),), overrides=remote, steps=SweepSettings().steps, progress=told)
+    assert told.lines.count("warning[BTC125]: `weights` of model `default`, whose weights are not at hand") == 1
+    text = sweep_text(swept.document)
+    assert text.startswith("moods on rule: accuracy, test, n=5, seeds 0, 1\n")
+    assert "there is no test split" not in text and "put Π and Θ" not in text
+    monkeypatch.setattr("bt_compiler.compiler.sweep.sweep_spec", lambda *_: swept)
+    for more in ((), ("--json",)):
+        with pytest.raises(SystemExit) as left:
+            main(["sweep", "moods.yaml", *more])
+        shown = capsys.readouterr()
+        assert left.value.code == 1
+        assert ("error[BTC456]: no strategy could run on `rule`: BTC406 at Θ" in shown.err) == (not more)
+    document = json.loads(shown.out)
+    assert (document["ok"], [one["code"] for one in document["diagnostics"]]) == (False, ["BTC456"])
+
+
+def test_what_an_earlier_sweep_had_and_this_one_does_not_name_is_said(sweep: Sweep) -> None:
+    def dropped(models: str, **named: Any) -> list[str]:
+        told = Said()
+        sweep(overrides=[f"model.id={models}"], progress=told, **named)
+        return [line.partition(" held ")[2].partition(", which")[0] for line in told.lines if "drops from" in line]
+
+    assert dropped("one,two", strategies=PAPER[:2]) == []
+    assert dropped("one,two", strategies=PAPER[:3]) == []
+    assert dropped("two,three", strategies=PAPER[1:3], seeds=(1, 2)) == ["model one; strategy vanilla; seed 0"]
+    assert dropped("one,two,three", strategies=PAPER[:3], seeds=(0, 1, 2)) == []
 
 
 def test_what_failed_is_tried_again(sweep: Sweep) -> None:

@@ -183,6 +183,9 @@ def test_functions_that_are_not_there(opened: Opened, file: Path) -> None:
     opened.file = file.with_name("other.py")
     with pytest.raises(BackendError, match=r"BTC543.*there is no file"):
         opened("double")
+    opened.file = file.with_name("n" * 300)  # refused by the system, as in a folder that may not be entered
+    with pytest.raises(BackendError, match=r"BTC543.*cannot be read: file name too long"):
+        opened("double")
     section = ToolSection(name="x", kind="function", inputs=(), outputs=(), option="x")
     with pytest.raises(BackendError, match=r"BTC543.*no file was named"):
         open_tools([section])

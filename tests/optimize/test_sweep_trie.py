@@ -28,6 +28,7 @@ from bt_compiler.spec.sections import OptimizeSection, PromptsSection
 STEPS = {"prompts": prompts_step, "weights": train_by_name}
 SMALL = OptimizeSection(prompts=PromptsSection(candidates=1, max_bootstrapped_demos=2, max_labeled_demos=2))
 DATA = splits(train=8, dev=6, test=4)
+SIZES = {name: len(part) for name, part in DATA._asdict().items()}
 P, T = "prompts", "weights"
 
 
@@ -199,10 +200,12 @@ def test_what_cannot_run_says_why_and_the_others_go_on(tmp_path: Path, error: Bt
     failed = {label(cell.strategy): label(cell.failed_at) for cell in cells if cell.failure is not None}
     assert failed == {"Θ": "Θ", "Θ→Θ": "Θ", "Θ→Π": "Θ", "Θ→Π→Θ": "Θ"}
     assert all(cell.reports == {} for cell in cells if cell.failure is not None)
-    table = sweep_table(cells, binary=True)
+    table = sweep_table(cells, binary=True, data=SIZES)
     assert [row["mean"] is None for row in table["rows"]] == [label(one) in failed for one in PAPER]
     assert table["best_single"]["strategy"] == "Π"
     (failure,) = table["failures"]
+    alone = sweep_table([cell for cell in cells if cell.strategy == (T,)], binary=True, data=SIZES)
+    assert (alone["split"], alone["n"], alone["best_single"]) == ("test", 4, None), "as of the data, not of the scores"
     assert failure["strategies"] == ["Θ", "Θ→Θ", "Θ→Π", "Θ→Π→Θ"]
     assert (failure["at"], failure["seeds"], failure["code"]) == ("Θ", [0, 1], error.diagnostics[0].code)
 
@@ -233,7 +236,7 @@ def test_an_engine_that_is_gone_stops_the_sweep(tmp_path: Path) -> None:
 
 def test_the_tables_numbers_are_those_of_the_reports(tmp_path: Path) -> None:
     cells = swept(tmp_path / "journal", RuleBackend(rule=sometimes), seeds=(3, 1, 2))
-    table = sweep_table(cells, binary=True)
+    table = sweep_table(cells, binary=True, data=SIZES)
     assert (table["split"], table["n"], table["seeds"]) == ("test", 4, [1, 2, 3])
     assert [row["strategy"] for row in table["rows"]] == [label(one) for one in PAPER]
     by_cell = {(label(cell.strategy), cell.seed): cell for cell in cells}
@@ -262,7 +265,7 @@ def test_the_tables_numbers_are_those_of_the_reports(tmp_path: Path) -> None:
 def test_one_seed_is_compared_as_pairs_of_answers_and_has_no_spread(
     undisturbed: tuple[tuple[Cell, ...], RuleBackend],
 ) -> None:
-    table = sweep_table(undisturbed[0], binary=True)
+    table = sweep_table(undisturbed[0], binary=True, data=SIZES)
     for row in table["rows"]:
         assert row["sd"] is None
         if row["difference"] is not None:
@@ -289,7 +292,7 @@ def test_two_strategies_that_answer_alike_at_every_seed_are_not_held_wide_apart(
     cells = [
         scored(undisturbed, seed, strategy, scores) for strategy in ((P,), (P, P)) for seed, scores in right.items()
     ]
-    row = next(one for one in sweep_table(cells, binary=True)["rows"] if one["strategy"] == "Π→Π")
+    row = next(one for one in sweep_table(cells, binary=True, data=SIZES)["rows"] if one["strategy"] == "Π→Π")
     assert row["difference"]["mean"] == 0
     assert row["difference"]["method"] == "adjusted-t"
     assert 0 < row["difference"]["high"] < 0.1
@@ -303,7 +306,7 @@ def test_a_few_examples_that_some_seeds_answer_do_not_tell_two_strategies_apart(
         for strategy, solved in {(P,): (0, 0, 0), (P, P): (3, 1, 0)}.items()
         for seed, right in enumerate(solved)
     ]
-    row = next(one for one in sweep_table(cells, binary=True)["rows"] if one["strategy"] == "Π→Π")
+    row = next(one for one in sweep_table(cells, binary=True, data=SIZES)["rows"] if one["strategy"] == "Π→Π")
     assert row["difference"]["mean"] == pytest.approx(4 / 150)
     assert -0.1 < row["difference"]["low"] < 0 < row["difference"]["high"] < 0.15
 
@@ -311,9 +314,9 @@ def test_a_few_examples_that_some_seeds_answer_do_not_tell_two_strategies_apart(
 def test_without_dev_and_without_single_steps(tmp_path: Path) -> None:
     data = splits(train=8, dev=0, test=4)
     cells = swept(tmp_path / "journal", RuleBackend(rule=sometimes), data=data)
-    assert sweep_table(cells, binary=True)["best_single"]["by"] == "test"
+    assert sweep_table(cells, binary=True, data=SIZES | {"dev": 0})["best_single"]["by"] == "test"
     alone = swept(tmp_path / "alone", RuleBackend(rule=sometimes), strategies=((P, T),))
-    table = sweep_table(alone, binary=True)
+    table = sweep_table(alone, binary=True, data=SIZES)
     assert table["best_single"] is None
     assert table["rows"][0]["difference"] is None
 

@@ -12,7 +12,7 @@ from bt_compiler.engine.backends.scripted import ScriptedBackend
 from bt_compiler.engine.progress import Silent
 from bt_compiler.engine.request import Request
 from bt_compiler.engine.retrieval import open_retriever
-from bt_compiler.errors import BundleError
+from bt_compiler.errors import BundleError, DataError
 from bt_compiler.runtime import load
 from bt_compiler.spec import build_sections, load_spec
 
@@ -70,4 +70,12 @@ def test_a_corpus_that_is_gone_or_changed_is_refused(made: tuple[Path, Path, Pat
     assert "compile again with documents that were added" in str(caught.value.diagnostics[0].help)
     corpus.unlink()
     with pytest.raises(BundleError, match="is gone"):
+        opened(question="?")
+
+
+def test_a_corpus_that_cannot_be_looked_at_is_refused_by_who_reads_it(made: tuple[Path, Path, Path]) -> None:
+    bundle, corpus, cache = made
+    path = f"retrievers.wiki.corpus.path={corpus.parent / ('n' * 300)}.jsonl"
+    opened = load(bundle, overrides=[path], cache_root=cache, opener=lambda section: ScriptedBackend(function=answer))
+    with pytest.raises(DataError, match=r"BTC373.*file name too long"):
         opened(question="?")

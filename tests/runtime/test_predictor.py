@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import pickle
 import shutil
@@ -17,6 +18,7 @@ import pytest
 import yaml
 
 from bt_compiler.artifact import ModelFacts, adapter_digest
+from bt_compiler.cli.main import main
 from bt_compiler.engine.backends.scripted import ScriptedBackend
 from bt_compiler.engine.request import Request
 from bt_compiler.errors import BackendError, BundleError, SpecError, UsageError
@@ -297,6 +299,16 @@ def test_rows_of_a_file_keep_the_place_of_a_broken_line(predictor: Predictor, tm
         True,
         True,
     ]
+
+
+def test_json_on_stdin_is_utf8_whatever_the_locale(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = io.BytesIO('{"number": 3, "bär 🦊": 3}'.encode())
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(given, encoding="latin-1"))
+    with pytest.raises(SystemExit):
+        main(["run", str(bundle), "--input", "-"])
+    assert "input `bär 🦊` is not known" in capsys.readouterr().err
 
 
 def test_values_without_a_name_are_told_how_to_be_given(predictor: Predictor) -> None:

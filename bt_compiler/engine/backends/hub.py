@@ -46,8 +46,15 @@ def resolve_model(
     Raises BackendError (BTC500 to BTC503, BTC506), naming what was tried.
     """
     folder = Path(model_id).expanduser()
-    if folder.is_dir():
-        return _resolved(folder.resolve(), model_id, "folder", cache_root)
+    try:
+        if folder.is_dir():
+            return _resolved(folder.resolve(), model_id, "folder", cache_root)
+    except OSError as error:
+        raise BackendError.of(
+            "BTC501",
+            f"model folder `{model_id}` cannot be read: {str(error.strerror).lower()}",
+            help="give yourself the right to enter the folder and to read its files, or copy it to where you have it",
+        ) from error
     tried = [f"no folder `{model_id}`"]
     if model_id.count("/") <= 1 and not model_id.startswith((".", "/", "~")):
         found = _from_hub(model_id, revision, tried, progress)
@@ -150,13 +157,12 @@ def model_digest(folder: Path, cache_root: Path) -> str:
     files = _digested_files(folder)
     stamp = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
     memory = cache_root / "digests" / f"{digest(str(folder.resolve()))[:24]}.json"
-    if memory.is_file():
-        try:
-            known = json.loads(memory.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            known = {}
-        if isinstance(known, dict) and known.get("version") == 1 and known.get("files") == stamp:
-            return str(known["digest"])
+    try:
+        known = json.loads(memory.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    if isinstance(known, dict) and known.get("version") == 1 and known.get("files") == stamp:
+        return str(known["digest"])
     value = digest([[path.name, digest_file(path)] for path in files])
     with suppress(OSError):  # a cache that cannot be written only makes the next start slower
         memory.parent.mkdir(parents=True, exist_ok=True)

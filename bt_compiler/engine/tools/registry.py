@@ -99,9 +99,13 @@ def _file(section: ToolSection, name: str, file: Path | None) -> Path:
             span=section.span,
             help=f"give the Python file that defines `{name}`: `--tools FILE`, in Python the argument `tools`",
         )
-    if not file.is_file():
-        raise BackendError.of("BTC543", f"there is no file `{file}`", help="`--tools` names a Python file")
-    return file.absolute()
+    try:
+        if file.is_file():
+            return file.absolute()
+        why = f"there is no file `{file}`"
+    except OSError as error:
+        why = f"`{file}` cannot be read: {str(error.strerror).lower()}"
+    raise BackendError.of("BTC543", why, help="`--tools` names a Python file")
 
 
 def registered(section: ToolSection) -> EntryPoint:

@@ -50,6 +50,16 @@ def test_a_path_that_does_not_exist_is_not_sought_on_the_hub(tmp_path: Path) -> 
         resolve_model(str(tmp_path / "no"), revision=None, cache_root=tmp_path, progress=Silent())
 
 
+def test_a_folder_that_may_not_be_entered_is_said(tmp_path: Path) -> None:
+    """A name that is too long is refused by the system in the same way."""
+    with pytest.raises(BackendError, match=r"BTC501.*cannot be read: file name too long"):
+        resolve_model(str(tmp_path / ("n" * 300)), revision=None, cache_root=tmp_path, progress=Silent())
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"weights")
+    assert model_digest(folder, tmp_path / ("n" * 300)) == model_digest(folder, tmp_path / "cache")
+
+
 def test_folders_without_a_usable_model_have_their_codes(tmp_path: Path) -> None:
     good = save_model(tmp_path / "good")
 
