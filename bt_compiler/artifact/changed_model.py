@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bt_compiler.artifact.digest import portable_model
 from bt_compiler.artifact.manifest import Manifest
 from bt_compiler.diagnostics import Diagnostic
 from bt_compiler.spec.optimizing import REMOTE_ENGINES
@@ -39,6 +40,6 @@ def changed_model(manifest: Manifest, section: ModelSection) -> ChangedModel | N
     model, and in this process, where weights are compared themselves (`check_base`).
     """
     known = manifest.models.get(section.name)
-    if known is None or known.id == section.id or section.engine not in REMOTE_ENGINES:
+    if known is None or known.id == portable_model(section.id) or section.engine not in REMOTE_ENGINES:
         return None
     return ChangedModel(name=section.name, id=section.id, before=known.id)

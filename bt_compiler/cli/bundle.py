@@ -326,7 +326,8 @@ def _answer_batch(predictor: Predictor, batch: Path, progress: TerminalProgress)
 def _input_object(given: str) -> dict[str, Any]:
     try:
         if given == "-":
-            text = sys.stdin.buffer.read().decode("utf-8")  # as JSON is, whatever the locale
+            raw = getattr(sys.stdin, "buffer", None)  # what stands in for it in tests and notebooks may have text alone
+            text = sys.stdin.read() if raw is None else raw.read().decode("utf-8")  # as JSON is, whatever the locale
         elif given.startswith("@"):
             text = Path(given[1:]).read_text(encoding="utf-8")
         else:

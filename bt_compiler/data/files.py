@@ -186,7 +186,7 @@ def _read_jsonl(path: Path, span: Span | None, selection: Selection) -> Table:
 
 def _decoded(data: bytes, number: int, name: str, span: Span | None) -> str:
     try:
-        line = data.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+        line = data.decode("utf-8").removeprefix("\ufeff").rstrip("\r\n")  # the mark of each file put together
     except UnicodeDecodeError as error:
         raise _not_text(name, number, f"byte {data[error.start]:#04x} is not UTF-8", span) from error
     if "\0" in line:

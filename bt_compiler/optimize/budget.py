@@ -321,13 +321,16 @@ class LimitedBudget:
 
     def too_small(self, step: str) -> CompileError:
         """The error where not even the first step fits."""
-        dearer = f" ({self._shown(self._with_demos)} with demos)" if self._with_demos > self._rate else ""
+        dearer, fewer = "", ""
+        if self._with_demos > self._rate:
+            dearer = f" ({self._shown(self._with_demos)} with demos)"
+            fewer = ", `--set optimize.prompts.max_labeled_demos=0`"
         return CompileError.of(
             "BTC466",
             f"the budget of {self._limit.text} is too small for the first step, `{step}`: "
             f"{self._shown(self._spent())} are spent on scoring the zero-shot program, an example costs about "
             f"{self._shown(self._rate)}{dearer}, and {self._reserve} have to be scored after the step",
-            help="give more, or fewer examples with `--set data.dev.limit=N`, or `--set optimize.strategy=[]`",
+            help=f"give more, or fewer examples with `--set data.dev.limit=N`{fewer}, or `--set optimize.strategy=[]`",
         )
 
     @property

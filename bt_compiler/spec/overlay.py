@@ -1,7 +1,7 @@
 """Layers of a spec: the files it extends, itself, and `--set` arguments, merged into one tree that keeps all places.
 
-Maps merge, lists and scalars replace, null deletes what is inherited, if anything is. It knows which short forms have
-a long one (`data: FILE` is `data: {path: FILE}`) and where null is a value, and nothing else of what keys mean.
+Maps merge, lists and scalars replace, null deletes what is inherited. It knows which short forms have a long one
+(`data: FILE` is `data: {path: FILE}`), and nothing else of what keys mean.
 """
 
 from __future__ import annotations
@@ -29,11 +29,6 @@ _LONG_FORMS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"metric|optimize\.accept\.metric"), "kind"),
 )
 """Where a text may stand for a map, and the key of that map the text is the value of."""
-
-_NULL_VALUES = frozenset(
-    ("carry", "fields", "in", "inputs", "labels", "metric", "outputs", "retrievers", "types", "where")
-)
-"""Below these keys null may be a value: of a column, a type or a setting of one's own kind."""
 
 
 class Layers(NamedTuple):
@@ -135,9 +130,8 @@ def _merge(base: Node, over: Node, place: Place) -> Node:
         return over
     value, keys = dict(base.value), dict(base.keys)
     for key, child in over.value.items():
-        if child.value is None and (key in base.value or not _NULL_VALUES.intersection(place)):
-            value.pop(key, None)
-            keys.pop(key, None)
+        if child.value is None and key in base.value:
+            del value[key], keys[key]
             continue
         value[key] = _merge(value[key], child, (*place, key)) if key in value else child
         keys[key] = over.keys[key]

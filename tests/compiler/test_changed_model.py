@@ -72,3 +72,13 @@ def test_another_model_on_a_server_is_told_in_python(folder: Path) -> None:
     with load(folder, overrides=other, opener=opened, progress=said) as moods:
         moods.open()
     assert SAID in said.lines
+
+
+def test_a_server_that_names_its_model_by_a_path_is_asked_for_the_same(folder: Path, tmp_path: Path) -> None:
+    spec = (tmp_path / "moods.yaml").read_text().replace("id: small", "id: /models/small")
+    (tmp_path / "paths.yaml").write_text(spec)
+    settings = CompileSettings(out=tmp_path / "paths", cache=tmp_path / "cache", opener=opened)
+    told: list[Any] = []
+    with load(compile_with(tmp_path / "paths.yaml", settings), opener=opened, on_change=told.append) as moods:
+        assert moods(text="g 1").mood == "good"
+    assert told == []

@@ -44,7 +44,7 @@ def test_csv_columns_without_a_name_are_none(tmp_path: Path) -> None:
 
 
 def test_jsonl_skips_blank_lines_and_keeps_their_numbers(tmp_path: Path) -> None:
-    found = table(tmp_path / "a.jsonl", '\ufeff{"a": 1}\r\n\n{"a": "x\\u2028y", "b": null}')
+    found = table(tmp_path / "a.jsonl", '\ufeff{"a": 1}\r\n\n\ufeff{"a": "x\\u2028y", "b": null}')
     assert [(row.line, row.values) for row in found.rows] == [(1, {"a": 1}), (3, {"a": "x\u2028y", "b": None})]
     assert found.columns == ("a", "b")
 

@@ -44,14 +44,17 @@ def test_maps_merge_lists_replace_null_deletes(tmp_path: Path) -> None:
     assert "extends" not in spec.document
 
 
-def test_null_deletes_what_is_not_there_too(tmp_path: Path) -> None:
-    base = BASE.replace("data: data/all.csv", "data: {path: all.csv, split: {train: 0.5}, where: {level: hard}}")
-    data = "{path: null, split: null, stratify: null, train: t.csv, where: {votes: null}}"
-    child = f"extends: base/spec.yaml\nname: null\nmodules: {{nope: null}}\ndata: {data}\n"
-    spec = spec_of(tmp_path, child, base=base)
-    assert spec.get(("data",)) == {"train": "t.csv", "where": {"level": "hard", "votes": None}}
-    assert list(spec.get(("modules",))) == ["classify"]
-    assert "name" not in spec.document
+def test_null_on_a_misspelt_key_is_found(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"BTC102.*`metrc`"):
+        spec_of(tmp_path, "extends: base/spec.yaml\nmetrc: null\n")
+    with pytest.raises(SpecError, match=r"BTC102.*`stratfy`"):
+        spec_of(tmp_path, "extends: base/spec.yaml\ndata: {stratfy: null}\n")
+
+
+def test_a_column_is_asked_for_null(tmp_path: Path) -> None:
+    base = BASE.replace("data: data/all.csv", "data: {path: all.csv, where: {level: hard}}")
+    spec = spec_of(tmp_path, "extends: base/spec.yaml\ndata: {where: {votes: null}}\n", base=base)
+    assert spec.get(("data", "where")) == {"level": "hard", "votes": None}
 
 
 def test_name_is_not_inherited(tmp_path: Path) -> None:

@@ -52,8 +52,8 @@ def resolve_model(
     except OSError as error:
         raise BackendError.of(
             "BTC501",
-            f"model folder `{model_id}` cannot be read: {str(error.strerror).lower()}",
-            help="give yourself the right to enter the folder and to read its files, or copy it to where you have it",
+            f"model folder `{model_id}` cannot be read: `{error.filename}`: {str(error.strerror).lower()}",
+            help="fetch or copy the folder again: its files have to be there, and yours to read",
         ) from error
     tried = [f"no folder `{model_id}`"]
     if model_id.count("/") <= 1 and not model_id.startswith((".", "/", "~")):

@@ -115,7 +115,7 @@ def _jsonl(path: Path, section: CorpusSection, wanted: Collection[str]) -> Itera
     del section, wanted
     name = shown_name(path)
     for number, raw in enumerate(data_lines(path), 1):
-        data = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
+        data = raw.removeprefix(codecs.BOM_UTF8)
         if not data.strip():
             continue
         try:
