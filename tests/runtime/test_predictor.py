@@ -21,7 +21,7 @@ from bt_compiler.artifact import ModelFacts, adapter_digest
 from bt_compiler.cli.main import main
 from bt_compiler.engine.backends.scripted import ScriptedBackend
 from bt_compiler.engine.request import Request
-from bt_compiler.errors import BackendError, BundleError, SpecError, UsageError
+from bt_compiler.errors import BackendError, BtcError, BundleError, SpecError, UsageError
 from bt_compiler.graph.candidate import SHARED, Adapter
 from bt_compiler.runtime import InputError, PredictionError, Predictor, load
 from bt_compiler.spec import build_sections, load_spec
@@ -365,8 +365,14 @@ def test_the_runtime_imports_neither_optimiser_nor_trainer_nor_torch(bundle: Pat
 
 def test_the_package_exports_what_it_says() -> None:
     import bt_compiler
+    from bt_compiler.compiler.compile import compile_spec
 
-    assert bt_compiler.__all__ == ["__version__", "load"]
-    assert bt_compiler.load is load
-    with pytest.raises(AttributeError):
-        _ = bt_compiler.lode
+    assert (bt_compiler.load, bt_compiler.compile_spec, bt_compiler.BtcError) == (load, compile_spec, BtcError)
+    assert (bt_compiler.InputError, bt_compiler.Predictor) == (InputError, Predictor)
+
+
+def test_an_error_has_the_code_and_the_help_of_its_first_diagnostic(predictor: Predictor) -> None:
+    with pytest.raises(BtcError) as wrong:
+        predictor(number=1, nots=None)
+    assert wrong.value.code == wrong.value.diagnostics[0].code == "BTC562"
+    assert wrong.value.help == wrong.value.diagnostics[0].help == "did you mean `note`?"
