@@ -36,6 +36,12 @@ def test_outputs_are_typed_attributes_and_a_mapping(predictor: Predictor) -> Non
         _ = outputs.sort
 
 
+def test_a_predictor_shows_what_it_takes_and_gives(predictor: Predictor) -> None:
+    assert repr(predictor) == "<Predictor adder(number: int, note: str | null) -> kind: enum(odd, even), twice: int>"
+    manifest, folder = predictor.bundle.manifest, predictor.bundle.folder
+    assert repr(predictor.bundle) == f"<Bundle adder {manifest.digest[:12]} in {str(folder)!r}>"
+
+
 def test_outputs_can_be_copied_and_sent_to_another_process(predictor: Predictor) -> None:
     outputs = predictor(number=3, note=None)
     for same in (pickle.loads(pickle.dumps(outputs)), copy.deepcopy(outputs), copy.copy(outputs)):
