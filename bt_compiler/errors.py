@@ -26,6 +26,16 @@ class BtcError(Exception):
         self.diagnostics = tuple(diagnostics)
         super().__init__(render(self.diagnostics))
 
+    @property
+    def code(self) -> str:
+        """Of the first diagnostic: `BTC562`, explained by `btc explain BTC562`."""
+        return self.diagnostics[0].code
+
+    @property
+    def help(self) -> str | None:
+        """What the first diagnostic says to do."""
+        return self.diagnostics[0].help
+
     @classmethod
     def of(
         cls,

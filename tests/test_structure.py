@@ -79,9 +79,22 @@ def test_exports_exist_and_are_sorted_once(name: str) -> None:
 
 
 def test_the_public_names() -> None:
-    assert sorted(bt_compiler.__all__) == ["__version__", "load"]
+    runtime = ["InputError", "Outputs", "PredictionError", "Predictor"]
+    assert bt_compiler.__all__ == ["BtcError", *runtime, "__version__", "compile_spec", "load"]
+    assert set(bt_compiler.__all__) <= set(dir(bt_compiler))
     missing = "no_such_name"
     assert not hasattr(bt_compiler, missing)
+
+
+def test_a_type_checker_sees_the_public_names_and_no_others(tmp_path: Path) -> None:
+    user = tmp_path / "user.py"
+    user.write_text(f"from bt_compiler import {', '.join(bt_compiler.__all__)}, nothing_so_called\n")
+    settings = ["--config-file=", "--follow-imports=skip", "--no-implicit-reexport", f"--cache-dir={tmp_path}"]
+    command = [sys.executable, "-m", "mypy", *settings, str(PACKAGE / "__init__.py"), str(user)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert [line.partition("error: ")[2] for line in ended.stdout.splitlines() if "error:" in line] == [
+        'Module "bt_compiler" has no attribute "nothing_so_called"  [attr-defined]'
+    ]
 
 
 def codes_in_source() -> dict[str, str]:

@@ -47,7 +47,7 @@ _PAIR = re.compile(r"\[\n *([^\[\]{}\n]*),\n *([^\[\]{}\n]*)\n *\]")
 """Two plain values of an indented list. No string of JSON text holds a newline."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Bundle:
     """A verified bundle."""
 
@@ -60,6 +60,9 @@ class Bundle:
     """Module -> a prompt exactly as sent during the compile."""
     judge_formats: Mapping[str, str]
     """Module that the metric calls -> path of its format file in the bundle."""
+
+    def __repr__(self) -> str:
+        return f"<Bundle {self.manifest.name} {self.manifest.digest[:12]} in {str(self.folder)!r}>"
 
     @property
     def indexes(self) -> dict[str, Path]:

@@ -43,8 +43,10 @@ def check_command(specs: tuple[Path, ...], overrides: tuple[str, ...], as_json: 
             found = result.warnings
             if not as_json:
                 splits = result.splits
+                judging = {judge.module.name for judge in result.judges.values()}
+                judges = f"{len(judging)} judge(s), " if judging else ""
                 click.echo(
-                    f"{path}: ok ({len(result.program.modules)} module(s), "
+                    f"{path}: ok ({len(result.program.modules)} module(s), {judges}"
                     f"{len(splits.train)} train / {len(splits.dev)} dev / {len(splits.test)} test examples)"
                 )
         results.append({"spec": str(path), **diagnostics_json(found)})

@@ -30,12 +30,13 @@ class TerminalProgress:
         self._note = ""
         self._started = 0.0
         self._shown = 0.0
+        self._counted = 0.0
 
     def begin(self, label: str, total: int | None) -> None:
         """Start a stretch of work; ends any earlier one."""
         self.end()
         self._label, self._total, self._done, self._note = label, total, 0, ""
-        self._started = self._shown = self._clock()
+        self._started = self._shown = self._counted = self._clock()
         if self._terminal:
             self._draw()
 
@@ -44,6 +45,7 @@ class TerminalProgress:
         if self._label is None:
             return
         self._done += units
+        self._counted = self._clock()
         self._tell(note)
 
     def spare(self, units: int, note: str) -> None:
@@ -68,11 +70,14 @@ class TerminalProgress:
             self._draw()
 
     def end(self) -> None:
-        """Finish the current stretch: its bar goes, a line with its time stays where it took a while."""
+        """Finish the current stretch: its bar goes, a line with its time stays where it took a while. What was done
+        after its last unit, such as to open a model, is not of it.
+        """
         if self._label is None:
             return
         self._wipe()
-        took = self._clock() - self._started
+        whole = self._total is not None and self._done >= self._total
+        took = (self._counted if whole else self._clock()) - self._started
         if took >= 1.0:
             click.echo(f"  {self._label}: {self._done} in {_clock(took)}", err=True)
         self._label = None

@@ -82,7 +82,7 @@ class Plan:
 
     name: str
     graph: str
-    """`program_text` of the program."""
+    """`program_text` of the program and its judges."""
     splits: dict[str, int]
     models: dict[str, str]
     """Name in the spec -> id."""
@@ -149,14 +149,15 @@ def plan(checked: CheckedSpec, *, out: Path | None = None) -> Plan:
     completion cache cannot be read.
     """
     program, sections = checked.program, checked.sections
-    names = {module.model for module in (*program.modules, *(judge.module for judge in checked.judges.values()))}
+    judges = list({judge.module.name: judge.module for judge in checked.judges.values()}.values())
+    names = {module.model for module in (*program.modules, *judges)}
     folder = (out or Path("artifacts") / program.name).absolute()
     judging = estimate_judges(checked.judges, program, checked.splits.train)
     by_node = estimate_calls(program, sections, checked.splits.train)
     run = _Run(program=program, by_node=by_node, judging=judging)
     return Plan(
         name=program.name,
-        graph=program_text(program),
+        graph=program_text(program, judges),
         splits={name: len(part) for name, part in checked.splits._asdict().items()},
         models={model.name: model.id for model in sections.models if model.name in names},
         calls=run.calls,

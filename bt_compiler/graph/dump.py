@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from bt_compiler.graph.program import (
     RANKED_PASSAGE,
@@ -29,13 +29,17 @@ from bt_compiler.graph.walk import bodies, inner_values_of, nodes_of, values_of
 from bt_compiler.spec import Field, show_type
 
 
-def program_text(program: Program) -> str:
-    """The program in the words of the spec, types and short hashes beside them; ends with a line break."""
+def program_text(program: Program, judges: Iterable[Module] = ()) -> str:
+    """The program in the words of the spec, types and short hashes beside them; ends with a line break. `judges`:
+    modules of the metric.
+    """
     lines = [f"program {program.name}({_fields(program.inputs)})"]
     lines += _body(program.nodes, "  ")
     lines.append(f"  out {', '.join(f'{_bound(item)}: {show_type(item.type)}' for item in program.out)}")
     for module in program.modules:
-        lines += ["", *_module(module)]
+        lines += ["", *_module("module", module)]
+    for module in judges:
+        lines += ["", *_module("judge", module)]
     for retriever in program.retrievers:
         lines += ["", f"retriever {retriever.name}: {retriever.kind}, k={retriever.k}"]
     for tool in program.tools:
@@ -116,9 +120,9 @@ def _asked(node: Retrieve | Rerank) -> str:
     return f"{node.retriever}(query={query}{known}, k={node.k})"
 
 
-def _module(module: Module) -> Iterator[str]:
+def _module(what: str, module: Module) -> Iterator[str]:
     signature = module.signature
-    yield f"module {module.name}: {module.kind} on {module.model}, format {module.format}"
+    yield f"{what} {module.name}: {module.kind} on {module.model}, format {module.format}"
     likely = "".join(f", {item.name}: probability of {item.type.probability_of}" for item in signature.confidences)
     yield f"  {_fields(signature.inputs)} -> {_fields(module.outputs)}{likely}"
     yield f"  {json.dumps(signature.instructions, ensure_ascii=False)}"

@@ -5,6 +5,7 @@ The JSON Schema of the fields is the one truth; messages are put in words here. 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, cast
@@ -54,6 +55,7 @@ class InputCheck:
 
     def __call__(self, values: Any) -> dict[str, Any]:
         """The inputs as the program takes them, in its order. Raises InputError with everything that is wrong."""
+        values = _plain(values)
         if broken := list(_surrogates(values, ())):
             raise InputError(broken)
         values = _enums_as_text(values, self._type)
@@ -131,6 +133,20 @@ def _lacking(error: ValidationError) -> list[str]:
 def _meant(name: str, given: Iterable[str], error: ValidationError) -> bool:
     """Whether one of the names `given` that are not known is taken for this field."""
     return is_meant(name, given, cast(Any, error.schema)["properties"])
+
+
+def _plain(value: Any) -> Any:
+    """What is of numpy, as in rows of data frames, as Python has it; a float32 with the digits that it is shown with,
+    not those of its value as a float64.
+    """
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    numpy: Any = sys.modules.get("numpy")  # where it is not imported, nothing is of it
+    if numpy is None or not isinstance(value, numpy.generic):
+        return value
+    return float(str(value)) if isinstance(value, numpy.floating) else value.item()
 
 
 def _enums_as_text(value: Any, t: Type) -> Any:

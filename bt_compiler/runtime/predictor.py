@@ -28,7 +28,7 @@ from bt_compiler.runtime.batch import predict_batch
 from bt_compiler.runtime.inputs import InputCheck
 from bt_compiler.runtime.outputs import Outputs, finished
 from bt_compiler.runtime.session import Session
-from bt_compiler.spec import Sections, Spec, build_sections, json_schema_of_fields, load_spec
+from bt_compiler.spec import Sections, Spec, build_sections, json_schema_of_fields, load_spec, show_type
 from bt_compiler.spec.sections import ModelSection
 from bt_compiler.spec.types import Field
 
@@ -162,6 +162,12 @@ class Predictor:
         self._engine: Engine | None = None
         self._session: Session | None = None
         self._process = 0
+
+    def __repr__(self) -> str:
+        inputs, outputs = (
+            ", ".join(f"{one.name}: {show_type(one.type)}" for one in fields) for fields in (self.inputs, self.outputs)
+        )
+        return f"<Predictor {self.bundle.manifest.name}({inputs}) -> {outputs}>"
 
     def open(self) -> Session:
         """Opens models, with their adapters, and retrievers once and checks that they are the bundle's. Raises

@@ -1,4 +1,4 @@
-"""What the server says of itself: OpenAPI from the program's JSON Schema, error bodies, the page at `/docs`."""
+"""What the server says of itself: its bundles, error bodies, the page at `/docs`."""
 
 from __future__ import annotations
 
@@ -10,61 +10,6 @@ from bt_compiler.runtime.inputs import InputError
 from bt_compiler.runtime.predictor import Predictor
 from bt_compiler.spec import Type, show_type
 from bt_compiler.spec.optimizing import REMOTE_ENGINES
-
-_ERROR = {
-    "type": "object",
-    "properties": {
-        "error": {
-            "type": "object",
-            "properties": {
-                "code": {"type": "string"},
-                "message": {"type": "string"},
-                "node": {"type": ["string", "null"], "description": "step of the program that failed"},
-            },
-            "required": ["code", "message"],
-        }
-    },
-    "required": ["error"],
-}
-_INVALID = {
-    "type": "object",
-    "properties": {
-        "detail": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {
-                    "loc": {"type": "array", "items": {"type": ["string", "integer"]}},
-                    "msg": {"type": "string"},
-                    "type": {"type": "string"},
-                },
-                "required": ["loc", "msg", "type"],
-            },
-        }
-    },
-    "required": ["detail"],
-}
-
-
-def prediction_docs(predictor: Predictor) -> dict[str, Any]:
-    """Keyword arguments of `add_api_route` that document body and responses by the program's own JSON Schema."""
-    errors = {
-        400: "the body is not JSON",
-        413: "the body is too large, or a prompt with it for the model's context window",
-        500: "the program failed on this input",
-        502: "the model's server failed",
-        503: "loading, full or shutting down: try again",
-    }
-    return {
-        "summary": f"Run {predictor.bundle.manifest.name}",
-        "response_model": None,
-        "responses": {
-            200: {"description": "the program's outputs", "content": _json(predictor.output_schema)},
-            422: {"description": "the input does not fit", "content": _json(_INVALID)},
-            **{status: {"description": text, "content": _json(_ERROR)} for status, text in errors.items()},
-        },
-        "openapi_extra": {"requestBody": {"required": True, "content": _json(predictor.check.schema)}},
-    }
 
 
 def problem_detail(error: InputError) -> list[dict[str, Any]]:
@@ -142,7 +87,3 @@ def sample(type: Type) -> Any:
         case "null":
             return None
     return ""
-
-
-def _json(schema: Mapping[str, Any]) -> dict[str, Any]:
-    return {"application/json": {"schema": dict(schema)}}

@@ -24,9 +24,10 @@ from bt_compiler.engine.progress import Progress
 from bt_compiler.engine.trace import Failure
 from bt_compiler.errors import BackendError, BtcError
 from bt_compiler.runtime.inputs import InputError, refuse_constant
+from bt_compiler.runtime.openapi import PAGES, NamedTypes, page_docs, prediction_docs
 from bt_compiler.runtime.outputs import finished
 from bt_compiler.runtime.predictor import Predictor, load
-from bt_compiler.runtime.routes import describe, failure_status, index_page, prediction_docs, problem_detail
+from bt_compiler.runtime.routes import describe, failure_status, index_page, problem_detail
 from bt_compiler.runtime.worker import Busy, Worker
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ def create_app(
 
     app = FastAPI(
         title=", ".join(predictors),
-        version="1",
+        version=", ".join(one.bundle.manifest.digest[:12] for one in predictors.values()),
         docs_url=None,
         redoc_url=None,
         lifespan=running,
@@ -178,6 +179,7 @@ def create_app(
     )
     app.state.workers = workers
     app.add_exception_handler(HTTPException, _no_such_route)
+    types = NamedTypes(predictors)
     for name, worker in workers.items():
         paths = [f"/v1/{name}/predict", *(["/v1/predict"] if len(workers) == 1 else [])]
         for path in paths:
@@ -187,9 +189,10 @@ def create_app(
                 methods=["POST"],
                 name=f"predict {name}",
                 operation_id=path.strip("/").replace("/", "_"),
-                **prediction_docs(predictors[name]),
+                **prediction_docs(name, predictors[name], types),
             )
     _add_pages(app, workers)
+    app.openapi()["components"] = {"schemas": types.schemas}  # all else is FastAPI's own
     return app
 
 
@@ -225,6 +228,8 @@ async def _body(request: Request, limit: int) -> bytes:
     """The body, read no further than the limit. Raises _BodyError."""
     from starlette.requests import ClientDisconnect
 
+    if (coding := request.headers.get("content-encoding", "identity")).lower() not in ("", "identity"):
+        raise _BodyError(415, f"a body in `{coding[:40]}` is not read: send it without `Content-Encoding`")
     found = bytearray()
     try:
         async for block in request.stream():
@@ -283,8 +288,8 @@ def _add_pages(app: FastAPI, workers: Mapping[str, Worker]) -> None:
     async def docs() -> HTMLResponse:
         return HTMLResponse(page)
 
-    for path, endpoint in (("/", root), ("/healthz", health), ("/readyz", ready)):
-        app.add_api_route(path, endpoint, methods=["GET"], response_class=JSONResponse, response_model=None)
+    for path, endpoint in zip(PAGES, (root, health, ready), strict=True):
+        app.add_api_route(path, endpoint, methods=["GET"], response_class=JSONResponse, **page_docs(path))
         app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False, response_model=None)
     app.add_api_route("/docs", docs, methods=["GET"], include_in_schema=False, response_class=HTMLResponse)
 

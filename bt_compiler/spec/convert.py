@@ -50,7 +50,9 @@ def _shown(value: Any) -> str:
         return "an object"
     if isinstance(value, Sequence):
         return "a list"
-    return f"`{json.dumps(value, default=str)[:40]}`"
+    if isinstance(value, int | float):
+        return f"`{json.dumps(value)[:40]}`"
+    return f"a {type(value).__name__}, `{str(value)[:40]}`,"
 
 
 def _refuse(value: Any, t: Type, why: str = "") -> ValueError:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -116,18 +116,24 @@ def is_passage(t: Type) -> bool:
     return t.kind == "object" and t.fields == PASSAGE.fields
 
 
-def json_schema(t: Type, *, given: bool = False) -> dict[str, Any]:
+Refer = Callable[[Type], str]
+"""The address of a named type's schema."""
+
+
+def json_schema(t: Type, *, given: bool = False, refer: Refer | None = None) -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of the values of `t`. `among` and `max_tokens` have no image in it.
     `given`: of values that come from outside, whose objects may leave out what takes null, and passages their score.
+    `refer`: where named types have their schemas; without it each is written out where it is used.
     """
+    if refer is not None and t.name is not None:
+        schema: dict[str, Any] = {"$ref": refer(t)}
+        return schema if t.description is None else schema | {"description": t.description}
     if t.kind == "list":
-        schema: dict[str, Any] = {
-            "type": "array",
-            "items": json_schema(t.item, given=given) if t.item is not None else {},
-        }
+        items = json_schema(t.item, given=given, refer=refer) if t.item is not None else {}
+        schema = {"type": "array", "items": items}
         bounds = ("minItems", "maxItems")
     elif t.kind == "object":
-        schema = json_schema_of_fields(t.fields, given=given)
+        schema = json_schema_of_fields(t.fields, given=given, refer=refer)
         if given and is_passage(t):
             schema["required"].remove(SCORE)
         bounds = None
@@ -135,7 +141,7 @@ def json_schema(t: Type, *, given: bool = False) -> dict[str, Any]:
         schema = {"type": "string", "enum": list(t.values)}
         bounds = None
     elif t.kind == "union":
-        schema = {"anyOf": [json_schema(option, given=given) for option in t.options]}
+        schema = {"anyOf": [json_schema(option, given=given, refer=refer) for option in t.options]}
         bounds = None
     else:
         schema = {"type": _SCHEMA_TYPES[t.kind]}
@@ -151,11 +157,13 @@ def json_schema(t: Type, *, given: bool = False) -> dict[str, Any]:
     return schema
 
 
-def json_schema_of_fields(fields: Sequence[Field], *, given: bool = False) -> dict[str, Any]:
+def json_schema_of_fields(
+    fields: Sequence[Field], *, given: bool = False, refer: Refer | None = None
+) -> dict[str, Any]:
     """Schema of an object with exactly these fields, in order, all required; `given`: but those that take null."""
     properties = {}
     for field in fields:
-        properties[field.name] = json_schema(field.type, given=given)
+        properties[field.name] = json_schema(field.type, given=given, refer=refer)
         if field.description is not None:
             properties[field.name]["description"] = field.description
     return {

@@ -99,6 +99,11 @@ def test_init_writes_a_spec_that_checks(tmp_path: Path) -> None:
     assert checked.stdout == "demo/spec.yaml: ok (1 module(s), 30 train / 15 dev / 15 test examples)\n"
 
 
+def test_check_counts_judges_beside_the_modules_of_the_program() -> None:
+    checked = btc("check", "specs/judged_summary.yaml", cwd=Path(__file__).resolve().parents[2])
+    assert ": ok (1 module(s), 1 judge(s), " in checked.stdout
+
+
 def test_what_init_says_next_can_be_pasted(tmp_path: Path) -> None:
     said = btc("init", "a b/c's", cwd=tmp_path).stdout.splitlines()[-1].removeprefix("next: ")
     assert said.count("btc ") == 2

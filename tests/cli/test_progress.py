@@ -58,3 +58,15 @@ def test_what_is_spared_is_neither_waited_for_nor_counted_as_done(capsys: pytest
         "  step 1 prompts 40/40 0:00 left runs left out",
         "  step 1 prompts: 40 in 0:40",
     ]
+
+
+def test_what_comes_after_the_last_unit_is_not_of_its_time(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    progress = TerminalProgress(clock=clock, terminal=False)
+    for label in ("index corpus.jsonl", "scoring"):
+        progress.begin(label, 5)
+        clock.now += 2.0
+        progress.advance(5)
+        clock.now += 6.0  # a model is opened
+    progress.end()
+    assert capsys.readouterr().err.splitlines() == ["  index corpus.jsonl: 5 in 0:02", "  scoring: 5 in 0:02"]

@@ -204,6 +204,7 @@ optimize: {strategy: []}
 """)
     found = plan(checked(folder / "search.yaml"))
     assert [(call.node, call.module) for call in found.calls] == [("metric", "grade")]
+    assert "\njudge grade: predict on default, format fields\n  question: str, found: [Passage]" in found.to_text()
     assert [(stage.name, stage.calls) for stage in found.stages] == [("zero-shot on dev", 10), ("test", 10)]
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
+import numpy
 import pytest
 
 from bt_compiler.runtime.inputs import InputCheck, InputError
-from bt_compiler.spec.types import INT, NULL, PASSAGES, STR, Field, Type
+from bt_compiler.spec.types import BOOL, FLOAT, INT, NULL, PASSAGES, STR, Field, Type
 
 STARS = Type(kind="enum", values=("1", "2", "3"))
 MAYBE = Type(kind="union", options=(STARS, NULL))
@@ -29,6 +31,28 @@ HELD = Type(kind="object", fields=(Field(name="stars", type=STARS), Field(name="
 )
 def test_a_whole_number_is_a_value_of_an_enum_that_is_written_so(type: Type, given: Any, taken: Any) -> None:
     assert InputCheck([Field(name="x", type=type)])({"x": given}) == {"x": taken}
+
+
+@pytest.mark.parametrize(
+    ("type", "given", "taken"),
+    [
+        (FLOAT, numpy.float32(3.1), 3.1),
+        (FLOAT, numpy.int64(3), 3.0),
+        (INT, numpy.int64(3), 3),
+        (BOOL, numpy.bool_(True), True),
+        (STARS, numpy.int8(2), "2"),
+        (Type(kind="list", item=INT), [numpy.uint16(3), 4], [3, 4]),
+        (HELD, {"stars": 3, "count": numpy.int32(3)}, {"stars": "3", "count": 3}),
+    ],
+)
+def test_scalars_of_numpy_are_taken_as_rows_of_data_frames_have_them(type: Type, given: Any, taken: Any) -> None:
+    found = InputCheck([Field(name="x", type=type)])({"x": given})["x"]
+    assert repr(found) == repr(taken)
+
+
+def test_a_number_of_another_type_is_called_by_it() -> None:
+    with pytest.raises(InputError, match=r"input `x`: a Decimal, `3\.1`, is not `float`"):
+        InputCheck([Field(name="x", type=FLOAT)])({"x": Decimal("3.1")})
 
 
 WHO = Type(kind="object", name="Who", fields=(Field(name="name", type=STR), Field(name="age", type=AGE), BOTH))

@@ -21,7 +21,7 @@ from bt_compiler.artifact import ModelFacts, adapter_digest
 from bt_compiler.cli.main import main
 from bt_compiler.engine.backends.scripted import ScriptedBackend
 from bt_compiler.engine.request import Request
-from bt_compiler.errors import BackendError, BundleError, SpecError, UsageError
+from bt_compiler.errors import BackendError, BtcError, BundleError, SpecError, UsageError
 from bt_compiler.graph.candidate import SHARED, Adapter
 from bt_compiler.runtime import InputError, PredictionError, Predictor, load
 from bt_compiler.spec import build_sections, load_spec
@@ -34,6 +34,12 @@ def test_outputs_are_typed_attributes_and_a_mapping(predictor: Predictor) -> Non
     assert repr(outputs) == "Outputs(kind='odd', twice=6)"
     with pytest.raises(AttributeError, match="no output `sort`; outputs: kind, twice"):
         _ = outputs.sort
+
+
+def test_a_predictor_shows_what_it_takes_and_gives(predictor: Predictor) -> None:
+    assert repr(predictor) == "<Predictor adder(number: int, note: str | null) -> kind: enum(odd, even), twice: int>"
+    manifest, folder = predictor.bundle.manifest, predictor.bundle.folder
+    assert repr(predictor.bundle) == f"<Bundle adder {manifest.digest[:12]} in {str(folder)!r}>"
 
 
 def test_outputs_can_be_copied_and_sent_to_another_process(predictor: Predictor) -> None:
@@ -365,8 +371,14 @@ def test_the_runtime_imports_neither_optimiser_nor_trainer_nor_torch(bundle: Pat
 
 def test_the_package_exports_what_it_says() -> None:
     import bt_compiler
+    from bt_compiler.compiler.compile import compile_spec
 
-    assert bt_compiler.__all__ == ["__version__", "load"]
-    assert bt_compiler.load is load
-    with pytest.raises(AttributeError):
-        _ = bt_compiler.lode
+    assert (bt_compiler.load, bt_compiler.compile_spec, bt_compiler.BtcError) == (load, compile_spec, BtcError)
+    assert (bt_compiler.InputError, bt_compiler.Predictor) == (InputError, Predictor)
+
+
+def test_an_error_has_the_code_and_the_help_of_its_first_diagnostic(predictor: Predictor) -> None:
+    with pytest.raises(BtcError) as wrong:
+        predictor(number=1, nots=None)
+    assert wrong.value.code == wrong.value.diagnostics[0].code == "BTC562"
+    assert wrong.value.help == wrong.value.diagnostics[0].help == "did you mean `note`?"

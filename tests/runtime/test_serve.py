@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import os
 import re
@@ -104,6 +105,15 @@ def test_a_body_too_large_is_a_413(client: httpx.Client) -> None:
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "BTC565")
 
 
+def test_a_compressed_body_is_a_415(client: httpx.Client) -> None:
+    body = gzip.compress(b'{"number": 7, "note": null}')
+    answer = client.post("/v1/predict", content=body, headers={"Content-Encoding": "gzip"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (415, "BTC565")
+    assert answer.json()["error"]["message"] == "a body in `gzip` is not read: send it without `Content-Encoding`"
+    plain = {"Content-Encoding": "identity"}
+    assert client.post("/v1/predict", json={"number": 7, "note": None}, headers=plain).status_code == 200
+
+
 def test_an_input_too_long_for_the_context_window_is_a_413(client: httpx.Client) -> None:
     answer = client.post("/v1/predict", json={"number": 1, "note": "a note " * 20_000})
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "BTC523")
@@ -141,7 +151,7 @@ def test_openapi_documents_the_programs_own_schema(client: httpx.Client) -> None
     assert body["properties"]["number"] == {"type": "integer"} and body["required"] == ["number"]
     result = operation["responses"]["200"]["content"]["application/json"]["schema"]
     assert result["properties"]["kind"] == {"type": "string", "enum": ["odd", "even"]}
-    assert {"400", "413", "422", "500", "502", "503"} <= set(operation["responses"])
+    assert {"400", "413", "415", "422", "500", "502", "503"} <= set(operation["responses"])
     assert "HTTPValidationError" not in json.dumps(document)
 
 
