@@ -26,6 +26,10 @@ class BtcError(Exception):
         self.diagnostics = tuple(diagnostics)
         super().__init__(render(self.diagnostics))
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """From what it was made of, and not from its text: an error goes to another process as it is."""
+        return type(self), (self.diagnostics,)
+
     @classmethod
     def of(
         cls,
@@ -73,3 +77,7 @@ class ExampleError(Exception):
         self.code = code
         self.message = message
         super().__init__(f"{code}: {message}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """As that of `BtcError`."""
+        return type(self), (self.code, self.message)
