@@ -36,6 +36,10 @@ class BtcError(Exception):
         """What the first diagnostic says to do."""
         return self.diagnostics[0].help
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """From what it was made of, and not from its text: an error goes to another process as it is."""
+        return type(self), (self.diagnostics,)
+
     @classmethod
     def of(
         cls,
@@ -83,3 +87,7 @@ class ExampleError(Exception):
         self.code = code
         self.message = message
         super().__init__(f"{code}: {message}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """As that of `BtcError`."""
+        return type(self), (self.code, self.message)

@@ -40,6 +40,9 @@ class InputError(BtcError, ValueError):
         self.problems = tuple(problems)
         super().__init__([Diagnostic(code="BTC562", message=one.message, help=one.help) for one in problems])
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.problems,)
+
 
 class InputCheck:
     """Validates and converts inputs of one program; the schema is compiled once."""

@@ -180,6 +180,8 @@ class Predictor:
                 help="load the bundle in the process that uses it, or start processes with `spawn`",
             )
         with self._opening:
+            if self._session is not None and self._session.over:  # an exception left a step of it halfway
+                self._let_go()
             if self._session is None:
                 from bt_compiler.engine.backends import read_weights_ahead
                 from bt_compiler.engine.executor import Engine, Execution
@@ -231,8 +233,11 @@ class Predictor:
         """One result a row, in order: `{"outputs": {…}}` or `{"error": {"code", "message", "node"}}`.
 
         At most `window` rows are held at a time, so that a stream of any length takes the same memory. What is wrong
-        with one row is in its result; BackendError is raised where the backend fails as a whole.
+        with one row is in its result; BackendError is raised where the backend fails as a whole, or where the predictor
+        was closed meanwhile (BTC572). Raises TypeError for one input in place of many.
         """
+        if isinstance(rows, str | bytes | Mapping):
+            raise TypeError("`batch` takes many inputs, each as for `predict`; write `[…]` around a single one")
         return predict_batch(self.open(), self.example, rows, window=window)
 
     def example(self, inputs: Any) -> Example:
@@ -242,11 +247,17 @@ class Predictor:
     def close(self) -> None:
         """Gives models back; the next use opens them again. In a forked process they stay the first one's."""
         if not self._elsewhere():
-            if self._session is not None:
-                self._session.close()
-            if self._engine is not None:
-                self._engine.close()
+            with self._opening:
+                self._let_go()
         self._session = self._engine = None
+
+    def _let_go(self) -> None:
+        """Closes what is open; the engine is used no more, whatever becomes of closing it."""
+        if self._session is not None:
+            self._session.close()
+        engine, self._engine, self._session = self._engine, None, None
+        if engine is not None:
+            engine.close()
 
     def _elsewhere(self) -> bool:
         """Whether what is open belongs to the process that this one was forked from: its threads are not here."""
@@ -266,7 +277,7 @@ class Predictor:
                 opened[section.name] = self.backend(section.name)
                 if adapters := self._adapters(section.name):
                     opened[section.name].hold(adapters)
-        except BtcError:
+        except BaseException:
             for backend in opened.values():
                 backend.close()
             raise
@@ -299,7 +310,7 @@ class Predictor:
         found = self._opener(self._as_compiled(section))
         try:
             check_base(self.bundle.manifest, found, model=model)
-        except BtcError:
+        except BaseException:
             found.close()
             raise
         return found

@@ -7,24 +7,31 @@ under way. Knows nothing of HTTP or of how inputs are checked.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from bt_compiler.data.example import Example
 from bt_compiler.engine.executor import Execution
 from bt_compiler.engine.trace import Trace
-from bt_compiler.errors import BtcError
+from bt_compiler.errors import BackendError, BtcError
 
 
 class Session:
     """Submits examples and hands each caller its own trace.
 
     A backend that fails as a whole (`BtcError`) fails everything under way, each caller gets the error, and the session
-    goes on with what comes next.
+    goes on with what comes next. Any other exception inside a step (a bug, Ctrl-C, what a signal's handler raises) may
+    have left rows, caches and book-keeping half done: whoever works gets it, the others BTC572, and the session is over
+    for good. Whoever holds it opens the engine anew.
     """
 
     def __init__(self, execution: Execution) -> None:
-        self._execution = execution  # touched by whoever has set `_working`, and by nobody else but to interrupt it
-        self._changed = threading.Condition()
-        self._working = False
+        self._execution = execution  # touched by the `_worker` alone, but to interrupt it
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._worker: int | None = None
+        """The thread that works for all."""
+        self._over: str | None = None
+        """Why nothing is taken any more."""
         self._tickets = 0
         self._coming: dict[int, Example] = {}
         self._under_way: dict[int, int] = {}
@@ -32,34 +39,44 @@ class Session:
         self._waiting: set[int] = set()
         self._ended: dict[int, Trace | BtcError] = {}
 
+    @property
+    def over(self) -> bool:
+        """Whether it was closed or broken: nothing can be asked of it, nor of its engine."""
+        return self._over is not None
+
     def submit(self, example: Example) -> int:
-        """Takes one example, at once; the ticket is for `wait`, `take` or `forget`."""
-        with self._changed:
+        """Takes one example, at once; the ticket is for `wait`, `take` or `forget`. Raises BackendError BTC572."""
+        with self._lock:
+            if self._over is not None:
+                raise _gone(self._over)
             ticket = self._tickets
             self._tickets += 1
             self._coming[ticket] = example
             self._waiting.add(ticket)
-            if self._working:
+            if self._worker is not None:
                 self._execution.interrupt()
             return ticket
 
     def wait(self, ticket: int) -> Trace:
         """The trace of a ticket; works on everything submitted until it is there. Raises BtcError."""
-        with self._changed:
-            while ticket not in self._ended:
-                if ticket not in self._waiting:
-                    raise RuntimeError("the session was closed while an example was under way")
-                self._work()
-            result = self._ended.pop(ticket)
+        try:
+            while self._work(lambda: ticket not in self._waiting):
+                pass
+        except BaseException:
+            self.forget(ticket)
+            raise
+        with self._lock:
+            result = self._ended.pop(ticket, None)
+        if result is None:
+            raise _gone(self._over or "it was forgotten")
         if isinstance(result, BtcError):
             raise result
         return result
 
     def take(self) -> dict[int, Trace | BtcError]:
         """Works until something changes, and hands out all that has ended. For a server that is the only caller."""
-        with self._changed:
-            if self._waiting and not self._ended:
-                self._work()
+        self._work(lambda: bool(self._ended) or not self._waiting)
+        with self._lock:
             ended, self._ended = self._ended, {}
             return ended
 
@@ -69,45 +86,60 @@ class Session:
 
     def forget(self, ticket: int) -> None:
         """Nobody waits for this ticket any more; where it runs, it does so to its end unseen."""
-        with self._changed:
+        with self._lock:
             self._coming.pop(ticket, None)
             self._waiting.discard(ticket)
             self._ended.pop(ticket, None)
 
     def close(self) -> None:
-        """Forgets all that is under way; whoever waits for it gets a RuntimeError."""
-        with self._changed:
-            self._forget_all()
-            if self._working:
+        """Forgets all that is under way; whoever waits for it gets BTC572, as does whoever submits more. Returns once
+        nobody works any more, so that the engine can be closed.
+        """
+        with self._lock:
+            self._mend()
+            if self._over is None:
+                self._end("its predictor was closed")
+            if self._worker is not None:
                 self._execution.interrupt()
-                self._changed.wait_for(lambda: not self._working)
-            self._forget_all()  # what came meanwhile
-            self._under_way.clear()
-            self._execution.cancel()
-            self._changed.notify_all()
+                self._changed.wait_for(lambda: self._worker is None)
 
-    def _forget_all(self) -> None:
+    def _work(self, done: Callable[[], bool]) -> bool:
+        """One step, or until another thread has done one; False, and neither, where it is `done`."""
+        try:
+            with self._lock:
+                self._mend()
+                if done():
+                    return False
+                if self._worker is not None:
+                    self._changed.wait()
+                    return True
+                self._worker = threading.get_ident()
+                coming, self._coming = self._coming, {}
+            ended = self._step(coming)
+            with self._lock:
+                self._ended.update({ticket: result for ticket, result in ended.items() if ticket in self._waiting})
+                self._waiting -= ended.keys()
+                self._worker = None
+                self._changed.notify_all()
+            return True
+        except BaseException:
+            with self._lock:
+                self._mend()
+                self._changed.notify_all()
+            raise
+
+    def _mend(self) -> None:
+        """Ends the session where this thread has left a step halfway."""
+        if self._worker == threading.get_ident():
+            self._end("the call that worked for all was interrupted")
+            self._worker = None
+
+    def _end(self, why: str) -> None:
+        self._over = why
         self._coming.clear()
         self._waiting.clear()
         self._ended.clear()
-
-    def _work(self) -> None:
-        """One step, or until another thread has done one. The lock is held before and after, not meanwhile."""
-        if self._working:
-            self._changed.wait()
-            return
-        self._working = True
-        coming, self._coming = self._coming, {}
-        self._changed.release()
-        ended: dict[int, Trace | BtcError] = {}
-        try:
-            ended = self._step(coming)
-        finally:
-            self._changed.acquire()
-            self._working = False
-            self._ended.update({ticket: result for ticket, result in ended.items() if ticket in self._waiting})
-            self._waiting -= ended.keys()
-            self._changed.notify_all()
+        self._changed.notify_all()
 
     def _step(self, coming: dict[int, Example]) -> dict[int, Trace | BtcError]:
         for ticket, example in coming.items():
@@ -120,3 +152,11 @@ class Session:
             self._under_way.clear()
             return failed
         return {self._under_way.pop(number): trace for number, trace in done if number in self._under_way}
+
+
+def _gone(why: str) -> BackendError:
+    return BackendError.of(
+        "BTC572",
+        f"the prediction has no result: {why}",
+        help="ask the predictor again: its next use opens the model anew",
+    )

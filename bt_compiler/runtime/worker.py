@@ -1,7 +1,7 @@
 """Runs a predictor in one thread for many concurrent requests, whose examples meet in the backend's batches.
 
 Knows futures and threads, not HTTP. The thread is a named boundary: a bug there fails what is under way, with its
-traceback on stderr, and the worker goes on.
+traceback on stderr, and the worker goes on with the model opened anew.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ class Worker:
 
     async def predict(self, example: Example) -> Trace:
         """The trace of one example. Raises Busy, BtcError (the backend failed), or whatever bug there is."""
-        if self._session is None or self._closing:
+        session = self._session
+        if session is None or self._closing:
             raise Busy("the server is shutting down" if self._closing else "the model is not loaded yet")
         if self.under_way >= self._limit:
             raise Busy(f"{self._limit} requests are under way, which is all this server takes")
@@ -78,7 +79,7 @@ class Worker:
         self.under_way += 1
         future.add_done_callback(self._ended)
         self._jobs.put(_Job(example, future, loop))
-        self._session.interrupt()  # it joins what is under way
+        session.interrupt()  # it joins what is under way
         return await future
 
     def close(self) -> None:
@@ -86,8 +87,9 @@ class Worker:
         self._closing = True
         if self._thread.ident is not None:
             self._jobs.put(None)
-            if self._session is not None:
-                self._session.interrupt()
+            session = self._session
+            if session is not None:
+                session.interrupt()
             self._thread.join()
         self.predictor.close()
 
@@ -95,24 +97,37 @@ class Worker:
         self.under_way -= 1
 
     def _run(self) -> None:
-        try:
-            session = self.predictor.open()
-        except Exception as error:
-            if self._on_failure is None:
-                raise
-            self._on_failure(error)
-            return
-        if self._on_ready is not None:
-            self._on_ready()  # first, so that whoever was told by `/readyz` finds it in the log
-        self._session = session
         running: dict[int, _Job] = {}
         closing = False
-        while True:
+        session = self._opened()
+        while session is not None:
             closing = self._take_jobs(session, running, wait=not (running or closing)) or closing
             if closing and all(job.future.done() for job in running.values()):
                 return
             for ticket, result in self._work(session, running).items():
                 _deliver(running.pop(ticket), result)
+            if session.over:
+                self._session = None
+                session = self._opened()
+
+    def _opened(self) -> Session | None:
+        """The session, with the model open: requests are taken. None where it cannot be opened, and those that wait are
+        told, as is `on_failure`.
+        """
+        try:
+            session = self.predictor.open()
+        except Exception as error:
+            while not self._jobs.empty():
+                if (job := self._jobs.get()) is not None:
+                    _deliver(job, error)
+            if self._on_failure is None:
+                raise
+            self._on_failure(error)
+            return None
+        if self._on_ready is not None:
+            self._on_ready()  # first, so that whoever was told by `/readyz` finds it in the log
+        self._session = session
+        return session
 
     def _take_jobs(self, session: Session, running: dict[int, _Job], *, wait: bool) -> bool:
         """Submits all that has come; with `wait` there will be something. True where the end has been asked for."""
@@ -131,7 +146,6 @@ class Worker:
             return {ticket: result for ticket, result in session.take().items() if ticket in running}
         except Exception as error:
             traceback.print_exc(file=sys.stderr)
-            session.close()
             return dict.fromkeys(running, error)
 
 

@@ -9,7 +9,7 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,13 @@ import yaml
 
 from bt_compiler.artifact import ModelFacts, adapter_digest
 from bt_compiler.cli.main import main
+from bt_compiler.diagnostics import Source, Span
 from bt_compiler.engine.backends.scripted import ScriptedBackend
 from bt_compiler.engine.request import Request
-from bt_compiler.errors import BackendError, BtcError, BundleError, SpecError, UsageError
+from bt_compiler.errors import BackendError, BtcError, BundleError, ExampleError, SpecError, UsageError
 from bt_compiler.graph.candidate import SHARED, Adapter
 from bt_compiler.runtime import InputError, PredictionError, Predictor, load
+from bt_compiler.runtime.inputs import Problem
 from bt_compiler.spec import build_sections, load_spec
 
 
@@ -46,6 +48,26 @@ def test_outputs_can_be_copied_and_sent_to_another_process(predictor: Predictor)
     outputs = predictor(number=3, note=None)
     for same in (pickle.loads(pickle.dumps(outputs)), copy.deepcopy(outputs), copy.copy(outputs)):
         assert type(same) is type(outputs) and dict(same) == dict(outputs) and same.kind == "odd"
+
+
+def of_all_kinds(kind: type[BtcError] = BtcError) -> Iterator[type[BtcError]]:
+    yield kind
+    for one in kind.__subclasses__():
+        yield from of_all_kinds(one)
+
+
+def test_every_error_can_be_copied_and_sent_to_another_process() -> None:
+    kinds = {*of_all_kinds()} - {InputError}
+    assert {PredictionError, BackendError, SpecError} < kinds
+    span = Span.whole_line(Source(name="a.yaml", text="a: 1\n"), 1)
+    errors: list[Any] = [
+        kind.of("BTC500", "it is broken", help="mend it", span=span, notes=["in step `add`"]) for kind in kinds
+    ]
+    errors.append(InputError([Problem(path=("a", 1), message="it is wrong", kind="type")]))
+    errors.append(ExampleError("BTC521", "it is empty"))
+    for error in errors:
+        for same in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
+            assert type(same) is type(error) and str(same) == str(error) and vars(same) == vars(error)
 
 
 @pytest.mark.parametrize(

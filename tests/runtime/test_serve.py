@@ -346,6 +346,56 @@ def test_a_backend_that_fails_as_a_whole_is_a_502_and_the_server_goes_on(bundle:
     run_app(create_app({"adder": load(bundle, opener=lambda section: ScriptedBackend(function=answer))}), use)
 
 
+def test_after_a_bug_the_server_opens_its_model_anew(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    opened: list[ScriptedBackend] = []
+
+    def answer(request: Request) -> str:
+        if len(opened) == 1:
+            raise LookupError("a bug")
+        return "Kind: odd\nTwice: 2"
+
+    def opener(_: Any) -> ScriptedBackend:
+        opened.append(ScriptedBackend(function=answer))
+        return opened[-1]
+
+    async def use(client: httpx.AsyncClient) -> None:
+        await ready(client)
+        body = {"number": 1, "note": None}
+        with pytest.raises(LookupError, match="a bug"):
+            await client.post("/v1/predict", json=body)
+        await ready(client)
+        assert (await client.post("/v1/predict", json=body)).json() == {"kind": "odd", "twice": 2}
+
+    run_app(create_app({"adder": load(bundle, opener=opener)}), use)
+    assert len(opened) == 2
+    assert "LookupError: a bug" in capsys.readouterr().err
+
+
+def test_a_model_that_cannot_be_opened_anew_ends_the_server(bundle: Path) -> None:
+    opened: list[ScriptedBackend] = []
+    told: list[Exception] = []
+
+    def answer(request: Request) -> str:
+        raise LookupError("a bug")
+
+    def opener(_: Any) -> ScriptedBackend:
+        if opened:
+            raise BackendError.of("BTC530", "the model has gone")
+        opened.append(ScriptedBackend(function=answer))
+        return opened[-1]
+
+    async def use(client: httpx.AsyncClient) -> None:
+        await ready(client)
+        with pytest.raises(LookupError, match="a bug"):
+            await client.post("/v1/predict", json={"number": 1})
+        while not told:
+            await asyncio.sleep(0.01)
+        assert (await client.post("/v1/predict", json={"number": 1})).status_code == 503
+
+    run_app(create_app({"adder": load(bundle, opener=opener)}, on_failure=told.append), use)
+    assert "the model has gone" in str(told[0])
+
+
 def test_serving_without_its_packages_says_what_to_install(bundle: Path) -> None:
     code = (
         "import sys\nsys.modules['fastapi'] = None\n"

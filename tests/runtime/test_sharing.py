@@ -21,7 +21,7 @@ import pytest
 from server_process import server
 
 from bt_compiler.engine.backends.openai import OpenAIBackend, Patience
-from bt_compiler.errors import UsageError
+from bt_compiler.errors import BackendError, UsageError
 from bt_compiler.runtime import Predictor, load
 from bt_compiler.runtime.serve import create_app
 
@@ -158,7 +158,7 @@ def test_closing_does_not_wait_for_those_who_wait(shared: Predictor, slow: SlowS
         try:
             pool.submit(shared.close).result(timeout=10)
             for one in waiting:
-                with pytest.raises(RuntimeError, match="the session was closed"):
+                with pytest.raises(BackendError, match=r"BTC572(.|\n)*its predictor was closed"):
                     one.result(timeout=10)
         finally:
             slow.go.set()

@@ -11,6 +11,7 @@ import platform
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ def remembered(folder: Path, name: str, key: Any, measure: Callable[[], Any]) ->
         pass
     value = measure()
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
+    part = path.with_suffix(f".{os.getpid()}-{get_ident()}.part")  # threads of a process may measure at once
     part.write_text(json.dumps({"version": _VERSION, "value": value}), encoding="utf-8")
     part.replace(path)
     return value
