@@ -52,8 +52,8 @@ def resolve_model(
     except OSError as error:
         raise BackendError.of(
             "BTC501",
-            f"model folder `{model_id}` cannot be read: `{error.filename}`: {str(error.strerror).lower()}",
-            help="fetch or copy the folder again: its files have to be there, and yours to read",
+            f"model folder `{model_id}` cannot be read: {str(error.strerror).lower()}",
+            help="its files have to be there, no links that lead nowhere, and yours to read: fetch or copy it again",
         ) from error
     tried = [f"no folder `{model_id}`"]
     if model_id.count("/") <= 1 and not model_id.startswith((".", "/", "~")):

