@@ -58,7 +58,14 @@ class InputCheck:
 
     def __call__(self, values: Any) -> dict[str, Any]:
         """The inputs as the program takes them, in its order. Raises InputError with everything that is wrong."""
-        values = _plain(values)
+        try:
+            return self._checked(values)
+        except RecursionError as error:
+            raise InputError([Problem(path=(), message="the input is nested too deep", kind="type")]) from error
+
+    def _checked(self, values: Any) -> dict[str, Any]:
+        if "numpy" in sys.modules:  # where it is not imported, nothing is of it
+            values = _plain(values)
         if broken := list(_surrogates(values, ())):
             raise InputError(broken)
         values = _enums_as_text(values, self._type)
@@ -142,12 +149,14 @@ def _plain(value: Any) -> Any:
     """What is of numpy, as in rows of data frames, as Python has it; a float32 with the digits that it is shown with,
     not those of its value as a float64.
     """
-    if isinstance(value, Mapping):
-        return {name: _plain(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    numpy: Any = sys.modules.get("numpy")  # where it is not imported, nothing is of it
-    if numpy is None or not isinstance(value, numpy.generic):
+    if isinstance(value, Mapping | list):
+        inner = enumerate(value) if isinstance(value, list) else value.items()
+        plain: Any = [None] * len(value) if isinstance(value, list) else {}
+        for place, item in inner:  # no comprehension: it would take a second frame a level
+            plain[place] = _plain(item)
+        return plain
+    numpy: Any = sys.modules["numpy"]
+    if not isinstance(value, numpy.number | numpy.bool_ | numpy.str_) or isinstance(value, numpy.timedelta64):
         return value
     return float(str(value)) if isinstance(value, numpy.floating) else value.item()
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from typing import TYPE_CHECKING, Any, Self
 
 from bt_compiler.artifact.bundle import Bundle, check_adapter, of_another_version, read_bundle
@@ -158,7 +158,7 @@ class Predictor:
         self._reads_ahead = opener is None
         self._on_change = on_change
         self._tools_file = tools
-        self._opening = Lock()
+        self._opening = RLock()  # a signal's handler may close while its own thread opens
         self._engine: Engine | None = None
         self._session: Session | None = None
         self._process = 0
@@ -192,13 +192,14 @@ class Predictor:
                 tools = self._tools()
                 backends = self._backends()
                 engine = Engine(backends=backends, retrievers=retrievers, tools=tools, turn=turn_of(backends.values()))
-                bundle = self.bundle
-                self._engine, self._process = engine, os.getpid()
-                self._session = Session(
-                    Execution(
-                        engine=engine, program=bundle.program, candidate=bundle.candidate, seed=bundle.manifest.seed
-                    )
-                )
+                bundle, seed = self.bundle, self.bundle.manifest.seed
+                try:
+                    running = Execution(engine=engine, program=bundle.program, candidate=bundle.candidate, seed=seed)
+                    session = Session(running)
+                except BaseException:
+                    engine.close()
+                    raise
+                self._engine, self._session, self._process = engine, session, os.getpid()
             return self._session
 
     def engine(self) -> Engine:
@@ -246,10 +247,14 @@ class Predictor:
 
     def close(self) -> None:
         """Gives models back; the next use opens them again. In a forked process they stay the first one's."""
-        if not self._elsewhere():
-            with self._opening:
-                self._let_go()
-        self._session = self._engine = None
+        if self._elsewhere():
+            self._session = self._engine = None
+            return
+        session = self._session
+        if session is not None:
+            session.close()  # before the lock, whose holder may wait for the step that this thread was called from
+        with self._opening:
+            self._let_go()
 
     def _let_go(self) -> None:
         """Closes what is open; the engine is used no more, whatever becomes of closing it."""

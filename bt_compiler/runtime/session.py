@@ -44,11 +44,19 @@ class Session:
         """Whether it was closed or broken: nothing can be asked of it, nor of its engine."""
         return self._over is not None
 
+    def gone(self) -> BackendError:
+        """BTC572: why nothing comes of what was asked."""
+        return BackendError.of(
+            "BTC572",
+            f"the prediction has no result: {self._over or 'it was forgotten'}",
+            help="ask the predictor again: its next use opens the model anew",
+        )
+
     def submit(self, example: Example) -> int:
         """Takes one example, at once; the ticket is for `wait`, `take` or `forget`. Raises BackendError BTC572."""
         with self._lock:
             if self._over is not None:
-                raise _gone(self._over)
+                raise self.gone()
             ticket = self._tickets
             self._tickets += 1
             self._coming[ticket] = example
@@ -68,7 +76,7 @@ class Session:
         with self._lock:
             result = self._ended.pop(ticket, None)
         if result is None:
-            raise _gone(self._over or "it was forgotten")
+            raise self.gone()
         if isinstance(result, BtcError):
             raise result
         return result
@@ -152,11 +160,3 @@ class Session:
             self._under_way.clear()
             return failed
         return {self._under_way.pop(number): trace for number, trace in done if number in self._under_way}
-
-
-def _gone(why: str) -> BackendError:
-    return BackendError.of(
-        "BTC572",
-        f"the prediction has no result: {why}",
-        help="ask the predictor again: its next use opens the model anew",
-    )

@@ -108,7 +108,10 @@ class Worker:
                 _deliver(running.pop(ticket), result)
             if session.over:
                 self._session = None
-                session = self._opened()
+                while running:
+                    _deliver(running.popitem()[1], session.gone())
+                session = None if self._closing else self._opened()
+        self._refuse(Busy("the server is shutting down"))
 
     def _opened(self) -> Session | None:
         """The session, with the model open: requests are taken. None where it cannot be opened, and those that wait are
@@ -117,9 +120,7 @@ class Worker:
         try:
             session = self.predictor.open()
         except Exception as error:
-            while not self._jobs.empty():
-                if (job := self._jobs.get()) is not None:
-                    _deliver(job, error)
+            self._refuse(error)
             if self._on_failure is None:
                 raise
             self._on_failure(error)
@@ -128,6 +129,12 @@ class Worker:
             self._on_ready()  # first, so that whoever was told by `/readyz` finds it in the log
         self._session = session
         return session
+
+    def _refuse(self, error: Exception) -> None:
+        """Tells it to all that wait to be taken."""
+        while not self._jobs.empty():
+            if (job := self._jobs.get()) is not None:
+                _deliver(job, error)
 
     def _take_jobs(self, session: Session, running: dict[int, _Job], *, wait: bool) -> bool:
         """Submits all that has come; with `wait` there will be something. True where the end has been asked for."""
@@ -138,7 +145,11 @@ class Worker:
                 return False
             if job is None:
                 return True
-            running[session.submit(job.example)] = job
+            try:
+                running[session.submit(job.example)] = job
+            except BtcError as error:  # the predictor was closed by somebody else: it is opened anew
+                _deliver(job, error)
+                return False
             wait = False
 
     def _work(self, session: Session, running: dict[int, _Job]) -> dict[int, Result]:

@@ -50,6 +50,22 @@ def test_scalars_of_numpy_are_taken_as_rows_of_data_frames_have_them(type: Type,
     assert repr(found) == repr(taken)
 
 
+@pytest.mark.parametrize("given", [numpy.datetime64("2020-01-01T00:00:00", "ns"), numpy.timedelta64(5, "ns")])
+def test_times_of_numpy_are_no_numbers(given: Any) -> None:
+    for type in (FLOAT, INT):
+        with pytest.raises(InputError):
+            InputCheck([Field(name="x", type=type)])({"x": given})
+
+
+@pytest.mark.parametrize("depth", [400, 5000])
+def test_an_input_of_any_depth_is_refused_with_words(depth: int) -> None:
+    nested: Any = []
+    for _ in range(depth):
+        nested = [nested]
+    with pytest.raises(InputError):
+        InputCheck([Field(name="x", type=STR)])({"x": nested})
+
+
 def test_a_number_of_another_type_is_called_by_it() -> None:
     with pytest.raises(InputError, match=r"input `x`: a Decimal, `3\.1`, is not `float`"):
         InputCheck([Field(name="x", type=FLOAT)])({"x": Decimal("3.1")})

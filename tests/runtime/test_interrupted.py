@@ -131,6 +131,16 @@ def test_a_batch_of_a_predictor_that_was_closed_says_so(predictor: Predictor) ->
         list(rows)
 
 
+def test_whoever_opens_may_close_in_the_midst_as_a_handler_of_a_signal_does(bundle: Path) -> None:
+    def opened(_: Any) -> ScriptedBackend:
+        predictor.close()
+        return ScriptedBackend(function=answer)
+
+    predictor = load(bundle, opener=opened)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(predictor, number=1).result(timeout=20).kind == "odd"
+
+
 @pytest.mark.parametrize("rows", ["abc", {"number": 1}, b"{}"])
 def test_one_input_in_place_of_many_is_refused_at_once(predictor: Predictor, rows: Any) -> None:
     with pytest.raises(TypeError, match=r"write `\[…\]` around a single one"):
