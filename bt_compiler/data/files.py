@@ -210,7 +210,6 @@ def _broken_line(name: str, number: int, line: str, error: Exception) -> Diagnos
         why = "half a surrogate pair is no character"
     if isinstance(error, json.JSONDecodeError):
         start = min(error.colno, len(line) + 1)
-        why = json_fault(error)
         span = Span(source=span.source, line=number, column=start, end_line=number, end_column=start + 1)
     help = None
     if number == 1 and line.strip() in ("[", "{"):

@@ -13,10 +13,19 @@ from bt_compiler.engine.keys import read_key
 from bt_compiler.engine.progress import Progress
 from bt_compiler.engine.request import Backend
 from bt_compiler.errors import BackendError, SpecError
-from bt_compiler.spec.sections import IN_PROCESS, ModelSection, VllmSection
+from bt_compiler.spec.sections import ModelSection, VllmSection
 
 Choices = Callable[[str, Callable[[], Any]], Any]
 """`choices(name, measure)` returns a journalled earlier choice, or measures once and keeps the result."""
+
+
+_NEEDED: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "transformers": ("torch", "transformers", "peft", "llguidance"),
+        "vllm": ("vllm", "torch", "transformers", "peft"),
+    }
+)
+"""The packages of each engine that runs in this process."""
 
 
 class Surroundings(NamedTuple):
@@ -48,20 +57,24 @@ def open_backend(section: ModelSection, *, cache_root: Path, choices: Choices, p
 def read_weights_ahead(sections: Iterable[ModelSection], *, cache_root: Path, progress: Progress) -> None:
     """Has the weights of models in this process read in the background, for whoever opens other things first.
 
-    Raises BackendError where a model is nowhere to be found, as `open_backend` would.
+    Raises BackendError where a model is nowhere to be found, as `open_backend` would; packages that are missing are for
+    that one to say.
     """
     from bt_compiler.engine.backends.hub import resolve_model, weight_files
     from bt_compiler.engine.backends.readahead import read_ahead
 
     for section in sections:
-        if section.engine in IN_PROCESS:
+        if section.engine in _NEEDED and not _missing(section.engine):
             found = resolve_model(section.id, revision=section.revision, cache_root=cache_root, progress=progress)
             read_ahead(weight_files(found.path))
 
 
+def _missing(engine: str) -> list[str]:
+    return [name for name in _NEEDED[engine] if find_spec(name) is None]
+
+
 def _transformers(section: ModelSection, around: Surroundings) -> Backend:
-    missing = [name for name in ("torch", "transformers", "peft", "llguidance") if find_spec(name) is None]
-    if missing:
+    if missing := _missing("transformers"):
         raise BackendError.of(
             "BTC535",
             f"the engine `transformers` needs the package `{missing[0]}`, which is not installed",
@@ -82,8 +95,7 @@ def _transformers(section: ModelSection, around: Surroundings) -> Backend:
 
 
 def _vllm(section: ModelSection, around: Surroundings) -> Backend:
-    missing = [name for name in ("vllm", "torch", "transformers", "peft") if find_spec(name) is None]
-    if missing:
+    if missing := _missing("vllm"):
         raise BackendError.of(
             "BTC535",
             f"the engine `vllm` needs the package `{missing[0]}`, which is not installed",

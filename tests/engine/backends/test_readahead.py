@@ -5,12 +5,16 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from bt_compiler.engine.backends import read_weights_ahead
 from bt_compiler.engine.backends.readahead import read_ahead
+from bt_compiler.engine.progress import Silent
+from bt_compiler.spec.sections import ModelSection
 
 _SIZE = 24 << 20
 
@@ -33,6 +37,13 @@ def test_files_larger_than_memory_are_left_alone(tmp_path: Path) -> None:
     with sparse.open("wb") as file:
         file.truncate(1 << 43)
     assert read_ahead([sparse]) is None
+
+
+def test_a_missing_package_is_for_whoever_opens_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installation without torch has no hub's library either, and a model is looked for with that."""
+    for name in ("torch", "huggingface_hub"):
+        monkeypatch.setitem(sys.modules, name, None)
+    read_weights_ahead([ModelSection(name="default", id="some/model")], cache_root=tmp_path, progress=Silent())
 
 
 def _cold(path: Path) -> Path:
